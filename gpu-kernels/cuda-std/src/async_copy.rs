@@ -1,0 +1,49 @@
+//! `cp.async`: copies of 16 bytes from global to shared memory that do not pass through registers.
+//!
+//! A thread issues copies, closes them into a group, and waits until all but its newest groups
+//! have landed. Other threads see the bytes after a barrier that follows the wait. The executor
+//! lands each copy as late as these rules allow, so a missing wait reads what was there before.
+
+use bytemuck::AnyBitPattern;
+
+use crate::arch;
+use crate::global::Global;
+use crate::shared::Shared;
+
+/// How the L2 treats the lines that a copy reads.
+#[derive(Clone, Copy)]
+pub struct CachePolicy(pub(crate) u64);
+
+impl CachePolicy {
+    /// Lines that are read once: the first to be replaced.
+    #[inline(always)]
+    pub fn evict_first() -> Self {
+        Self(arch::async_copy::evict_first_policy())
+    }
+}
+
+/// Copies the 16 bytes at `src` to `dst`, both aligned to 16 bytes.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn copy_16<T: AnyBitPattern, U: AnyBitPattern>(dst: Shared<T>, src: Global<U>, policy: CachePolicy) {
+    arch::async_copy::copy_16(dst.raw, src.raw, policy.0);
+}
+
+/// Writes 16 bytes of zeros to `dst`, as a copy of the current group.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn zero_16<T: AnyBitPattern>(dst: Shared<T>) {
+    arch::async_copy::zero_16(dst.raw);
+}
+
+/// Closes the copies issued since the last call into a group.
+#[inline(always)]
+pub unsafe fn commit_group() {
+    arch::async_copy::commit_group();
+}
+
+/// Waits until at most the `N` newest groups of this thread are still on their way.
+#[inline(always)]
+pub unsafe fn wait_group<const N: u32>() {
+    arch::async_copy::wait_group::<N>();
+}

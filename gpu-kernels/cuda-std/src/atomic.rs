@@ -1,0 +1,73 @@
+//! Read-modify-write operations, and release and acquire between blocks and between GPUs.
+//!
+//! Names say order and scope: `gpu` reaches every thread of this device, `sys` every GPU and the
+//! host. A waiting loop polls with a relaxed or acquire load and calls
+//! [`spin_pause`](crate::thread::spin_pause).
+
+use crate::arch;
+use crate::global::{Global, GlobalMut};
+use crate::shared::Shared;
+
+/// Adds `value` to element `idx`; returns what was there. Relaxed, GPU scope.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn fetch_add_relaxed_gpu(place: GlobalMut<u32>, idx: usize, value: u32) -> u32 {
+    arch::atomic::fetch_add_relaxed_gpu(place.offset(idx).raw, value)
+}
+
+/// Adds `value` to element `idx`; returns what was there. Acquire and release, GPU scope: what the
+/// earlier arrivals wrote is visible to the later ones.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn fetch_add_acq_rel_gpu(place: GlobalMut<u32>, idx: usize, value: u32) -> u32 {
+    arch::atomic::fetch_add_acq_rel_gpu(place.offset(idx).raw, value)
+}
+
+/// Adds `value` to element `idx` of shared memory; returns what was there. Relaxed, block scope.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn fetch_add_shared(place: Shared<u32>, idx: usize, value: u32) -> u32 {
+    arch::atomic::fetch_add_shared(place.offset(idx).raw, value)
+}
+
+/// Writes element `idx` after everything this thread wrote or saw before. System scope.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn store_release_sys(place: GlobalMut<u32>, idx: usize, value: u32) {
+    arch::atomic::store_release_sys(place.offset(idx).raw, value);
+}
+
+/// Writes element `idx`, ordered with nothing. System scope.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn store_relaxed_sys(place: GlobalMut<u32>, idx: usize, value: u32) {
+    arch::atomic::store_relaxed_sys(place.offset(idx).raw, value);
+}
+
+/// Element `idx`, before everything this thread reads afterwards. System scope.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn load_acquire_sys(place: Global<u32>, idx: usize) -> u32 {
+    arch::atomic::load_acquire_sys(place.offset(idx).raw)
+}
+
+/// Element `idx`, ordered with nothing. System scope.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn load_relaxed_sys(place: Global<u32>, idx: usize) -> u32 {
+    arch::atomic::load_relaxed_sys(place.offset(idx).raw)
+}
+
+/// Orders all this thread's accesses before the fence with those after it, for every thread of
+/// the device.
+#[inline(always)]
+pub unsafe fn fence_acq_rel_gpu() {
+    arch::atomic::fence_acq_rel_gpu();
+}
+
+/// Orders all this thread's accesses before the fence with those after it, for every GPU and the
+/// host.
+#[inline(always)]
+pub unsafe fn fence_acq_rel_sys() {
+    arch::atomic::fence_acq_rel_sys();
+}

@@ -1,0 +1,72 @@
+use core::arch::asm;
+
+use super::{RawGlobal, RawShared};
+
+macro_rules! fetch_add {
+    ($($name:ident: $instruction:literal;)*) => {$(
+        #[inline(always)]
+        pub unsafe fn $name(place: RawGlobal, value: u32) -> u32 {
+            let before: u32;
+            asm!(concat!($instruction, " {o}, [{p}], {v};"),
+                o = out(reg32) before, p = in(reg64) place.address(), v = in(reg32) value,
+                options(nostack, preserves_flags));
+            before
+        }
+    )*};
+}
+
+fetch_add! {
+    fetch_add_relaxed_gpu: "atom.relaxed.gpu.global.add.u32";
+    fetch_add_acq_rel_gpu: "atom.acq_rel.gpu.global.add.u32";
+}
+
+#[inline(always)]
+pub unsafe fn fetch_add_shared(place: RawShared, value: u32) -> u32 {
+    let before: u32;
+    asm!("atom.relaxed.cta.shared.add.u32 {o}, [{p}], {v};",
+        o = out(reg32) before, p = in(reg32) place.address(), v = in(reg32) value,
+        options(nostack, preserves_flags));
+    before
+}
+
+macro_rules! stores {
+    ($($name:ident: $instruction:literal;)*) => {$(
+        #[inline(always)]
+        pub unsafe fn $name(place: RawGlobal, value: u32) {
+            asm!(concat!($instruction, " [{p}], {v};"),
+                p = in(reg64) place.address(), v = in(reg32) value, options(nostack, preserves_flags));
+        }
+    )*};
+}
+
+stores! {
+    store_release_sys: "st.release.sys.global.u32";
+    store_relaxed_sys: "st.relaxed.sys.global.u32";
+}
+
+macro_rules! loads {
+    ($($name:ident: $instruction:literal;)*) => {$(
+        #[inline(always)]
+        pub unsafe fn $name(place: RawGlobal) -> u32 {
+            let value: u32;
+            asm!(concat!($instruction, " {v}, [{p}];"),
+                v = out(reg32) value, p = in(reg64) place.address(), options(nostack, preserves_flags));
+            value
+        }
+    )*};
+}
+
+loads! {
+    load_acquire_sys: "ld.acquire.sys.global.u32";
+    load_relaxed_sys: "ld.relaxed.sys.global.u32";
+}
+
+#[inline(always)]
+pub unsafe fn fence_acq_rel_gpu() {
+    asm!("fence.acq_rel.gpu;", options(nostack, preserves_flags));
+}
+
+#[inline(always)]
+pub unsafe fn fence_acq_rel_sys() {
+    asm!("fence.acq_rel.sys;", options(nostack, preserves_flags));
+}
