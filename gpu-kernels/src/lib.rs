@@ -1,1 +1,27 @@
-//! placeholder
+//! Device kernels of Farpage: Rust, compiled to PTX for the GPU and run as it stands on the CPU.
+//!
+//! One kernel, one room. A room is a folder named in the field's words, and every room has the
+//! same files:
+//!
+//! | file | what |
+//! |---|---|
+//! | `mod.rs` | the essay: formula, shapes, which thread does what, what bounds it |
+//! | `contract.rs` | the sizes of a launch; refuses wrong ones in words, yields grid, block, shared memory, bytes and FLOPs |
+//! | `device.rs` | the kernels, baseline first, named `<room>_<what>_<variant>` |
+//! | `reference.rs` | the oracle in f64, and `cases()`: the shapes that tests and benches share |
+//! | `tests.rs` | the kernels on the CPU executor against the oracle |
+//!
+//! A contract's promise: after `check` is `Ok`, and with arguments of the shapes it states, no
+//! thread of the launch reaches out of bounds. On the GPU nothing else stands guard; on the CPU
+//! every access is checked, which is how the promise itself is tested.
+
+#![no_std]
+
+#[cfg(feature = "host")]
+extern crate std;
+
+#[cfg(feature = "host")]
+pub mod contract;
+pub mod kv_layout;
+#[cfg(test)]
+mod testing;

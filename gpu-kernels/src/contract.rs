@@ -1,0 +1,51 @@
+//! What every room's contract is made of.
+
+use std::format;
+use std::string::String;
+
+pub use cuda_std::cpu::LaunchDims;
+
+/// Sizes or arguments that a kernel does not take. Nothing was launched.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{argument}` must be {needed}, got {got}")]
+pub struct ContractError {
+    /// The argument or size, as it is named in the contract.
+    pub argument: String,
+    /// What would have been right.
+    pub needed: String,
+    /// What there was.
+    pub got: String,
+}
+
+impl ContractError {
+    /// An error in words: ``` `argument` must be `needed`, got `got` ```.
+    pub fn new(argument: &str, needed: impl core::fmt::Display, got: impl core::fmt::Display) -> Self {
+        Self { argument: argument.into(), needed: format!("{needed}"), got: format!("{got}") }
+    }
+}
+
+/// `Ok` if `holds`, else the error that `argument` must be `needed` and was `got`.
+pub fn require(
+    holds: bool,
+    argument: &str,
+    needed: impl core::fmt::Display,
+    got: impl core::fmt::Display,
+) -> Result<(), ContractError> {
+    if holds { Ok(()) } else { Err(ContractError::new(argument, needed, got)) }
+}
+
+/// `Ok` if an argument has the length its shape asks for.
+pub fn require_len(argument: &str, needed: usize, got: usize) -> Result<(), ContractError> {
+    require(needed == got, argument, format!("{needed} elements long"), got)
+}
+
+/// What a launch does, counted from its sizes: what roofs and reports are made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Bytes read from device memory, each input once.
+    pub read_bytes: u64,
+    /// Bytes written to device memory.
+    pub written_bytes: u64,
+    /// Floating-point operations; a multiply-add counts as two.
+    pub flops: u64,
+}

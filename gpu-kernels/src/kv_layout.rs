@@ -1,0 +1,81 @@
+//! How the K and V of some tokens lie in a page.
+//!
+//! A page holds K and V of `page_size` tokens of one layer in one contiguous piece, so that it
+//! moves as one: `[2, page_size, num_kv_heads, head_dim]` ([`KvLayout::Nhd`]) or
+//! `[2, num_kv_heads, page_size, head_dim]` ([`KvLayout::Hnd`]), K first. Kernels see strides and
+//! never ask which.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Order of the dimensions of a page, as FlashInfer and vLLM name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvLayout {
+    /// `[2, page_size, num_kv_heads, head_dim]`
+    Nhd,
+    /// `[2, num_kv_heads, page_size, head_dim]`
+    Hnd,
+}
+
+/// Distances within a page, in elements; what kernels take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct KvStrides {
+    /// From a token to the next.
+    pub token: u32,
+    /// From a head to the next.
+    pub head: u32,
+    /// From K to V.
+    pub value: u32,
+    /// From a page to the next.
+    pub page: u32,
+}
+
+/// Shape of the pages of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KvPageShape {
+    /// Tokens of a page.
+    pub page_size: u32,
+    /// Heads of K, and of V.
+    pub num_kv_heads: u32,
+    /// Elements of a head.
+    pub head_dim: u32,
+    /// Order of the dimensions.
+    pub layout: KvLayout,
+}
+
+impl KvPageShape {
+    /// Elements of a page, K and V.
+    pub const fn page_elements(&self) -> usize {
+        2 * (self.page_size * self.num_kv_heads * self.head_dim) as usize
+    }
+
+    /// Bytes of a page of 16-bit elements, K and V.
+    pub const fn page_bytes(&self) -> usize {
+        2 * self.page_elements()
+    }
+
+    /// Where a page's elements lie.
+    pub const fn strides(&self) -> KvStrides {
+        let half_page = self.page_size * self.num_kv_heads * self.head_dim;
+        let (token, head) = match self.layout {
+            KvLayout::Nhd => (self.num_kv_heads * self.head_dim, self.head_dim),
+            KvLayout::Hnd => (self.head_dim, self.page_size * self.head_dim),
+        };
+        KvStrides { token, head, value: half_page, page: 2 * half_page }
+    }
+
+    /// Refuses shapes that no kernel takes: pages of 1 to 64 tokens, heads of a whole number of
+    /// 16-byte pieces.
+    #[cfg(feature = "host")]
+    pub fn check(&self) -> Result<(), crate::contract::ContractError> {
+        use crate::contract::require;
+        require((1..=64).contains(&self.page_size), "page_size", "1 to 64", self.page_size)?;
+        require((1..=256).contains(&self.num_kv_heads), "num_kv_heads", "1 to 256", self.num_kv_heads)?;
+        require(
+            (8..=256).contains(&self.head_dim) && self.head_dim.is_multiple_of(8),
+            "head_dim",
+            "a multiple of 8 from 8 to 256",
+            self.head_dim,
+        )
+    }
+}

@@ -1,0 +1,1 @@
+//! What the rooms' tests share: a device's memory and executor, random inputs, comparison.
