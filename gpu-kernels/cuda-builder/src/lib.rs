@@ -15,11 +15,14 @@
 //! Behind it stands a nested `cargo rustc` for `nvptx64-nvidia-cuda`, which builds `core` from the
 //! sources of rustup's component `rust-src` (`nested_cargo.rs` holds the flags and why each is
 //! there), and a text pass over its output, which adds what rustc has no attribute for
-//! ([`post_process`]).
+//! ([`post_process`]). [`gate`] then holds the result to what a GPU needs.
 
 mod error;
+pub mod gate;
+pub mod inspect;
 mod nested_cargo;
 mod post_process;
+pub mod ptxas;
 
 use std::path::{Path, PathBuf};
 
