@@ -1,0 +1,297 @@
+//! Planning and completing moves between tiers.
+
+use super::{KvPool, Retiring};
+use crate::kv::page::PageState;
+use crate::kv::policy::PromotionCase;
+use crate::kv::{Location, Migration, MigrationId, Move, PageId, PoolError};
+
+/// A peer keeps one slot in this many free for what local memory evicts next; the surplus goes on
+/// to the host.
+const PEER_RESERVE: u32 = 16;
+
+impl KvPool {
+    /// Plans evictions until `wanted` slots of local memory are free or about to be. The chain is
+    /// local → peer (while it has room) → host → dropped; slots of dropped pages are free at
+    /// once. Fewer come free when fewer pages are evictable.
+    pub fn plan_room(&mut self, wanted: u32) -> Result<Option<Migration>, PoolError> {
+        let mut moves = Vec::new();
+        let mut outcome = self.evict_until(0, wanted, &mut moves);
+        for rank in 1..self.budgets.num_ranks {
+            let reserve = self.budgets.capacity(rank) / PEER_RESERVE;
+            outcome = outcome.and_then(|()| self.evict_until(rank, reserve, &mut moves));
+        }
+        self.finish_plan(moves, outcome)
+    }
+
+    /// Plans to bring up to `limit` referenced pages home to local memory, where the policy finds
+    /// that it pays. At least `spare` slots there stay free. Where a cached page has to leave
+    /// first, its eviction is planned now, and the page comes home in a later plan.
+    pub fn plan_promotions(
+        &mut self,
+        limit: u32,
+        spare: u32,
+    ) -> Result<Option<Migration>, PoolError> {
+        let mut moves = Vec::new();
+        let outcome = self.choose_promotions(limit, spare, &mut moves);
+        self.finish_plan(moves, outcome)
+    }
+
+    /// Plans to move exactly these pages to `rank`: an explicit promotion or demotion. All of
+    /// them have to be movable, elsewhere, and each named once; `rank` has to have free slots.
+    pub fn plan_move(
+        &mut self,
+        pages: &[PageId],
+        rank: u32,
+    ) -> Result<Option<Migration>, PoolError> {
+        let mut seen = std::collections::HashSet::new();
+        for &page in pages {
+            self.check_movable(page)?;
+            let location = self.live(page)?.location;
+            let reason = if location.rank == rank {
+                "it lies in that memory already"
+            } else if !seen.insert(page) {
+                "it is named twice"
+            } else {
+                continue;
+            };
+            return Err(PoolError::NotMovable {
+                page,
+                location,
+                reason,
+            });
+        }
+        if pages.len() as u64 > u64::from(self.num_free(rank)) {
+            return Err(PoolError::OutOfPages {
+                asked: pages.len() as u64,
+                available: u64::from(self.num_free(rank)),
+                usage: self.usage(),
+            });
+        }
+        let moves = pages
+            .iter()
+            .filter_map(|&page| self.plan_one(page, rank))
+            .collect();
+        self.finish_plan(moves, Ok(()))
+    }
+
+    /// Every move of the migration has been carried out: its pages are read at their destinations
+    /// from now on, and its source slots are free once no kernel may read there.
+    pub fn complete(&mut self, id: MigrationId) -> Result<(), PoolError> {
+        let moves = self
+            .migrations
+            .remove(&id)
+            .ok_or(PoolError::UnknownMigration(id.0))?;
+        for Move { page, from, to } in moves {
+            let entry = &mut self.pages[page.index()];
+            entry.location = to;
+            entry.moving = None;
+            entry.pins -= 1;
+            let in_use = entry.refs > 0;
+            let leased = self.is_leased(&self.pages[page.index()]);
+            self.departing[from.rank as usize] -= 1;
+            if leased {
+                self.slots[from.rank as usize].retire(from.slot);
+                let stamp = self.leases.stamp();
+                self.retiring.push_back((stamp, Retiring::Slot(from)));
+            } else {
+                self.slots[from.rank as usize].give_back(from.slot);
+            }
+            self.count_move(from, to, in_use);
+            if in_use {
+                self.consider_promotion(page);
+            } else {
+                self.settle(page);
+            }
+        }
+        Ok(())
+    }
+
+    /// Migrations planned and not completed.
+    pub fn num_migrations(&self) -> usize {
+        self.migrations.len()
+    }
+
+    /// Queues a page that is read in a far tier for [`KvPool::plan_promotions`].
+    pub(super) fn consider_promotion(&mut self, page: PageId) {
+        let entry = &mut self.pages[page.index()];
+        if entry.location.rank != 0 && !entry.promotion_queued {
+            entry.promotion_queued = true;
+            self.promotion_queue.push_back(page);
+        }
+    }
+
+    fn evict_until(
+        &mut self,
+        rank: u32,
+        wanted: u32,
+        moves: &mut Vec<Move>,
+    ) -> Result<(), PoolError> {
+        while self.num_free(rank) + self.num_departing(rank) < wanted {
+            if !self.evict_one(rank, moves)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// False when nothing is evictable at `rank`.
+    fn evict_one(&mut self, rank: u32, moves: &mut Vec<Move>) -> Result<bool, PoolError> {
+        let Some(victim) = self.checked_victim(rank)? else {
+            return Ok(false);
+        };
+        match self.retreat(rank, victim)? {
+            Some(to) => {
+                self.policy.evicted(rank, victim);
+                self.pages[victim.index()].evictable = false;
+                moves.extend(self.plan_one(victim, to));
+            }
+            None => self.drop_page(victim),
+        }
+        Ok(true)
+    }
+
+    /// The memory with a free slot that a victim from `rank` goes to, if any.
+    fn retreat(&mut self, rank: u32, victim: PageId) -> Result<Option<u32>, PoolError> {
+        let host = self.budgets.host_rank();
+        if rank == host {
+            return Ok(None);
+        }
+        if rank == 0 {
+            let roomiest = (1..host).max_by_key(|&peer| self.num_free(peer));
+            if let Some(peer) = roomiest.filter(|&peer| self.num_free(peer) > 0) {
+                return Ok(Some(peer));
+            }
+        }
+        let has_room = self.num_free(host) > 0
+            || (self.policy.displaces(host, &self.facts(victim)) && self.drop_coldest(host)?);
+        Ok(has_room.then_some(host))
+    }
+
+    fn choose_promotions(
+        &mut self,
+        limit: u32,
+        spare: u32,
+        moves: &mut Vec<Move>,
+    ) -> Result<(), PoolError> {
+        let mut promoted = 0;
+        let mut waiting_for_slots = 0;
+        // Each queued page is looked at once, and no more of them than twice the limit: pages
+        // that the policy refuses for now go to the back of the queue.
+        let looks = self.promotion_queue.len().min(2 * limit as usize);
+        for _ in 0..looks {
+            if promoted == limit {
+                break;
+            }
+            let Some(page) = self.promotion_queue.pop_front() else {
+                break;
+            };
+            let entry = &mut self.pages[page.index()];
+            // The queue may hold a page twice, or one that is another page by now.
+            if !std::mem::take(&mut entry.promotion_queued) {
+                continue;
+            }
+            if entry.refs == 0 || entry.location.rank == 0 || entry.moving.is_some() {
+                continue;
+            }
+            let from = self.budgets.tier(entry.location.rank);
+            let slot_is_free = self.num_free(0) > spare;
+            let coldest = if slot_is_free {
+                None
+            } else {
+                self.checked_victim(0)?
+            };
+            let can_have_slot = slot_is_free || coldest.is_some();
+            let case = PromotionCase {
+                facts: self.facts(page),
+                from,
+                displaced: coldest.map(|page| self.facts(page)),
+            };
+            let pays =
+                can_have_slot && self.check_movable(page).is_ok() && self.policy.promotes(&case);
+            if pays && slot_is_free {
+                moves.extend(self.plan_one(page, 0));
+                promoted += 1;
+                continue;
+            }
+            if pays {
+                waiting_for_slots += 1;
+                if waiting_for_slots > self.num_departing(0) {
+                    self.evict_one(0, moves)?;
+                }
+            }
+            self.consider_promotion(page);
+        }
+        Ok(())
+    }
+
+    fn check_movable(&self, page: PageId) -> Result<(), PoolError> {
+        let entry = self.live(page)?;
+        let reason = if entry.moving.is_some() {
+            "it is moving already"
+        } else if entry.pins > 0 {
+            "it is pinned"
+        } else if entry.state == PageState::Filling {
+            "it is still being filled"
+        } else if self.is_leased(entry) {
+            "a kernel may still read it"
+        } else {
+            return Ok(());
+        };
+        Err(PoolError::NotMovable {
+            page,
+            location: entry.location,
+            reason,
+        })
+    }
+
+    /// Binds a free slot of `rank` to a movable page; `None` without one.
+    fn plan_one(&mut self, page: PageId, rank: u32) -> Option<Move> {
+        let slot = self.slots[rank as usize].take(page)?;
+        self.make_unevictable(page);
+        let to = Location { rank, slot };
+        let entry = &mut self.pages[page.index()];
+        // `finish_plan` gives every move of one plan this number.
+        entry.moving = Some((MigrationId(self.last_migration + 1), to));
+        entry.pins += 1;
+        let from = entry.location;
+        self.departing[from.rank as usize] += 1;
+        Some(Move { page, from, to })
+    }
+
+    /// Registers a plan, or takes its moves back when planning failed half way.
+    fn finish_plan(
+        &mut self,
+        moves: Vec<Move>,
+        outcome: Result<(), PoolError>,
+    ) -> Result<Option<Migration>, PoolError> {
+        if let Err(error) = outcome {
+            for Move { page, from, to } in moves {
+                let entry = &mut self.pages[page.index()];
+                entry.moving = None;
+                entry.pins -= 1;
+                self.departing[from.rank as usize] -= 1;
+                self.slots[to.rank as usize].give_back(to.slot);
+                self.settle(page);
+            }
+            return Err(error);
+        }
+        if moves.is_empty() {
+            return Ok(None);
+        }
+        self.last_migration += 1;
+        let id = MigrationId(self.last_migration);
+        self.migrations.insert(id, moves.clone());
+        Ok(Some(Migration { id, moves }))
+    }
+
+    fn count_move(&mut self, from: Location, to: Location, in_use: bool) {
+        self.stats.moved[from.rank as usize][to.rank as usize] += 1;
+        self.stats.moved_in_use += u64::from(in_use);
+        let (near, far) = (self.budgets.tier(from.rank), self.budgets.tier(to.rank));
+        if to.rank == 0 {
+            self.stats.promotions += 1;
+        } else if far > near {
+            self.stats.demotions += 1;
+        }
+    }
+}
