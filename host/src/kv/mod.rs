@@ -48,6 +48,7 @@ mod slots;
 mod stats;
 mod table;
 mod tiers;
+pub mod trace;
 
 pub use costs::{CostModel, Rates};
 pub use error::{InvariantError, PoolError, TierUsage};
