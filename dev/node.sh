@@ -26,12 +26,14 @@ export CRITERION_HOME=$out/criterion
 bounded() { timeout --kill-after=10 "${LIMIT:-300}" "$@"; }
 
 num_gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU')
+runs=0
 failures=0
 
 # verdict NAME COMMAND...: runs, keeps the output in $out, shows it where the command fails.
 verdict() {
     local name=$1 log=$out/$1.log status
     shift
+    runs=$((runs + 1))
     "$@" >"$log" 2>&1
     status=$?
     if [ $status -eq 0 ]; then
@@ -133,4 +135,5 @@ validate)
     usage
     ;;
 esac
-[ $failures -eq 0 ]
+[ $runs -gt 0 ] || echo "nothing to run" >&2
+[ $runs -gt 0 ] && [ $failures -eq 0 ]
