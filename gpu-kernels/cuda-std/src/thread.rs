@@ -48,6 +48,7 @@ pub fn sync_threads() {
 /// A pause of some nanoseconds on the GPU. On the CPU it is where other blocks and ranks go on,
 /// so a waiting loop without it never ends there.
 #[inline(always)]
+#[track_caller]
 pub fn spin_pause() {
     arch::thread::spin_pause();
 }

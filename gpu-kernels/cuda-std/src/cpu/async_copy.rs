@@ -1,0 +1,55 @@
+//! `cp.async`: copies wait in the thread's queue, and land at the wait that covers them.
+
+use super::global::RawGlobal;
+use super::groups::Groups;
+use super::lane;
+use super::shared::RawShared;
+
+const BYTES: usize = 16;
+
+/// Copies that a thread has issued and not waited for.
+pub(super) type Copies = Groups<Copy>;
+
+pub(super) struct Copy {
+    dst: RawShared,
+    /// Checked when issued; null for zeros.
+    src: *const [u8; BYTES],
+}
+
+impl Copy {
+    fn land(self) {
+        // SAFETY: checked when issued, and memory stays for the launch.
+        let bytes = unsafe { self.src.as_ref() }.copied().unwrap_or_default();
+        self.dst.land(&bytes);
+    }
+}
+
+#[inline(always)]
+pub fn evict_first_policy() -> u64 {
+    0
+}
+
+#[inline(always)]
+#[track_caller]
+pub unsafe fn copy_16(dst: RawShared, src: RawGlobal, _policy: u64) {
+    dst.check_store(BYTES, BYTES);
+    let src = src.check_load(0, BYTES, BYTES).cast();
+    lane::current().copies.borrow_mut().push(Copy { dst, src });
+}
+
+#[inline(always)]
+#[track_caller]
+pub unsafe fn zero_16(dst: RawShared) {
+    dst.check_store(BYTES, BYTES);
+    lane::current().copies.borrow_mut().push(Copy { dst, src: std::ptr::null() });
+}
+
+#[inline(always)]
+pub unsafe fn commit_group() {
+    lane::current().copies.borrow_mut().close();
+}
+
+#[inline(always)]
+pub unsafe fn wait_group<const N: u32>() {
+    lane::current().copies.borrow_mut().land(N, Copy::land);
+}

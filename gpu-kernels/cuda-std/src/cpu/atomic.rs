@@ -1,0 +1,77 @@
+//! Atomics on the memory itself: blocks and ranks run on different OS threads.
+
+use std::sync::atomic::{self, AtomicU32, Ordering};
+
+use super::global::RawGlobal;
+use super::shared::RawShared;
+
+const BYTES: usize = 4;
+
+macro_rules! fetch_add {
+    ($($name:ident: $ordering:ident;)*) => {$(
+        #[inline(always)]
+        #[track_caller]
+        pub unsafe fn $name(place: RawGlobal, value: u32) -> u32 {
+            let word = place.check_load(0, BYTES, BYTES).cast::<u32>().cast_mut();
+            if value != 0 {
+                place.note_store(word.cast(), BYTES);
+            }
+            AtomicU32::from_ptr(word).fetch_add(value, Ordering::$ordering)
+        }
+    )*};
+}
+
+fetch_add! {
+    fetch_add_relaxed_gpu: Relaxed;
+    fetch_add_acq_rel_gpu: AcqRel;
+}
+
+#[inline(always)]
+#[track_caller]
+pub unsafe fn fetch_add_shared(place: RawShared, value: u32) -> u32 {
+    let before = place.load::<u32>(0);
+    place.store(0, before.wrapping_add(value));
+    before
+}
+
+macro_rules! stores {
+    ($($name:ident: $ordering:ident;)*) => {$(
+        #[inline(always)]
+        #[track_caller]
+        pub unsafe fn $name(place: RawGlobal, value: u32) {
+            let word = place.check_store(0, BYTES, BYTES);
+            AtomicU32::from_ptr(word.cast()).store(value, Ordering::$ordering);
+        }
+    )*};
+}
+
+stores! {
+    store_release_sys: Release;
+    store_relaxed_sys: Relaxed;
+}
+
+macro_rules! loads {
+    ($($name:ident: $ordering:ident;)*) => {$(
+        #[inline(always)]
+        #[track_caller]
+        pub unsafe fn $name(place: RawGlobal) -> u32 {
+            let word = place.check_load(0, BYTES, BYTES).cast::<u32>().cast_mut();
+            AtomicU32::from_ptr(word).load(Ordering::$ordering)
+        }
+    )*};
+}
+
+loads! {
+    load_acquire_sys: Acquire;
+    load_relaxed_sys: Relaxed;
+}
+
+#[inline(always)]
+pub unsafe fn fence_acq_rel_gpu() {
+    atomic::fence(Ordering::AcqRel);
+}
+
+#[inline(always)]
+pub unsafe fn fence_acq_rel_sys() {
+    atomic::fence(Ordering::AcqRel);
+}

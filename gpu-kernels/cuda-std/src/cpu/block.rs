@@ -1,0 +1,283 @@
+//! One block of a launch: its lanes, what they share, and who may run next.
+
+use std::cell::{Cell, RefCell};
+use std::ptr::NonNull;
+
+use corosensei::Coroutine;
+
+use super::bulk::Mbarriers;
+use super::executor::Launch;
+use super::fault::{BlockIdx, Fault, Violation, Waits, WaitsFor};
+use super::lane::{self, Caller, Lane, Wait};
+use super::memory;
+use super::order::Order;
+use super::shared::SharedMemory;
+use super::stack::{self, LaneStack};
+use super::warp::Warp;
+
+/// What the lanes of a block share. One OS thread runs them all, so cells suffice.
+pub(super) struct Block {
+    launch: *const Launch,
+    idx: Cell<[u32; 3]>,
+    pub shared: SharedMemory,
+    pub mbarriers: RefCell<Mbarriers>,
+    pub warps: Vec<Warp>,
+    lanes: Vec<Lane>,
+    /// Warps that have a ready lane.
+    ready_warps: Cell<u32>,
+    num_returned: Cell<usize>,
+    /// Lanes at the block barrier, and the call that the first of them made.
+    num_arrived: Cell<usize>,
+    arrived_at: Cell<Option<Caller>>,
+    diverged: Cell<bool>,
+    fault: RefCell<Option<Fault>>,
+    ending: Cell<bool>,
+}
+
+impl Block {
+    pub fn launch(&self) -> &Launch {
+        // SAFETY: a launch outlives its blocks.
+        unsafe { &*self.launch }
+    }
+
+    #[inline(always)]
+    pub fn idx(&self) -> BlockIdx {
+        BlockIdx(self.idx.get())
+    }
+
+    /// Whether the block is being torn down.
+    pub fn is_ending(&self) -> bool {
+        self.ending.get()
+    }
+
+    /// Ends the block; the first reason stays.
+    pub fn end(&self, fault: Fault) {
+        self.ending.set(true);
+        self.fault.borrow_mut().get_or_insert(fault);
+    }
+
+    /// Lets `lanes` of warp `warp` run.
+    #[inline(always)]
+    pub fn make_ready(&self, warp: usize, lanes: u32) {
+        let ready = &self.warps[warp].ready;
+        ready.set(ready.get() | lanes);
+        self.ready_warps.set(self.ready_warps.get() | 1 << warp);
+    }
+
+    /// Waits in `lane` until all lanes are here.
+    pub fn sync_threads(&self, lane: &Lane, site: Caller) {
+        lane.wait.set(Wait::Block(site));
+        match self.arrived_at.get() {
+            None => self.arrived_at.set(Some(site)),
+            Some(first) => self.diverged.set(self.diverged.get() | (first != site)),
+        }
+        self.num_arrived.set(self.num_arrived.get() + 1);
+        if self.num_arrived.get() == self.lanes.len() && !self.diverged.get() {
+            self.num_arrived.set(0);
+            self.arrived_at.set(None);
+            for (idx, warp) in self.warps.iter().enumerate() {
+                self.make_ready(idx, warp.lanes);
+            }
+        }
+        lane.suspend();
+    }
+
+    /// Who waits where, for a report.
+    pub fn waits(&self) -> Waits {
+        Waits::group(self.lanes.iter().map(|lane| match lane.wait.get() {
+            Wait::Start | Wait::Returned => (None, WaitsFor::Returned),
+            Wait::Block(site) => (Some(site.into()), WaitsFor::Block),
+            Wait::Others(site) => (Some(site.into()), WaitsFor::Others),
+            Wait::Warp(operation, mask, site) => {
+                (Some(site.into()), WaitsFor::Warp { operation: operation.name(), mask })
+            }
+            Wait::Mbarrier { address, parity, site } => {
+                let state = self.mbarriers.borrow().describe(address);
+                (Some(site.into()), WaitsFor::Mbarrier { address, parity, state })
+            }
+        }))
+    }
+
+    fn start(&self, idx: [u32; 3]) {
+        self.idx.set(idx);
+        self.shared.poison();
+        self.mbarriers.borrow_mut().clear();
+        self.num_returned.set(0);
+        for lane in &self.lanes {
+            lane.reset();
+        }
+        for (idx, warp) in self.warps.iter().enumerate() {
+            warp.reset();
+            self.make_ready(idx, warp.lanes);
+        }
+    }
+
+    fn lane_returned(&self, lane: &Lane) {
+        self.num_returned.set(self.num_returned.get() + 1);
+        let warp = &self.warps[lane.linear as usize / 32];
+        warp.returned.set(warp.returned.get() | lane.bit());
+    }
+
+    /// Lets the lanes that poll look again; whether there are any.
+    fn wake_spinning(&self) -> bool {
+        for (idx, warp) in self.warps.iter().enumerate() {
+            let spinning = warp.spinning.take();
+            if spinning != 0 {
+                self.make_ready(idx, spinning);
+            }
+        }
+        self.ready_warps.get() != 0
+    }
+}
+
+/// How far a block came.
+pub(super) enum Outcome {
+    /// All lanes have returned.
+    Finished,
+    /// Lanes poll for another block or rank, and no lane can do anything else.
+    Spinning {
+        /// Whether some lane got further than its next poll.
+        progress: bool,
+    },
+    /// A fault: the launch ends.
+    Fault(Box<Fault>),
+    /// Another block ended the launch.
+    Stopped,
+}
+
+/// A block with its coroutines. It stays on the OS thread that made it, and may serve one block
+/// of the grid after another.
+pub(super) struct Runner {
+    block: NonNull<Block>,
+    coroutines: Vec<Option<Coroutine<(), (), (), LaneStack>>>,
+    order: Order,
+}
+
+impl Runner {
+    pub fn new(launch: &Launch) -> Self {
+        let [x, y, _] = launch.dims.block;
+        let num_lanes = launch.num_lanes();
+        let block = Box::into_raw(Box::new(Block {
+            launch,
+            idx: Cell::default(),
+            shared: SharedMemory::new(launch.dims.shared_bytes),
+            mbarriers: RefCell::default(),
+            warps: (0..num_lanes.div_ceil(32)).map(|warp| Warp::new(num_lanes - 32 * warp)).collect(),
+            lanes: Vec::with_capacity(num_lanes),
+            ready_warps: Cell::new(0),
+            num_returned: Cell::new(0),
+            num_arrived: Cell::new(0),
+            arrived_at: Cell::new(None),
+            diverged: Cell::new(false),
+            fault: RefCell::new(None),
+            ending: Cell::new(false),
+        }));
+        let lanes = (0..num_lanes as u32)
+            .map(|linear| Lane::new(block, linear, [linear % x, linear / x % y, linear / x / y]));
+        // SAFETY: just made, and nothing else refers to it yet.
+        let block = unsafe {
+            (*block).lanes.extend(lanes);
+            NonNull::new_unchecked(block)
+        };
+        let coroutines = (0..num_lanes).map(|_| None).collect();
+        Self { block, coroutines, order: Order::new(launch.order, 0, 0) }
+    }
+
+    pub fn block(&self) -> &Block {
+        // SAFETY: made by `new`, freed by `drop`.
+        unsafe { self.block.as_ref() }
+    }
+
+    /// Begins block `linear` of the grid, x fastest.
+    pub fn start(&mut self, linear: u64) -> Result<(), std::io::Error> {
+        let launch = self.block().launch();
+        let [x, y, _] = launch.dims.grid.map(u64::from);
+        let idx = [linear % x, linear / x % y, linear / x / y].map(|idx| idx as u32);
+        let entry = launch.entry;
+        let order = Order::new(launch.order, launch.number, linear);
+        self.block().start(idx);
+        self.order = order;
+        for idx in 0..self.coroutines.len() {
+            let stack = stack::take(idx)?;
+            let lane: *const Lane = &self.block().lanes[idx];
+            self.coroutines[idx] = Some(Coroutine::with_stack(stack, move |yielder, ()| {
+                // SAFETY: the runner that owns this coroutine owns the block with its lanes.
+                unsafe { &*lane }.main(yielder, entry);
+            }));
+        }
+        Ok(())
+    }
+
+    /// Runs lanes until all have returned, or only polling is left.
+    pub fn run(&mut self) -> Outcome {
+        // SAFETY: as in `block`; borrowed apart from the coroutines.
+        let block = unsafe { self.block.as_ref() };
+        let returned_before = block.num_returned.get();
+        let writes_before = memory::num_writes();
+        while block.ready_warps.get() != 0 {
+            let idx = self.order.warp(block.ready_warps.get());
+            block.ready_warps.set(block.ready_warps.get() & !(1 << idx));
+            for lane in self.order.lanes(block.warps[idx as usize].ready.take()) {
+                self.resume(block, (32 * idx + lane) as usize);
+                if block.is_ending() {
+                    let fault = block.fault.take().expect("what ends a block says why");
+                    return Outcome::Fault(Box::new(fault));
+                }
+            }
+            if block.launch().is_stopped() {
+                return Outcome::Stopped;
+            }
+        }
+        if block.num_returned.get() == block.lanes.len() {
+            return match block.mbarriers.borrow().load_in_flight() {
+                None => Outcome::Finished,
+                Some(load) => Outcome::Fault(Box::new(Fault::Violation {
+                    kernel: block.launch().kernel,
+                    block: block.idx(),
+                    thread: load.thread,
+                    site: load.site.into(),
+                    violation: Violation::Bulk(
+                        "the block ends while this load into its shared memory is on its way".into(),
+                    ),
+                })),
+            };
+        }
+        if block.wake_spinning() {
+            let progress = block.num_returned.get() > returned_before
+                || memory::num_writes() != writes_before;
+            return Outcome::Spinning { progress };
+        }
+        Outcome::Fault(Box::new(Fault::Stuck {
+            kernel: block.launch().kernel,
+            block: block.idx(),
+            waits: block.waits(),
+        }))
+    }
+
+    #[inline(always)]
+    fn resume(&mut self, block: &Block, idx: usize) {
+        let slot = &mut self.coroutines[idx];
+        let coroutine = slot.as_mut().expect("a ready lane has not returned");
+        lane::set_current(&block.lanes[idx]);
+        let returned = coroutine.resume(()).as_return().is_some();
+        lane::set_current(std::ptr::null());
+        if returned {
+            stack::give_back(slot.take().expect("just resumed").into_stack());
+            block.lane_returned(&block.lanes[idx]);
+        }
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        self.block().ending.set(true);
+        for coroutine in &mut self.coroutines {
+            if let Some(mut coroutine) = coroutine.take() {
+                coroutine.force_unwind();
+                stack::give_back(coroutine.into_stack());
+            }
+        }
+        // SAFETY: made by `Box::into_raw` in `new`; the coroutines that pointed to it are gone.
+        drop(unsafe { Box::from_raw(self.block.as_ptr()) });
+    }
+}

@@ -1,0 +1,281 @@
+//! Bulk copies and mbarriers.
+//!
+//! A barrier's phase completes when someone waits for it, or arrives after it, and its counts are
+//! met; its loads land then and not earlier. Stores land at the thread's wait, or when it returns.
+
+use std::panic::Location;
+
+use super::fault::Violation;
+use super::global::RawGlobal;
+use super::groups::Groups;
+use super::lane::{self, Caller, Lane, Wait};
+use super::shared::RawShared;
+
+/// Addresses and sizes of bulk copies are multiples of this.
+const UNIT: usize = 16;
+const MBARRIER_BYTES: usize = 8;
+const MAX_ARRIVALS: u32 = (1 << 20) - 1;
+
+/// A copy from global to shared memory that has not landed.
+pub(super) struct Load {
+    dst: RawShared,
+    /// Checked when issued.
+    src: *const u8,
+    bytes: usize,
+    pub thread: u32,
+    pub site: Caller,
+}
+
+struct Mbarrier {
+    address: u32,
+    /// Arrivals that a phase needs.
+    arrivals: u32,
+    phase: u32,
+    /// Arrivals that this phase still needs.
+    missing: u32,
+    /// Bytes that arrivals of this phase announced.
+    expected_bytes: usize,
+    loads: Vec<Load>,
+    /// Threads that wait for this phase.
+    waiting: Vec<u32>,
+}
+
+impl Mbarrier {
+    fn loaded_bytes(&self) -> usize {
+        self.loads.iter().map(|load| load.bytes).sum()
+    }
+
+    fn is_met(&self) -> bool {
+        self.missing == 0 && self.expected_bytes == self.loaded_bytes()
+    }
+
+    /// Completes the phase if its counts are met: lands its loads, wakes who waits.
+    fn settle(&mut self, lane: &Lane) {
+        if !self.is_met() {
+            return;
+        }
+        for load in self.loads.drain(..) {
+            // SAFETY: checked when issued, and memory stays for the launch.
+            load.dst.land(unsafe { std::slice::from_raw_parts(load.src, load.bytes) });
+        }
+        for thread in self.waiting.drain(..) {
+            lane.block().make_ready(thread as usize / 32, 1 << (thread % 32));
+        }
+        self.phase = self.phase.wrapping_add(1);
+        self.missing = self.arrivals;
+        self.expected_bytes = 0;
+    }
+}
+
+/// The mbarriers of a block.
+#[derive(Default)]
+pub(super) struct Mbarriers(Vec<Mbarrier>);
+
+impl Mbarriers {
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// A load that has not landed, if there is one.
+    pub fn load_in_flight(&self) -> Option<&Load> {
+        self.0.iter().find_map(|barrier| barrier.loads.first())
+    }
+
+    /// The state of the barrier at `address`, in words.
+    pub fn describe(&self, address: u32) -> String {
+        let Some(barrier) = self.0.iter().find(|barrier| barrier.address == address) else {
+            return "gone".to_owned();
+        };
+        format!(
+            "phase {}: {} of {} arrivals missing, {} bytes expected, {} in loads",
+            barrier.phase,
+            barrier.missing,
+            barrier.arrivals,
+            barrier.expected_bytes,
+            barrier.loaded_bytes()
+        )
+    }
+
+    fn at(&mut self, place: RawShared) -> Option<&mut Mbarrier> {
+        self.0.iter_mut().find(|barrier| barrier.address == place.address())
+    }
+}
+
+/// Calls `act` with the barrier at `place`, after its phase has completed if it can.
+#[inline]
+#[track_caller]
+fn with_barrier<R>(place: RawShared, act: impl FnOnce(&Lane, &mut Mbarrier) -> Result<R, String>) -> R {
+    let lane = lane::current();
+    let mut barriers = lane.block().mbarriers.borrow_mut();
+    let done = match barriers.at(place) {
+        Some(barrier) => {
+            barrier.settle(lane);
+            act(lane, barrier)
+        }
+        None => Err(format!("no mbarrier was set up at shared byte {}", place.address())),
+    };
+    drop(barriers);
+    match done {
+        Ok(result) => result,
+        Err(rule) => lane::raise(Violation::Bulk(rule)),
+    }
+}
+
+#[track_caller]
+pub unsafe fn mbarrier_init(place: RawShared, arrivals: u32) {
+    place.check_store(MBARRIER_BYTES, MBARRIER_BYTES);
+    if !(1..=MAX_ARRIVALS).contains(&arrivals) {
+        let rule = format!("an mbarrier counts 1 to {MAX_ARRIVALS} arrivals, not {arrivals}");
+        lane::raise(Violation::Bulk(rule));
+    }
+    let fresh = Mbarrier {
+        address: place.address(),
+        arrivals,
+        phase: 0,
+        missing: arrivals,
+        expected_bytes: 0,
+        loads: Vec::new(),
+        waiting: Vec::new(),
+    };
+    let mut barriers = lane::current().block().mbarriers.borrow_mut();
+    let in_use = match barriers.at(place) {
+        Some(before) if before.loads.is_empty() && before.waiting.is_empty() => {
+            *before = fresh;
+            false
+        }
+        Some(_) => true,
+        None => {
+            barriers.0.push(fresh);
+            false
+        }
+    };
+    drop(barriers);
+    if in_use {
+        lane::raise(Violation::Bulk(format!(
+            "the mbarrier at shared byte {} is set up again while it is in use",
+            place.address()
+        )));
+    }
+}
+
+#[track_caller]
+pub unsafe fn mbarrier_arrive(place: RawShared) {
+    arrive(place, 0);
+}
+
+#[track_caller]
+pub unsafe fn mbarrier_arrive_expect_bytes(place: RawShared, bytes: u32) {
+    arrive(place, bytes as usize);
+}
+
+#[track_caller]
+fn arrive(place: RawShared, bytes: usize) {
+    with_barrier(place, |lane, barrier| {
+        barrier.missing = barrier.missing.checked_sub(1).ok_or_else(|| {
+            format!(
+                "the mbarrier at shared byte {} has all {} arrivals of its phase already",
+                barrier.address, barrier.arrivals
+            )
+        })?;
+        barrier.expected_bytes += bytes;
+        if !barrier.waiting.is_empty() {
+            barrier.settle(lane);
+        }
+        Ok(())
+    });
+}
+
+/// Returns when the phase has completed; the executor runs other lanes meanwhile.
+#[track_caller]
+pub unsafe fn mbarrier_try_wait(place: RawShared, parity: u32) -> bool {
+    let site = Location::caller();
+    let waits = with_barrier(place, |lane, barrier| {
+        if parity > 1 {
+            return Err(format!("a parity is 0 or 1, not {parity}"));
+        }
+        let waits = barrier.phase & 1 == parity;
+        if waits {
+            barrier.waiting.push(lane.linear);
+        }
+        Ok(waits)
+    });
+    if waits {
+        let lane = lane::current();
+        lane.wait.set(Wait::Mbarrier { address: place.address(), parity, site });
+        lane.suspend();
+    }
+    true
+}
+
+#[inline(always)]
+pub unsafe fn fence_init() {}
+
+#[inline(always)]
+pub unsafe fn fence_proxy_async() {}
+
+#[track_caller]
+fn check_size(bytes: u32) -> usize {
+    let bytes = bytes as usize;
+    if bytes == 0 || !bytes.is_multiple_of(UNIT) {
+        let rule = format!("a bulk copy moves a multiple of {UNIT} bytes, and not {bytes}");
+        lane::raise(Violation::Bulk(rule));
+    }
+    bytes
+}
+
+#[track_caller]
+pub unsafe fn load(dst: RawShared, src: RawGlobal, bytes: u32, barrier: RawShared) {
+    let bytes = check_size(bytes);
+    dst.check_store(bytes, UNIT);
+    let src = src.check_load(0, bytes, UNIT);
+    let site = Location::caller();
+    with_barrier(barrier, |lane, barrier| {
+        barrier.loads.push(Load { dst, src, bytes, thread: lane.linear, site });
+        if !barrier.waiting.is_empty() {
+            barrier.settle(lane);
+        }
+        Ok(())
+    });
+}
+
+/// Bulk stores that a thread has issued and that have not landed.
+pub(super) type Stores = Groups<Store>;
+
+/// A copy from shared to global memory; both sides were checked when it was issued.
+pub(super) struct Store {
+    dst: *mut u8,
+    src: *const u8,
+    bytes: usize,
+}
+
+impl Store {
+    pub fn land(self) {
+        // SAFETY: checked when issued; memory stays for the launch, and shared memory for the
+        // block.
+        unsafe { std::ptr::copy_nonoverlapping(self.src, self.dst, self.bytes) };
+    }
+}
+
+#[track_caller]
+pub unsafe fn store(dst: RawGlobal, src: RawShared, bytes: u32) {
+    let bytes = check_size(bytes);
+    let src = src.check_load(bytes, UNIT);
+    let dst = dst.check_store(0, bytes, UNIT);
+    lane::current().stores.borrow_mut().push(Store { dst, src, bytes });
+}
+
+#[inline(always)]
+pub unsafe fn commit_group() {
+    lane::current().stores.borrow_mut().close();
+}
+
+/// The last moment to read shared memory; what was read is also written then.
+#[inline(always)]
+pub unsafe fn wait_group_read<const N: u32>() {
+    lane::current().stores.borrow_mut().land(N, Store::land);
+}
+
+#[inline(always)]
+pub unsafe fn wait_group<const N: u32>() {
+    lane::current().stores.borrow_mut().land(N, Store::land);
+}

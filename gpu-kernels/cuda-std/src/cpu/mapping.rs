@@ -1,0 +1,55 @@
+//! Pages from the system, between two that trap.
+
+use std::io;
+use std::ptr;
+
+/// Zeroed pages, taken when touched, with a guard page at either end.
+pub(super) struct Mapping {
+    start: *mut u8,
+    /// Without the guard pages.
+    bytes: usize,
+    page: usize,
+}
+
+impl Mapping {
+    /// At least `bytes` bytes.
+    pub fn new(bytes: usize) -> io::Result<Self> {
+        // SAFETY: asks for a number.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+        let bytes = bytes
+            .checked_next_multiple_of(page)
+            .filter(|bytes| bytes.checked_add(2 * page).is_some())
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping, at an address that the system chooses.
+        let whole = unsafe {
+            libc::mmap(ptr::null_mut(), bytes + 2 * page, libc::PROT_NONE, flags, -1, 0)
+        };
+        if whole == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let mapping = Self { start: whole.cast::<u8>().wrapping_add(page), bytes, page };
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: pages of the mapping just made.
+        if bytes > 0 && unsafe { libc::mprotect(mapping.start.cast(), bytes, access) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(mapping)
+    }
+
+    pub fn start(&self) -> *mut u8 {
+        self.start
+    }
+
+    pub fn end(&self) -> *mut u8 {
+        self.start.wrapping_add(self.bytes)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        let whole = self.start.wrapping_sub(self.page);
+        // SAFETY: what `new` mapped; its owner has no pointers into it left.
+        unsafe { libc::munmap(whole.cast(), self.bytes + 2 * self.page) };
+    }
+}

@@ -1,0 +1,82 @@
+//! The SIMT executor: kernels on the CPU, one coroutine for each GPU thread.
+//!
+//! # How it runs a launch
+//! A launch hands the blocks of its grid to worker threads. A worker runs a block on one OS
+//! thread: each of its GPU threads is a coroutine with a stack of its own, which runs until it has
+//! to wait. What it waits for decides who makes it ready again:
+//!
+//! | waits in | until |
+//! |---|---|
+//! | a warp operation | the lanes of its mask are there; the last to come computes for all |
+//! | `sync_threads` | all threads of the block are there |
+//! | an `mbarrier` wait | the arrival or the load that completes the phase |
+//! | `spin_pause` | nothing else in the block can run; then the block is put aside |
+//!
+//! Blocks that were put aside are looked at again and again, and while none gets on the worker
+//! begins further blocks. So blocks of a grid may wait for each other as if all were resident, and
+//! ranks, each an OS thread with its own executor, may wait for each other's memory.
+//!
+//! Between two waits a thread runs alone on its OS thread, so the state that a block's threads
+//! share takes no locks, and a switch costs some nanoseconds.
+//!
+//! # What it guarantees
+//! Every launch ends, unless the kernel itself loops without ever waiting. It ends well, or with a
+//! [`Fault`] that names kernel, block, threads and the line:
+//!
+//! - **Barriers.** Threads that wait at different calls, or for threads that have returned, are a
+//!   divergent barrier. So are lanes that meet in different warp operations, and masks that name
+//!   lanes which cannot come.
+//! - **Bounds.** Every access to device memory is checked against its view and against the live
+//!   [allocations](memory::Allocation), and every access to shared memory against the block's size;
+//!   both against their alignment.
+//! - **Initialisation.** Shared memory starts as poison for each block, and reading a byte of it
+//!   that nothing wrote is a fault; likewise device memory that
+//!   [keeps track](memory::Allocation::with_init_check).
+//! - **Lateness.** Asynchronous copies land as late as the rules allow: at the wait that covers
+//!   them. A missing wait reads what was there before.
+//! - **Order.** Nothing promises in which order threads run between two waits. A
+//!   [seed](LaneOrder::Seeded) shuffles it, repeatably, so that a missing barrier shows as a wrong
+//!   answer or as a read of poison.
+//! - **Deadline.** A launch in which all blocks only poll ends after the executor's
+//!   [deadline](ExecutorConfig::deadline). Writes to device memory, and threads that return, count
+//!   as getting on.
+//!
+//! A fault unwinds the kernel's threads (the program must be built with `panic = "unwind"`), so
+//! nothing leaks, and a panic in a kernel is a fault too.
+//!
+//! # What it does not model
+//! Time, caches, shared memory banks, and the weak ordering of memory within a block. Proxy fences
+//! do nothing. A kernel that overflows its stack of 256 KiB runs into a guard page, and the process
+//! ends.
+
+pub(crate) mod async_copy;
+pub(crate) mod atomic;
+mod block;
+pub(crate) mod bulk;
+mod executor;
+mod fault;
+pub(crate) mod float;
+mod global;
+mod groups;
+mod lane;
+mod mapping;
+pub mod memory;
+pub(crate) mod mma;
+mod order;
+mod shared;
+mod stack;
+pub(crate) mod thread;
+pub(crate) mod warp;
+
+pub use executor::{Executor, ExecutorConfig, LaunchDims, MAX_SHARED_BYTES};
+pub use fault::{
+    Access, BlockIdx, Fault, Refusal, Site, ThreadsWait, Violation, Waits, WaitsFor,
+};
+pub use order::LaneOrder;
+
+/// The names that the PTX side has, too.
+pub(crate) mod arch {
+    pub(crate) use super::global::RawGlobal;
+    pub(crate) use super::shared::RawShared;
+    pub(crate) use super::{async_copy, atomic, bulk, float, mma, thread, warp};
+}
