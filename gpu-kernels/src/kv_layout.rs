@@ -30,6 +30,52 @@ pub struct KvStrides {
     pub page: u32,
 }
 
+/// Where a page lies: page `index` of location `rank`, as `kv_indices` and `kv_page_rank` say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct KvPagePlace {
+    /// Location: an entry of `peer_kv_ptrs`.
+    pub rank: u32,
+    /// Page within the location.
+    pub index: u32,
+}
+
+#[cfg(feature = "host")]
+impl core::fmt::Display for KvPagePlace {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "page {} of location {}", self.index, self.rank)
+    }
+}
+
+#[cfg(feature = "host")]
+impl KvPagePlace {
+    /// Refuses a place outside the pools of `pool_pages` pages, one pool a location.
+    pub fn check(
+        self,
+        argument: &str,
+        pool_pages: &[usize],
+    ) -> Result<(), crate::contract::ContractError> {
+        use crate::contract::require;
+        let pages = pool_pages.get(self.rank as usize).copied();
+        require(
+            pages.is_some(),
+            argument,
+            std::format!("in one of {} locations", pool_pages.len()),
+            std::format!("location {}", self.rank),
+        )?;
+        require(
+            pages.is_some_and(|pages| (self.index as usize) < pages),
+            argument,
+            std::format!(
+                "one of the {} pages of location {}",
+                pages.unwrap_or(0),
+                self.rank
+            ),
+            std::format!("page {}", self.index),
+        )
+    }
+}
+
 /// Shape of the pages of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KvPageShape {
@@ -61,7 +107,12 @@ impl KvPageShape {
             KvLayout::Nhd => (self.num_kv_heads * self.head_dim, self.head_dim),
             KvLayout::Hnd => (self.head_dim, self.page_size * self.head_dim),
         };
-        KvStrides { token, head, value: half_page, page: 2 * half_page }
+        KvStrides {
+            token,
+            head,
+            value: half_page,
+            page: 2 * half_page,
+        }
     }
 
     /// Refuses shapes that no kernel takes: pages of 1 to 64 tokens, heads of a whole number of
@@ -69,8 +120,18 @@ impl KvPageShape {
     #[cfg(feature = "host")]
     pub fn check(&self) -> Result<(), crate::contract::ContractError> {
         use crate::contract::require;
-        require((1..=64).contains(&self.page_size), "page_size", "1 to 64", self.page_size)?;
-        require((1..=256).contains(&self.num_kv_heads), "num_kv_heads", "1 to 256", self.num_kv_heads)?;
+        require(
+            (1..=64).contains(&self.page_size),
+            "page_size",
+            "1 to 64",
+            self.page_size,
+        )?;
+        require(
+            (1..=256).contains(&self.num_kv_heads),
+            "num_kv_heads",
+            "1 to 256",
+            self.num_kv_heads,
+        )?;
         require(
             (8..=256).contains(&self.head_dim) && self.head_dim.is_multiple_of(8),
             "head_dim",

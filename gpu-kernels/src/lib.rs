@@ -23,5 +23,6 @@ extern crate std;
 #[cfg(feature = "host")]
 pub mod contract;
 pub mod kv_layout;
+pub mod kv_page_copy;
 #[cfg(test)]
 mod testing;
