@@ -24,5 +24,6 @@ extern crate std;
 pub mod contract;
 pub mod kv_layout;
 pub mod kv_page_copy;
+pub mod kv_page_pattern;
 #[cfg(test)]
 mod testing;

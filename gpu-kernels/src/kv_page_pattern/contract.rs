@@ -1,0 +1,141 @@
+//! What filling and summing pages must be like, and what it does.
+
+use std::collections::HashSet;
+use std::format;
+
+use super::pattern::ElementFormat;
+use super::{KvTokenPlace, NUM_THREADS, PatternParams, TOKENS_PER_BLOCK, WORD_ELEMENTS};
+use crate::contract::{ContractError, LaunchDims, Work, require, require_len};
+use crate::kv_layout::{KvPagePlace, KvPageShape};
+
+/// The pages that are filled and summed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PatternShape {
+    /// Shape of a page.
+    pub page: KvPageShape,
+    /// Type of its elements.
+    pub format: ElementFormat,
+}
+
+impl PatternShape {
+    /// Refuses pages that the kernels do not take.
+    ///
+    /// With lists that [check](Self::check_fill) [out](Self::check_checksum), and pools as large
+    /// as stated there, no thread of a launch with [these](Self::fill_dims)
+    /// [dims](Self::checksum_dims) then reaches out of bounds.
+    pub fn check(&self) -> Result<(), ContractError> {
+        self.page.check()
+    }
+
+    /// Refuses places outside the pools of `pool_pages` pages (one pool a location) or outside
+    /// their page, a place named twice, and lists of unequal length.
+    pub fn check_fill(
+        &self,
+        identities: &[u64],
+        places: &[KvTokenPlace],
+        pool_pages: &[usize],
+    ) -> Result<(), ContractError> {
+        require_len("places", identities.len(), places.len())?;
+        require_count("identities", identities.len())?;
+        let mut named = HashSet::with_capacity(places.len());
+        for (i, place) in places.iter().enumerate() {
+            place.page.check(&format!("places[{i}].page"), pool_pages)?;
+            require(
+                place.token_idx < self.page.page_size,
+                &format!("places[{i}].token_idx"),
+                format!("below page_size = {}", self.page.page_size),
+                place.token_idx,
+            )?;
+            require(
+                named.insert(place),
+                &format!("places[{i}]"),
+                "a place that is named once",
+                format!("token {} of {} again", place.token_idx, place.page),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Refuses pages outside the pools of `pool_pages` pages (one pool a location), more valid
+    /// tokens than a page has, and lists of unequal length.
+    pub fn check_checksum(
+        &self,
+        pages: &[KvPagePlace],
+        num_valid_tokens: &[u32],
+        pool_pages: &[usize],
+    ) -> Result<(), ContractError> {
+        require_len("num_valid_tokens", pages.len(), num_valid_tokens.len())?;
+        require_count("pages", pages.len())?;
+        for (i, (page, &num_valid)) in pages.iter().zip(num_valid_tokens).enumerate() {
+            page.check(&format!("pages[{i}]"), pool_pages)?;
+            require(
+                num_valid <= self.page.page_size,
+                &format!("num_valid_tokens[{i}]"),
+                format!("at most page_size = {}", self.page.page_size),
+                num_valid,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The sizes that the kernels take.
+    pub fn params(&self) -> PatternParams {
+        PatternParams {
+            num_kv_heads: self.page.num_kv_heads,
+            words_per_head: self.page.head_dim / WORD_ELEMENTS,
+            format: self.format,
+            strides: self.page.strides(),
+        }
+    }
+
+    /// Launch that fills `num_tokens` tokens.
+    pub fn fill_dims(&self, num_tokens: u32) -> LaunchDims {
+        LaunchDims {
+            grid: [num_tokens.div_ceil(TOKENS_PER_BLOCK), 1, 1],
+            block: [NUM_THREADS, 1, 1],
+            shared_bytes: 0,
+        }
+    }
+
+    /// Launch that sums up `num_pages` pages.
+    pub fn checksum_dims(&self, num_pages: u32) -> LaunchDims {
+        LaunchDims {
+            grid: [num_pages, 1, 1],
+            block: [NUM_THREADS, 1, 1],
+            shared_bytes: NUM_THREADS * size_of::<u64>() as u32,
+        }
+    }
+
+    /// Bytes that filling `num_tokens` tokens moves.
+    pub fn fill_work(&self, num_tokens: u64) -> Work {
+        let list_bytes = (size_of::<u64>() + size_of::<KvTokenPlace>()) as u64;
+        Work {
+            read_bytes: num_tokens * list_bytes,
+            written_bytes: num_tokens * self.token_bytes(),
+            flops: 0,
+        }
+    }
+
+    /// Bytes that summing `num_pages` pages, with `num_tokens` valid tokens in all, moves.
+    pub fn checksum_work(&self, num_pages: u64, num_tokens: u64) -> Work {
+        let list_bytes = (size_of::<KvPagePlace>() + size_of::<u32>()) as u64;
+        Work {
+            read_bytes: num_tokens * self.token_bytes() + num_pages * list_bytes,
+            written_bytes: num_pages * size_of::<u64>() as u64,
+            flops: 0,
+        }
+    }
+
+    fn token_bytes(&self) -> u64 {
+        self.page.page_bytes() as u64 / u64::from(self.page.page_size)
+    }
+}
+
+fn require_count(argument: &str, got: usize) -> Result<(), ContractError> {
+    require(
+        got > 0 && i32::try_from(got).is_ok(),
+        argument,
+        format!("1 to {} elements long", i32::MAX),
+        got,
+    )
+}
