@@ -19,7 +19,11 @@ pub struct ContractError {
 
 impl ContractError {
     /// An error in words: ``` `argument` must be `needed`, got `got` ```.
-    pub fn new(argument: &str, needed: impl core::fmt::Display, got: impl core::fmt::Display) -> Self {
+    pub fn new(
+        argument: &str,
+        needed: impl core::fmt::Display,
+        got: impl core::fmt::Display,
+    ) -> Self {
         Self { argument: argument.into(), needed: format!("{needed}"), got: format!("{got}") }
     }
 }

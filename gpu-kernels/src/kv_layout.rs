@@ -66,11 +66,7 @@ impl KvPagePlace {
         require(
             pages.is_some_and(|pages| (self.index as usize) < pages),
             argument,
-            std::format!(
-                "one of the {} pages of location {}",
-                pages.unwrap_or(0),
-                self.rank
-            ),
+            std::format!("one of the {} pages of location {}", pages.unwrap_or(0), self.rank),
             std::format!("page {}", self.index),
         )
     }
@@ -107,12 +103,7 @@ impl KvPageShape {
             KvLayout::Nhd => (self.num_kv_heads * self.head_dim, self.head_dim),
             KvLayout::Hnd => (self.head_dim, self.page_size * self.head_dim),
         };
-        KvStrides {
-            token,
-            head,
-            value: half_page,
-            page: 2 * half_page,
-        }
+        KvStrides { token, head, value: half_page, page: 2 * half_page }
     }
 
     /// Refuses shapes that no kernel takes: pages of 1 to 64 tokens, heads of a whole number of
@@ -120,12 +111,7 @@ impl KvPageShape {
     #[cfg(feature = "host")]
     pub fn check(&self) -> Result<(), crate::contract::ContractError> {
         use crate::contract::require;
-        require(
-            (1..=64).contains(&self.page_size),
-            "page_size",
-            "1 to 64",
-            self.page_size,
-        )?;
+        require((1..=64).contains(&self.page_size), "page_size", "1 to 64", self.page_size)?;
         require(
             (1..=256).contains(&self.num_kv_heads),
             "num_kv_heads",
