@@ -25,5 +25,6 @@ pub mod contract;
 pub mod kv_layout;
 pub mod kv_page_copy;
 pub mod kv_page_pattern;
+pub mod memory_read;
 #[cfg(test)]
 mod testing;
