@@ -1,0 +1,206 @@
+//! What a decode launch must be like, and what it does.
+
+use std::vec::Vec;
+
+use cuda_std::cpu::LaunchDims;
+
+use super::plan::DecodePlan;
+use super::{DecodeParams, MAX_GROUP_SIZE, NUM_THREADS, split_shared_bytes};
+use crate::contract::{ContractError, Work, require, require_len};
+use crate::kv_layout::KvPageShape;
+
+/// Sizes of a decode launch: every request contributes one query token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DecodeShape {
+    /// Requests.
+    pub batch: u32,
+    /// Heads of `q` and `out`.
+    pub num_qo_heads: u32,
+    /// Shape of the KV pages.
+    pub page: KvPageShape,
+    /// Factor of the scores, usually `1 / sqrt(head_dim)`.
+    pub sm_scale: f32,
+}
+
+/// Which page holds which tokens of which request; all host slices.
+#[derive(Clone, Copy, Debug)]
+pub struct PageTable<'a> {
+    /// Where a request's entries start: `[batch + 1]`, from 0.
+    pub kv_indptr: &'a [i32],
+    /// Page within its location: `[entries]`.
+    pub kv_indices: &'a [i32],
+    /// Location of each page: `[entries]`.
+    pub kv_page_rank: &'a [i32],
+    /// Tokens in each request's last page: `[batch]`, 0 if it has no page.
+    pub kv_last_page_len: &'a [i32],
+}
+
+impl DecodeShape {
+    /// Query heads that share a KV head.
+    pub fn group_size(&self) -> u32 {
+        self.num_qo_heads / self.page.num_kv_heads
+    }
+
+    /// Tiles of 8 query heads that the group takes.
+    pub fn head_tiles(&self) -> u32 {
+        self.group_size().div_ceil(8)
+    }
+
+    /// Refuses what the kernels do not take.
+    ///
+    /// With a [`PageTable`] that [checks](PageTable::check) against the pools, and `q`, `out`,
+    /// `lse` of the shapes that the room states, no thread of a launch with
+    /// [these](Self::baseline_dims) [dims](Self::split_dims) then reaches out of bounds.
+    pub fn check(&self) -> Result<(), ContractError> {
+        self.page.check()?;
+        require(
+            self.page.head_dim == 64 || self.page.head_dim == 128,
+            "head_dim",
+            "64 or 128",
+            self.page.head_dim,
+        )?;
+        require(
+            self.num_qo_heads > 0 && self.num_qo_heads.is_multiple_of(self.page.num_kv_heads),
+            "num_qo_heads",
+            std::format!("a multiple of num_kv_heads = {}", self.page.num_kv_heads),
+            self.num_qo_heads,
+        )?;
+        require(
+            self.group_size() <= MAX_GROUP_SIZE,
+            "num_qo_heads / num_kv_heads",
+            std::format!("at most {MAX_GROUP_SIZE}"),
+            self.group_size(),
+        )?;
+        require(self.sm_scale.is_finite(), "sm_scale", "finite", self.sm_scale)?;
+        require(self.batch > 0, "batch", "at least 1", self.batch)
+    }
+
+    /// The sizes that the kernels take.
+    pub fn params(&self) -> DecodeParams {
+        DecodeParams {
+            num_qo_heads: self.num_qo_heads,
+            group_size: self.group_size(),
+            page_size: self.page.page_size,
+            sm_scale_log2: self.sm_scale * core::f32::consts::LOG2_E,
+            strides: self.page.strides(),
+        }
+    }
+
+    /// Elements of `q`, and of `out`.
+    pub fn q_elements(&self) -> usize {
+        (self.batch * self.num_qo_heads * self.page.head_dim) as usize
+    }
+
+    /// Elements of `lse`.
+    pub fn lse_elements(&self) -> usize {
+        (self.batch * self.num_qo_heads) as usize
+    }
+
+    /// Launch of the baseline kernel.
+    pub fn baseline_dims(&self) -> LaunchDims {
+        LaunchDims {
+            grid: [self.page.num_kv_heads, self.batch, 1],
+            block: [NUM_THREADS, 1, 1],
+            shared_bytes: MAX_GROUP_SIZE * self.page.head_dim * 4,
+        }
+    }
+
+    /// Launch of the split kernel.
+    pub fn split_dims(&self, plan: &DecodePlan) -> LaunchDims {
+        LaunchDims {
+            grid: [plan.num_blocks(), 1, 1],
+            block: [NUM_THREADS, 1, 1],
+            shared_bytes: split_shared_bytes(self.page.head_dim, self.head_tiles()),
+        }
+    }
+
+    /// Launch of the merge kernel: a block for each cut pair.
+    pub fn merge_dims(&self, plan: &DecodePlan) -> LaunchDims {
+        LaunchDims {
+            grid: [plan.merges.len() as u32, 1, 1],
+            block: [NUM_THREADS, 1, 1],
+            shared_bytes: 0,
+        }
+    }
+
+    /// Elements of the workspace for partial outputs.
+    pub fn partial_elements(&self, plan: &DecodePlan) -> usize {
+        (plan.num_partials * self.group_size() * self.page.head_dim) as usize
+    }
+
+    /// Elements of the workspace for partial log-sum-exps.
+    pub fn partial_lse_elements(&self, plan: &DecodePlan) -> usize {
+        (plan.num_partials * self.group_size()) as usize
+    }
+
+    /// What the attention itself needs, with no variant's overhead: K and V of `num_tokens` in
+    /// all, q, out and lse once.
+    pub fn work(&self, num_tokens: u64) -> Work {
+        let row = u64::from(self.page.num_kv_heads * self.page.head_dim);
+        let qo = self.q_elements() as u64;
+        Work {
+            read_bytes: 2 * (2 * num_tokens * row + qo),
+            written_bytes: 2 * qo + 4 * self.lse_elements() as u64,
+            flops: 4 * num_tokens * row * u64::from(self.group_size()),
+        }
+    }
+}
+
+impl PageTable<'_> {
+    /// Refuses a table whose entries do not fit together, or reach outside the pools of
+    /// `pool_pages` pages, one pool a location.
+    pub fn check(
+        &self,
+        batch: u32,
+        page_size: u32,
+        pool_pages: &[usize],
+    ) -> Result<(), ContractError> {
+        require_len("kv_indptr", batch as usize + 1, self.kv_indptr.len())?;
+        require_len("kv_last_page_len", batch as usize, self.kv_last_page_len.len())?;
+        require_len("kv_page_rank", self.kv_indices.len(), self.kv_page_rank.len())?;
+        require(self.kv_indptr[0] == 0, "kv_indptr[0]", 0, self.kv_indptr[0])?;
+        for (b, ends) in self.kv_indptr.windows(2).enumerate() {
+            require(ends[0] <= ends[1], "kv_indptr", std::format!("ascending at {b}"), ends[1])?;
+            let last = self.kv_last_page_len[b];
+            let allowed = if ends[0] == ends[1] { 0..=0 } else { 1..=page_size as i32 };
+            require(
+                allowed.contains(&last),
+                &std::format!("kv_last_page_len[{b}]"),
+                std::format!("{} to {}", allowed.start(), allowed.end()),
+                last,
+            )?;
+        }
+        let entries = *self.kv_indptr.last().unwrap_or(&0);
+        require_len("kv_indices", entries as usize, self.kv_indices.len())?;
+        for (i, (&index, &rank)) in self.kv_indices.iter().zip(self.kv_page_rank).enumerate() {
+            require(
+                usize::try_from(rank).is_ok_and(|r| r < pool_pages.len()),
+                &std::format!("kv_page_rank[{i}]"),
+                std::format!("0 to {}", pool_pages.len() - 1),
+                rank,
+            )?;
+            require(
+                usize::try_from(index).is_ok_and(|page| page < pool_pages[rank as usize]),
+                &std::format!("kv_indices[{i}]"),
+                std::format!(
+                    "a page of location {rank}, 0 to {}",
+                    pool_pages[rank as usize] as i64 - 1
+                ),
+                index,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Tokens of each request: `[batch]`. The table must have passed [`check`](Self::check).
+    pub fn kv_lens(&self, page_size: u32) -> Vec<u32> {
+        self.kv_indptr
+            .windows(2)
+            .zip(self.kv_last_page_len)
+            .map(|(ends, &last)| match (ends[1] - ends[0]) as u32 {
+                0 => 0,
+                pages => (pages - 1) * page_size + last as u32,
+            })
+            .collect()
+    }
+}

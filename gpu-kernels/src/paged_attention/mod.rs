@@ -1,0 +1,159 @@
+//! Decode attention over a paged KV cache, wherever its pages lie.
+//!
+//! For each request `b`, each query head `h` of the group that shares KV head `h / group_size`,
+//! over the request's `kv_len` tokens `j`:
+//!
+//! ```text
+//! s[j]     = sm_scale * q[b, h] . k[j]
+//! out[b,h] = sum_j exp(s[j]) v[j] / sum_j exp(s[j])
+//! lse[b,h] = log2(sum_j exp(s[j]))
+//! ```
+//!
+//! A request without tokens has `out = 0` and `lse = -inf`, which is what merging wants.
+//!
+//! # Shapes
+//! `q`, `out` `[batch, num_qo_heads, head_dim]` in bf16 or f16, `lse` `[batch, num_qo_heads]` in
+//! f32. KV pages as in [`kv_layout`](crate::kv_layout); the page table is CSR: entries
+//! `kv_indptr[b]..kv_indptr[b + 1]` are request `b`'s pages in order, each at
+//! `peer_kv_ptrs[kv_page_rank] + kv_indices * page_bytes`. A location is a GPU's memory (this
+//! one's, or a peer's over NVLink) or pinned host memory: the kernel reads all of them in place.
+//!
+//! # Who does what
+//! *baseline*: a block per (request, KV head), a warp per query head. Lanes take 32 tokens at a
+//! time for the scores, then own head dimensions for the values. Each query head reads the KV of
+//! its group again.
+//!
+//! *split*: one persistent block per SM, 8 warps. The [plan](plan) cuts the batch's (request, KV
+//! head) pairs, laid end to end in tiles of 16 tokens, into equal shares, so that every SM reads
+//! the same bytes whatever the lengths. Within an item the warps take tiles in turn, each with its
+//! own ring of `cp.async` stages that runs on across items, so nothing drains at a boundary. A
+//! tile is two products on the tensor cores with the grouped heads as the narrow side, so that a
+//! group of 8 wastes no lane:
+//!
+//! ```text
+//! S^T[16 tokens, 8 heads] = K[16, head_dim] Q^T     softmax down the tokens
+//! O^T[head_dim, 8 heads] += V^T[head_dim, 16] P^T   P^T by one transpose in registers
+//! ```
+//!
+//! Warps merge in shared memory; shares of a pair that was cut go to a workspace in f32, and
+//! *merge* combines them in a fixed order. Nothing is atomic: results repeat bit by bit.
+//!
+//! # What bounds it
+//! Memory: 2 flops a byte and query head, far below the ridge. The floor is KV bytes over the
+//! rate of where they lie (HBM, NVLink or PCIe), see [`contract::DecodeShape::work`].
+//!
+//! # Whose idea
+//! Paging: vLLM. Split KV with a merge by log-sum-exp: Flash-Decoding. Equal shares from a plan:
+//! FlashInfer. Scores transposed, so that few heads fill a tensor-core tile: XQA.
+
+#[cfg(feature = "host")]
+pub mod contract;
+pub mod device;
+#[cfg(feature = "host")]
+pub mod plan;
+#[cfg(feature = "host")]
+pub mod reference;
+#[cfg(test)]
+mod tests;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::kv_layout::KvStrides;
+
+/// Tokens of a tile: the unit in which the split kernel reads and the plan cuts.
+pub const TILE_TOKENS: u32 = 16;
+/// Warps of a block, all variants.
+pub const NUM_WARPS: u32 = 8;
+/// Threads of a block, all variants.
+pub const NUM_THREADS: u32 = 32 * NUM_WARPS;
+/// Largest group of query heads that share a KV head.
+pub const MAX_GROUP_SIZE: u32 = 16;
+
+/// The sizes that kernels take by value.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct DecodeParams {
+    /// Heads of `q` and `out`.
+    pub num_qo_heads: u32,
+    /// Query heads that share a KV head.
+    pub group_size: u32,
+    /// Tokens of a page.
+    pub page_size: u32,
+    /// `sm_scale * log2(e)`: scores in the base of `exp2`.
+    pub sm_scale_log2: f32,
+    /// Where a page's elements lie.
+    pub strides: KvStrides,
+}
+
+/// One piece of the split kernel's work: some tiles of one (request, KV head) pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct WorkItem {
+    /// Row of the batch.
+    pub request: u32,
+    /// KV head.
+    pub kv_head: u32,
+    /// First tile of 16 tokens.
+    pub tile_begin: u32,
+    /// One past the last tile.
+    pub tile_end: u32,
+    /// Row of the workspace for the result, or [`WHOLE`](Self::WHOLE) if this is the whole pair.
+    pub partial: u32,
+}
+
+impl WorkItem {
+    /// `partial` of an item whose result goes straight to `out`.
+    pub const WHOLE: u32 = u32::MAX;
+    /// Words of an item in device memory.
+    pub const WORDS: usize = 5;
+}
+
+/// One (request, KV head) pair whose parts the merge kernel combines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct MergeItem {
+    /// Row of the batch.
+    pub request: u32,
+    /// KV head.
+    pub kv_head: u32,
+    /// First row of the workspace.
+    pub partial_begin: u32,
+    /// One past the last row.
+    pub partial_end: u32,
+}
+
+impl MergeItem {
+    /// Words of an item in device memory.
+    pub const WORDS: usize = 4;
+}
+
+/// Bytes of shared memory that the split kernel asks for.
+pub const fn split_shared_bytes(head_dim: u32, head_tiles: u32) -> u32 {
+    NUM_WARPS * (ring_bytes(head_dim) + merge_bytes(head_dim, head_tiles))
+}
+
+/// Stages of a warp's ring of tiles: one is worked on, the others are on their way.
+const fn num_stages(head_dim: u32) -> u32 {
+    if head_dim == 64 { 4 } else { 2 }
+}
+
+/// Bytes of one tile of K, or of V.
+const fn tile_bytes(head_dim: u32) -> u32 {
+    TILE_TOKENS * head_dim * 2
+}
+
+/// Bytes of a warp's ring.
+const fn ring_bytes(head_dim: u32) -> u32 {
+    num_stages(head_dim) * 2 * tile_bytes(head_dim)
+}
+
+/// Distance between the heads of a warp's output in shared memory, in f32: padded, so that the
+/// lanes of an accumulator write to different banks.
+const fn merge_row(head_dim: u32) -> u32 {
+    head_dim + 4
+}
+
+/// Bytes where a warp leaves its output, maxima and sums, in f32, to be merged.
+const fn merge_bytes(head_dim: u32, head_tiles: u32) -> u32 {
+    8 * head_tiles * (merge_row(head_dim) + 2) * 4
+}

@@ -1,0 +1,324 @@
+//! The oracle, and the shapes that tests, GPU tests and benches share.
+
+use std::vec;
+use std::vec::Vec;
+
+use cuda_std::float::HalfFloat;
+
+use super::contract::{DecodeShape, PageTable};
+use crate::kv_layout::{KvLayout, KvPageShape};
+
+/// A page table, and how many pages of each location it speaks of.
+#[derive(Clone, Debug)]
+pub struct ScatteredTable {
+    /// `[batch + 1]`
+    pub kv_indptr: Vec<i32>,
+    /// `[entries]`
+    pub kv_indices: Vec<i32>,
+    /// `[entries]`
+    pub kv_page_rank: Vec<i32>,
+    /// `[batch]`
+    pub kv_last_page_len: Vec<i32>,
+    /// Pages that each location's entries use: `[locations]`.
+    pub pages_of: Vec<usize>,
+}
+
+impl ScatteredTable {
+    /// Gives each page of requests of `kv_lens` tokens a place of its own: entry `i` in location
+    /// `location_of(i)`, at a random one of the first pages there.
+    pub fn new(
+        kv_lens: &[u32],
+        page_size: u32,
+        num_locations: usize,
+        mut location_of: impl FnMut(usize) -> usize,
+        rng: &mut fastrand::Rng,
+    ) -> Self {
+        let mut kv_indptr = vec![0];
+        let mut kv_last_page_len = Vec::new();
+        for &kv_len in kv_lens {
+            let num_pages = kv_len.div_ceil(page_size);
+            kv_indptr.push(kv_indptr[kv_indptr.len() - 1] + num_pages as i32);
+            kv_last_page_len.push((kv_len - num_pages.saturating_sub(1) * page_size) as i32);
+        }
+        let num_entries = kv_indptr[kv_lens.len()] as usize;
+        let mut entries_of = vec![Vec::new(); num_locations];
+        for entry in 0..num_entries {
+            entries_of[location_of(entry)].push(entry);
+        }
+        let (mut kv_indices, mut kv_page_rank) = (vec![0; num_entries], vec![0; num_entries]);
+        for (location, entries) in entries_of.iter().enumerate() {
+            let mut pages: Vec<i32> = (0..entries.len() as i32).collect();
+            rng.shuffle(&mut pages);
+            for (&entry, &page) in entries.iter().zip(&pages) {
+                (kv_indices[entry], kv_page_rank[entry]) = (page, location as i32);
+            }
+        }
+        let pages_of = entries_of.iter().map(Vec::len).collect();
+        Self { kv_indptr, kv_indices, kv_page_rank, kv_last_page_len, pages_of }
+    }
+
+    /// The table, as contracts take it.
+    pub fn table(&self) -> PageTable<'_> {
+        PageTable {
+            kv_indptr: &self.kv_indptr,
+            kv_indices: &self.kv_indices,
+            kv_page_rank: &self.kv_page_rank,
+            kv_last_page_len: &self.kv_last_page_len,
+        }
+    }
+}
+
+/// A batch as it lies in memory: pools of pages, the table into them, and the queries.
+#[derive(Clone, Debug)]
+pub struct DecodeProblem<T> {
+    /// Sizes.
+    pub shape: DecodeShape,
+    /// Which page holds what.
+    pub table: ScatteredTable,
+    /// One pool a location, `[pages]` of the page's shape.
+    pub pools: Vec<Vec<T>>,
+    /// `[batch, num_qo_heads, head_dim]`
+    pub q: Vec<T>,
+}
+
+/// What attention should give, in f64.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DecodeResult {
+    /// `[batch, num_qo_heads, head_dim]`
+    pub out: Vec<f64>,
+    /// `[batch, num_qo_heads]`, base 2
+    pub lse: Vec<f64>,
+}
+
+/// A named shape and the lengths of its requests.
+#[derive(Clone, Debug)]
+pub struct DecodeCase {
+    /// What the case is about.
+    pub name: &'static str,
+    /// Heads of `q` and `out`.
+    pub num_qo_heads: u32,
+    /// Shape of the KV pages.
+    pub page: KvPageShape,
+    /// Tokens of each request.
+    pub kv_lens: Vec<u32>,
+    /// Locations the pages are spread over.
+    pub num_locations: usize,
+}
+
+/// The edge cases every variant must get right, small enough for the CPU.
+pub fn cases() -> Vec<DecodeCase> {
+    let page = |page_size, num_kv_heads, head_dim, layout| KvPageShape {
+        page_size,
+        num_kv_heads,
+        head_dim,
+        layout,
+    };
+    let case = |name, num_qo_heads, page, kv_lens: &[u32], num_locations| DecodeCase {
+        name,
+        num_qo_heads,
+        page,
+        kv_lens: kv_lens.to_vec(),
+        num_locations,
+    };
+    use KvLayout::{Hnd, Nhd};
+    vec![
+        case("one token", 8, page(16, 1, 128, Nhd), &[1], 1),
+        case("around a tile", 8, page(16, 1, 128, Nhd), &[15, 16, 17, 31, 33], 1),
+        case("around a round of the warps", 4, page(16, 1, 64, Nhd), &[127, 128, 129, 300], 1),
+        case("empty requests among others", 8, page(16, 2, 128, Nhd), &[0, 5, 0, 40, 0], 1),
+        case("all empty", 4, page(16, 1, 64, Hnd), &[0, 0], 1),
+        case("heads outermost", 16, page(16, 2, 128, Hnd), &[50, 1, 129], 1),
+        case("pages of one token", 4, page(1, 2, 64, Nhd), &[1, 7, 37], 1),
+        case("pages of three tokens", 4, page(3, 2, 64, Hnd), &[2, 3, 4, 50], 1),
+        case("pages of 64 tokens", 8, page(64, 1, 128, Nhd), &[63, 64, 65, 200], 1),
+        case("no sharing of heads", 3, page(8, 3, 64, Nhd), &[20, 9], 1),
+        case("a group of 5", 10, page(16, 2, 128, Nhd), &[70, 3], 1),
+        case("a group of 16", 16, page(16, 1, 128, Nhd), &[90, 16], 1),
+        case("a group of 11, small heads", 22, page(4, 2, 64, Hnd), &[33, 60], 1),
+        case("pages in three places", 8, page(16, 2, 128, Nhd), &[100, 17, 64], 3),
+        case("one long, many short", 8, page(16, 1, 128, Nhd), &[1, 2, 700, 3, 4, 5], 2),
+    ]
+}
+
+impl DecodeCase {
+    /// The launch sizes of the case.
+    pub fn shape(&self) -> DecodeShape {
+        DecodeShape {
+            batch: self.kv_lens.len() as u32,
+            num_qo_heads: self.num_qo_heads,
+            page: self.page,
+            sm_scale: 1.0 / (self.page.head_dim as f32).sqrt(),
+        }
+    }
+
+    /// Random q, K and V of about unit variance, pages shuffled over the pools. Slots that hold no
+    /// token are NaN, and so is one page of each pool that nobody owns: whoever reads them shows.
+    pub fn problem<T: HalfFloat>(&self, seed: u64) -> DecodeProblem<T> {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let shape = self.shape();
+        let mut locations = rng.fork();
+        let location_of = |_| locations.usize(0..self.num_locations);
+        let page_size = self.page.page_size;
+        let table = ScatteredTable::new(
+            &self.kv_lens,
+            page_size,
+            self.num_locations,
+            location_of,
+            &mut rng,
+        );
+        let pool = |&pages: &usize| vec![nan::<T>(); (pages + 1) * self.page.page_elements()];
+        let mut problem = DecodeProblem {
+            shape,
+            pools: table.pages_of.iter().map(pool).collect(),
+            table,
+            q: random_elements(&mut rng, shape.q_elements()),
+        };
+        let row = self.page.head_dim as usize;
+        for (request, &kv_len) in self.kv_lens.iter().enumerate() {
+            for token in 0..kv_len {
+                for kv_head in 0..self.page.num_kv_heads {
+                    let (location, k) = problem.place_of_k(request, token, kv_head);
+                    let v = k + self.page.strides().value as usize;
+                    problem.pools[location][k..k + row]
+                        .copy_from_slice(&random_elements(&mut rng, row));
+                    problem.pools[location][v..v + row]
+                        .copy_from_slice(&random_elements(&mut rng, row));
+                }
+            }
+        }
+        problem
+    }
+}
+
+impl<T: HalfFloat> DecodeProblem<T> {
+    /// Location, and first element within its pool, of the K of a token.
+    fn place_of_k(&self, request: usize, token: u32, kv_head: u32) -> (usize, usize) {
+        let page = self.shape.page;
+        let entry = self.table.kv_indptr[request] as usize + (token / page.page_size) as usize;
+        let strides = page.strides();
+        let in_page = token % page.page_size * strides.token + kv_head * strides.head;
+        let first = self.table.kv_indices[entry] as usize * page.page_elements() + in_page as usize;
+        (self.table.kv_page_rank[entry] as usize, first)
+    }
+
+    /// Attention, the obvious way.
+    pub fn oracle(&self) -> DecodeResult {
+        let DecodeShape { num_qo_heads, page, sm_scale, .. } = self.shape;
+        let row = page.head_dim as usize;
+        let kv_lens = self.table.table().kv_lens(page.page_size);
+        let mut result = DecodeResult::default();
+        for (request, &kv_len) in kv_lens.iter().enumerate() {
+            for head in 0..num_qo_heads as usize {
+                let kv_head = head as u32 / self.shape.group_size();
+                let (keys, values): (Vec<_>, Vec<_>) = (0..kv_len)
+                    .map(|token| {
+                        let (location, k) = self.place_of_k(request, token, kv_head);
+                        let v = k + page.strides().value as usize;
+                        let pool = &self.pools[location];
+                        (elements(&pool[k..k + row]), elements(&pool[v..v + row]))
+                    })
+                    .unzip();
+                let q = elements(&self.q[(request * num_qo_heads as usize + head) * row..][..row]);
+                result.push(attend(&q, &keys, &values, f64::from(sm_scale)));
+            }
+        }
+        result
+    }
+}
+
+/// One query over `[tokens, head_dim]` keys and values: its output, and its log-sum-exp in base 2.
+pub fn attend(q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>], sm_scale: f64) -> (Vec<f64>, f64) {
+    if keys.is_empty() {
+        return (vec![0.0; q.len()], f64::NEG_INFINITY);
+    }
+    let dot = |key: &Vec<f64>| key.iter().zip(q).map(|(k, q)| k * q).sum::<f64>();
+    let scores: Vec<f64> = keys.iter().map(|key| sm_scale * dot(key)).collect();
+    let maximum = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = scores.iter().map(|score| (score - maximum).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    let mut out = vec![0.0; q.len()];
+    for (weight, value) in weights.iter().zip(values) {
+        for (out, v) in out.iter_mut().zip(value) {
+            *out += weight / sum * v;
+        }
+    }
+    (out, (maximum + sum.ln()) * core::f64::consts::LOG2_E)
+}
+
+/// How far a kernel may be from the oracle, for values of about unit variance.
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerance {
+    /// Of an element of `out`: half a unit in the last place of the output, and the rounding of
+    /// the softmax weights to 16 bits.
+    pub out: f64,
+    /// Of an element of `lse`.
+    pub lse: f64,
+}
+
+impl Tolerance {
+    /// For kernels in bf16, of 8 bits of precision.
+    pub const BF16: Self = Self { out: 1.6e-2, lse: 2e-3 };
+    /// For kernels in f16, of 11 bits of precision.
+    pub const F16: Self = Self { out: 2e-3, lse: 2e-3 };
+}
+
+impl DecodeResult {
+    /// Adds the result of the next head.
+    pub fn push(&mut self, (out, lse): (Vec<f64>, f64)) {
+        self.out.extend(out);
+        self.lse.push(lse);
+    }
+
+    /// Refuses a kernel's whole output if any element is further off than `tolerance`, or NaN.
+    pub fn check<T: HalfFloat>(
+        &self,
+        out: &[T],
+        lse: &[f32],
+        tolerance: Tolerance,
+    ) -> Result<(), std::string::String> {
+        if (out.len(), lse.len()) != (self.out.len(), self.lse.len()) {
+            return Err(std::format!(
+                "{} outputs and {} lse, not {} and {}",
+                out.len(),
+                lse.len(),
+                self.out.len(),
+                self.lse.len()
+            ));
+        }
+        let close = |got: f64, want: f64, tolerance: f64| {
+            got == want || (got - want).abs() <= tolerance * want.abs().max(1.0)
+        };
+        for (i, (got, &want)) in elements(out).into_iter().zip(&self.out).enumerate() {
+            if !close(got, want, tolerance.out) {
+                return Err(std::format!("out[{i}] is {got}, should be {want}"));
+            }
+        }
+        for (i, (&got, &want)) in lse.iter().zip(&self.lse).enumerate() {
+            if !close(f64::from(got), want, tolerance.lse) {
+                return Err(std::format!("lse[{i}] is {got}, should be {want}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn nan<T: HalfFloat>() -> T {
+    from_f32(f32::NAN)
+}
+
+fn from_f32<T: HalfFloat>(value: f32) -> T {
+    bytemuck::cast(T::pack(value, value) as u16)
+}
+
+/// 16-bit floats as f64.
+fn elements<T: HalfFloat>(values: &[T]) -> Vec<f64> {
+    values
+        .iter()
+        .map(|&value| f64::from(T::unpack(u32::from(bytemuck::cast::<T, u16>(value)))[0]))
+        .collect()
+}
+
+/// Sums of uniform numbers, of unit variance.
+fn random_elements<T: HalfFloat>(rng: &mut fastrand::Rng, len: usize) -> Vec<T> {
+    (0..len).map(|_| from_f32((0..3).map(|_| 2.0 * rng.f32() - 1.0).sum())).collect()
+}

@@ -1,0 +1,437 @@
+use std::format;
+use std::string::String;
+use std::vec;
+use std::vec::Vec;
+
+use cuda_std::float::HalfFloat;
+use half::{bf16, f16};
+use proptest::prelude::*;
+
+use super::contract::{DecodeShape, PageTable};
+use super::device::*;
+use super::plan::DecodePlan;
+use super::reference::{DecodeCase, DecodeProblem, DecodeResult, Tolerance, cases};
+use super::{MergeItem, WorkItem};
+use crate::kv_layout::{KvLayout, KvPageShape};
+use crate::testing::{DeviceMemory, TestDevice, digest};
+
+/// A problem in device memory.
+struct OnDevice<T> {
+    shape: DecodeShape,
+    kv_lens: Vec<u32>,
+    kv_indptr: DeviceMemory<i32>,
+    kv_indices: DeviceMemory<i32>,
+    kv_page_rank: DeviceMemory<i32>,
+    kv_last_page_len: DeviceMemory<i32>,
+    /// Held for the table of pointers.
+    _pools: Vec<DeviceMemory<T>>,
+    peer_kv_ptrs: DeviceMemory<u64>,
+    q: DeviceMemory<T>,
+    out: DeviceMemory<T>,
+    lse: DeviceMemory<f32>,
+}
+
+impl<T: HalfFloat> OnDevice<T> {
+    fn new(problem: &DecodeProblem<T>) -> Self {
+        let table = &problem.table;
+        let shape = problem.shape;
+        shape.check().unwrap();
+        let pool_pages: Vec<usize> =
+            problem.pools.iter().map(|pool| pool.len() / shape.page.page_elements()).collect();
+        table.table().check(shape.batch, shape.page.page_size, &pool_pages).unwrap();
+        let pools: Vec<_> =
+            problem.pools.iter().map(|pool| DeviceMemory::from_slice(pool)).collect();
+        let addresses: Vec<u64> = pools.iter().map(DeviceMemory::address).collect();
+        Self {
+            shape,
+            kv_lens: table.table().kv_lens(shape.page.page_size),
+            kv_indptr: DeviceMemory::from_slice(&table.kv_indptr),
+            kv_indices: DeviceMemory::from_slice(&table.kv_indices),
+            kv_page_rank: DeviceMemory::from_slice(&table.kv_page_rank),
+            kv_last_page_len: DeviceMemory::from_slice(&table.kv_last_page_len),
+            _pools: pools,
+            peer_kv_ptrs: DeviceMemory::from_slice(&addresses),
+            q: DeviceMemory::from_slice(&problem.q),
+            out: DeviceMemory::poisoned(shape.q_elements()),
+            lse: DeviceMemory::poisoned(shape.lse_elements()),
+        }
+    }
+
+    fn results(&self) -> (Vec<T>, Vec<f32>) {
+        (self.out.to_vec(), self.lse.to_vec())
+    }
+}
+
+/// Launches the entry of a problem's head dimension and group, with the arguments all share.
+macro_rules! launch {
+    ($device:expr, $on:expr, $dims:expr, $entry:ident { $($field:ident: $value:expr),* $(,)? }) => {
+        $device.launch($dims, $entry {
+            kv_indptr: $on.kv_indptr.view(),
+            kv_indices: $on.kv_indices.view(),
+            kv_page_rank: $on.kv_page_rank.view(),
+            kv_last_page_len: $on.kv_last_page_len.view(),
+            peer_kv_ptrs: $on.peer_kv_ptrs.view(),
+            params: $on.shape.params(),
+            q: $on.q.view(),
+            out: $on.out.view_mut(),
+            lse: $on.lse.view_mut(),
+            $($field: $value),*
+        })
+    };
+}
+
+/// The entries of one element type, as tests run them.
+trait Entries: HalfFloat {
+    const TOLERANCE: Tolerance;
+
+    fn baseline(device: &TestDevice, problem: &DecodeProblem<Self>) -> (Vec<Self>, Vec<f32>);
+    fn split(
+        device: &TestDevice,
+        problem: &DecodeProblem<Self>,
+        num_max_blocks: u32,
+    ) -> (Vec<Self>, Vec<f32>);
+}
+
+macro_rules! entries {
+    ($T:ty, $tolerance:expr, $base64:ident, $base128:ident, $split64:ident, $wide64:ident, $split128:ident, $wide128:ident, $merge64:ident, $merge128:ident) => {
+        impl Entries for $T {
+            const TOLERANCE: Tolerance = $tolerance;
+
+            fn baseline(
+                device: &TestDevice,
+                problem: &DecodeProblem<Self>,
+            ) -> (Vec<Self>, Vec<f32>) {
+                let on = OnDevice::new(problem);
+                match on.shape.page.head_dim {
+                    64 => launch!(device, on, on.shape.baseline_dims(), $base64 {}),
+                    _ => launch!(device, on, on.shape.baseline_dims(), $base128 {}),
+                }
+                on.results()
+            }
+
+            fn split(
+                device: &TestDevice,
+                problem: &DecodeProblem<Self>,
+                num_max_blocks: u32,
+            ) -> (Vec<Self>, Vec<f32>) {
+                let on = OnDevice::new(problem);
+                let shape = on.shape;
+                let plan = DecodePlan::new(&on.kv_lens, shape.page.num_kv_heads, num_max_blocks);
+                let items = DeviceMemory::from_slice(bytemuck::cast_slice(&plan.items));
+                let block_items = DeviceMemory::from_slice(&plan.block_items);
+                let merge_items =
+                    DeviceMemory::<u32>::from_slice(bytemuck::cast_slice(&plan.merges));
+                let partial_out = DeviceMemory::<f32>::poisoned(shape.partial_elements(&plan));
+                let partial_lse = DeviceMemory::<f32>::poisoned(shape.partial_lse_elements(&plan));
+                macro_rules! split {
+                    ($entry:ident) => {
+                        launch!(
+                            device,
+                            on,
+                            shape.split_dims(&plan),
+                            $entry {
+                                items: items.view(),
+                                block_items: block_items.view(),
+                                partial_out: partial_out.view_mut(),
+                                partial_lse: partial_lse.view_mut(),
+                            }
+                        )
+                    };
+                }
+                match (shape.page.head_dim, shape.head_tiles()) {
+                    (64, 1) => split!($split64),
+                    (64, _) => split!($wide64),
+                    (_, 1) => split!($split128),
+                    (_, _) => split!($wide128),
+                }
+                macro_rules! merge {
+                    ($entry:ident) => {
+                        device.launch(
+                            shape.merge_dims(&plan),
+                            $entry {
+                                params: shape.params(),
+                                merge_items: merge_items.view(),
+                                partial_out: partial_out.view(),
+                                partial_lse: partial_lse.view(),
+                                out: on.out.view_mut(),
+                                lse: on.lse.view_mut(),
+                            },
+                        )
+                    };
+                }
+                match shape.page.head_dim {
+                    _ if plan.merges.is_empty() => {}
+                    64 => merge!($merge64),
+                    _ => merge!($merge128),
+                }
+                on.results()
+            }
+        }
+    };
+}
+
+entries! {
+    bf16, Tolerance::BF16,
+    paged_attention_decode_baseline_bf16_d64, paged_attention_decode_baseline_bf16_d128,
+    paged_attention_decode_split_bf16_d64_g8, paged_attention_decode_split_bf16_d64_g16,
+    paged_attention_decode_split_bf16_d128_g8, paged_attention_decode_split_bf16_d128_g16,
+    paged_attention_merge_bf16_d64, paged_attention_merge_bf16_d128
+}
+
+entries! {
+    f16, Tolerance::F16,
+    paged_attention_decode_baseline_f16_d64, paged_attention_decode_baseline_f16_d128,
+    paged_attention_decode_split_f16_d64_g8, paged_attention_decode_split_f16_d64_g16,
+    paged_attention_decode_split_f16_d128_g8, paged_attention_decode_split_f16_d128_g16,
+    paged_attention_merge_f16_d64, paged_attention_merge_f16_d128
+}
+
+fn check<T: HalfFloat>(
+    what: &str,
+    oracle: &DecodeResult,
+    got: &(Vec<T>, Vec<f32>),
+    tolerance: Tolerance,
+) {
+    if let Err(off) = oracle.check(&got.0, &got.1, tolerance) {
+        panic!("{what}: {off}");
+    }
+}
+
+fn every_case_is_the_oracle<T: Entries>() {
+    for case in cases() {
+        let problem = case.problem::<T>(3);
+        let oracle = problem.oracle();
+        let device = TestDevice::seeded(5);
+        check(
+            &format!("{}, baseline", case.name),
+            &oracle,
+            &T::baseline(&device, &problem),
+            T::TOLERANCE,
+        );
+        for num_max_blocks in [1, 3, 132] {
+            let got = T::split(&device, &problem, num_max_blocks);
+            check(
+                &format!("{}, split over {num_max_blocks}", case.name),
+                &oracle,
+                &got,
+                T::TOLERANCE,
+            );
+        }
+    }
+}
+
+#[test]
+fn every_case_is_the_oracle_in_bf16() {
+    every_case_is_the_oracle::<bf16>();
+}
+
+#[test]
+fn every_case_is_the_oracle_in_f16() {
+    every_case_is_the_oracle::<f16>();
+}
+
+#[test]
+fn lane_order_does_not_change_a_bit() {
+    let case = &cases()[2];
+    let problem = case.problem::<bf16>(11);
+    let results: Vec<_> =
+        TestDevice::lane_orders().map(|device| bits(&bf16::split(&device, &problem, 3))).collect();
+    assert!(results.iter().all(|result| result == &results[0]));
+}
+
+fn bits<T: HalfFloat>((out, lse): &(Vec<T>, Vec<f32>)) -> (u64, u64) {
+    (digest(out), digest(lse))
+}
+
+#[test]
+fn outputs_are_as_reviewed() {
+    let case = cases().into_iter().find(|case| case.name == "pages in three places").unwrap();
+    let problem = case.problem::<bf16>(1);
+    let describe = |variant, got: (Vec<bf16>, Vec<f32>)| {
+        let head = |values: Vec<f64>| format!("{:+.3?}", &values[..6]);
+        format!(
+            "{variant}: digests {:016x?}\n  out {}\n  lse {}\n",
+            bits(&got),
+            head(got.0.iter().map(|&x| f64::from(x)).collect()),
+            head(got.1.iter().map(|&x| f64::from(x)).collect()),
+        )
+    };
+    let device = TestDevice::ascending();
+    let text: String = [
+        describe("baseline", bf16::baseline(&device, &problem)),
+        describe("split over 3", bf16::split(&device, &problem, 3)),
+    ]
+    .concat();
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn a_wrong_page_index_shows() {
+    let case = &cases()[1];
+    let problem = case.problem::<bf16>(2);
+    let oracle = problem.oracle();
+    let mut off_by_one = problem.clone();
+    let num_pages = off_by_one.table.pages_of[0] as i32 + 1;
+    for index in &mut off_by_one.table.kv_indices {
+        *index = (*index + 1) % num_pages;
+    }
+    let (out, lse) = bf16::split(&TestDevice::ascending(), &off_by_one, 3);
+    assert!(oracle.check(&out, &lse, Tolerance::BF16).is_err());
+}
+
+#[test]
+fn zeros_and_nan_are_not_within_tolerance() {
+    let case = &cases()[0];
+    let oracle = case.problem::<bf16>(4).oracle();
+    for value in [bf16::ZERO, bf16::NAN] {
+        let (out, lse) = (vec![value; oracle.out.len()], vec![value.to_f32(); oracle.lse.len()]);
+        assert!(oracle.check(&out, &lse, Tolerance::BF16).is_err());
+    }
+}
+
+#[test]
+fn a_plan_is_as_reviewed() {
+    let plan = DecodePlan::new(&[100, 0, 17], 2, 4);
+    let item = |item: &WorkItem| {
+        let WorkItem { request, kv_head, tile_begin, tile_end, partial } = *item;
+        let result =
+            if partial == WorkItem::WHOLE { "out".into() } else { format!("partial {partial}") };
+        format!("request {request} head {kv_head} tiles {tile_begin}..{tile_end} -> {result}")
+    };
+    let mut text = String::new();
+    for (block, ends) in plan.block_items.windows(2).enumerate() {
+        for work in &plan.items[ends[0] as usize..ends[1] as usize] {
+            text += &format!("block {block}: {}\n", item(work));
+        }
+    }
+    for MergeItem { request, kv_head, partial_begin, partial_end } in &plan.merges {
+        text += &format!(
+            "merge request {request} head {kv_head}: partials {partial_begin}..{partial_end}\n"
+        );
+    }
+    insta::assert_snapshot!(text);
+}
+
+proptest! {
+    #[test]
+    fn a_plan_covers_every_tile_once_in_equal_shares(
+        kv_lens in proptest::collection::vec(0u32..3000, 1..20),
+        num_kv_heads in 1u32..9,
+        num_max_blocks in 1u32..200,
+    ) {
+        let plan = DecodePlan::new(&kv_lens, num_kv_heads, num_max_blocks);
+        prop_assert!(plan.num_blocks() <= num_max_blocks);
+
+        let shares: Vec<u32> = plan.block_items.windows(2).map(|ends| {
+            plan.items[ends[0] as usize..ends[1] as usize].iter().map(|i| i.tile_end - i.tile_begin).sum()
+        }).collect();
+        prop_assert!(shares.iter().max().unwrap() - shares.iter().min().unwrap() <= 1);
+
+        let mut partials = 0..plan.num_partials;
+        let mut merges = plan.merges.iter();
+        let mut items = plan.items.iter().peekable();
+        for (request, &kv_len) in kv_lens.iter().enumerate() {
+            for kv_head in 0..num_kv_heads {
+                let of_pair = |i: &&&WorkItem| (i.request, i.kv_head) == (request as u32, kv_head);
+                let mut parts = Vec::new();
+                while let Some(part) = items.next_if(|i| of_pair(&i)) {
+                    parts.push(*part);
+                }
+                prop_assert_eq!(parts[0].tile_begin, 0);
+                prop_assert_eq!(parts[parts.len() - 1].tile_end, kv_len.div_ceil(super::TILE_TOKENS));
+                prop_assert!(parts.windows(2).all(|two| two[0].tile_end == two[1].tile_begin));
+                if let [whole] = parts[..] {
+                    prop_assert_eq!(whole.partial, WorkItem::WHOLE);
+                } else {
+                    let merge = merges.next().unwrap();
+                    prop_assert_eq!((merge.request, merge.kv_head), (request as u32, kv_head));
+                    prop_assert_eq!(merge.partial_begin..merge.partial_end, parts[0].partial..parts[0].partial + parts.len() as u32);
+                    for part in parts {
+                        prop_assert_eq!(Some(part.partial), partials.next());
+                    }
+                }
+            }
+        }
+        prop_assert!(items.next().is_none() && merges.next().is_none() && partials.next().is_none());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn any_batch_is_the_oracle(
+        kv_lens in proptest::collection::vec(0u32..150, 1..4),
+        (group_size, num_kv_heads) in (1u32..=16, 1u32..3),
+        page_size in 1u32..=64,
+        wide in any::<bool>(),
+        heads_outermost in any::<bool>(),
+        (num_max_blocks, num_locations, seed) in (1u32..9, 1usize..4, any::<u64>()),
+    ) {
+        let layout = if heads_outermost { KvLayout::Hnd } else { KvLayout::Nhd };
+        let head_dim = if wide { 128 } else { 64 };
+        let case = DecodeCase {
+            name: "drawn",
+            num_qo_heads: group_size * num_kv_heads,
+            page: KvPageShape { page_size, num_kv_heads, head_dim, layout },
+            kv_lens,
+            num_locations,
+        };
+        let problem = case.problem::<bf16>(seed);
+        let device = TestDevice::seeded(seed);
+        let oracle = problem.oracle();
+        for (out, lse) in [bf16::baseline(&device, &problem), bf16::split(&device, &problem, num_max_blocks)] {
+            prop_assert_eq!(oracle.check(&out, &lse, Tolerance::BF16), Ok(()));
+        }
+    }
+}
+
+fn refusal(change: impl FnOnce(&mut DecodeShape)) -> String {
+    let mut shape = cases()[0].shape();
+    change(&mut shape);
+    format!("{}\n", shape.check().unwrap_err())
+}
+
+#[test]
+fn shapes_are_refused_in_words() {
+    let text = [
+        refusal(|shape| shape.page.page_size = 0),
+        refusal(|shape| shape.page.page_size = 65),
+        refusal(|shape| shape.page.head_dim = 96),
+        refusal(|shape| shape.page.num_kv_heads = 0),
+        refusal(|shape| shape.num_qo_heads = 0),
+        refusal(|shape| (shape.num_qo_heads, shape.page.num_kv_heads) = (7, 2)),
+        refusal(|shape| shape.num_qo_heads = 17),
+        refusal(|shape| shape.sm_scale = f32::NAN),
+        refusal(|shape| shape.batch = 0),
+    ]
+    .concat();
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn tables_are_refused_in_words() {
+    let good = PageTable {
+        kv_indptr: &[0, 2, 2],
+        kv_indices: &[0, 1],
+        kv_page_rank: &[0, 1],
+        kv_last_page_len: &[16, 0],
+    };
+    let check = |table: PageTable<'_>| table.check(2, 16, &[1, 2]);
+    assert_eq!(check(good), Ok(()));
+    let tables = [
+        PageTable { kv_indptr: &[0, 2], ..good },
+        PageTable { kv_indptr: &[1, 2, 2], ..good },
+        PageTable { kv_indptr: &[0, 3, 2], ..good },
+        PageTable { kv_indptr: &[0, 2, 3], kv_last_page_len: &[16, 1], ..good },
+        PageTable { kv_last_page_len: &[17, 0], ..good },
+        PageTable { kv_last_page_len: &[0, 0], ..good },
+        PageTable { kv_last_page_len: &[16, 1], ..good },
+        PageTable { kv_page_rank: &[0], ..good },
+        PageTable { kv_page_rank: &[0, 2], ..good },
+        PageTable { kv_page_rank: &[-1, 0], ..good },
+        PageTable { kv_indices: &[1, 0], ..good },
+        PageTable { kv_indices: &[0, -1], ..good },
+    ];
+    let text: String = tables.map(|table| format!("{}\n", check(table).unwrap_err())).concat();
+    insta::assert_snapshot!(text);
+}
