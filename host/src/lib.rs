@@ -1,3 +1,4 @@
 //! placeholder
 
+pub mod device;
 pub mod kv;
