@@ -35,26 +35,13 @@ impl CopyShape {
             "a positive multiple of 16",
             self.page_bytes,
         )?;
-        require(
-            self.page_bytes <= 1 << 30,
-            "page_bytes",
-            "at most 2^30",
-            self.page_bytes,
-        )?;
-        require(
-            self.num_moves > 0,
-            "num_moves",
-            "at least 1",
-            self.num_moves,
-        )?;
+        require(self.page_bytes <= 1 << 30, "page_bytes", "at most 2^30", self.page_bytes)?;
+        require(self.num_moves > 0, "num_moves", "at least 1", self.num_moves)?;
         let num_pieces = u64::from(self.num_moves) * u64::from(self.params().pieces_per_page);
         require(
             i32::try_from(num_pieces).is_ok(),
             "num_moves",
-            format!(
-                "such that its pieces of {MAX_PIECE_BYTES} bytes are at most {}",
-                i32::MAX
-            ),
+            format!("such that its pieces of {MAX_PIECE_BYTES} bytes are at most {}", i32::MAX),
             format!("{num_pieces} pieces"),
         )
     }
@@ -133,11 +120,7 @@ impl CopyShape {
     pub fn work(&self) -> Work {
         let copied_bytes = u64::from(self.num_moves) * u64::from(self.page_bytes);
         let list_bytes = u64::from(self.num_moves) * size_of::<KvPageMove>() as u64;
-        Work {
-            read_bytes: copied_bytes + list_bytes,
-            written_bytes: copied_bytes,
-            flops: 0,
-        }
+        Work { read_bytes: copied_bytes + list_bytes, written_bytes: copied_bytes, flops: 0 }
     }
 
     fn num_pieces(&self) -> u32 {
@@ -147,18 +130,12 @@ impl CopyShape {
 
 /// Moves that collect `pages`, in order, into the first pages of location `staging_rank`.
 pub fn gather(pages: &[KvPagePlace], staging_rank: u32) -> Vec<KvPageMove> {
-    staging_places(staging_rank)
-        .zip(pages)
-        .map(|(dst, &src)| KvPageMove { src, dst })
-        .collect()
+    staging_places(staging_rank).zip(pages).map(|(dst, &src)| KvPageMove { src, dst }).collect()
 }
 
 /// Moves that bring the first pages of location `staging_rank`, in order, to `pages`.
 pub fn scatter(staging_rank: u32, pages: &[KvPagePlace]) -> Vec<KvPageMove> {
-    staging_places(staging_rank)
-        .zip(pages)
-        .map(|(src, &dst)| KvPageMove { src, dst })
-        .collect()
+    staging_places(staging_rank).zip(pages).map(|(src, &dst)| KvPageMove { src, dst }).collect()
 }
 
 fn staging_places(rank: u32) -> impl Iterator<Item = KvPagePlace> {

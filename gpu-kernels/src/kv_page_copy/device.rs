@@ -88,11 +88,7 @@ fn share_begin(block: u32, num_pieces: u32) -> u32 {
 
 #[inline(always)]
 fn next_stage(stage: u32) -> u32 {
-    if stage + 1 == NUM_STAGES {
-        0
-    } else {
-        stage + 1
-    }
+    if stage + 1 == NUM_STAGES { 0 } else { stage + 1 }
 }
 
 /// The stages of a block in shared memory, and behind them their barriers.
@@ -187,10 +183,7 @@ impl Pieces {
             self.find_page();
         }
         let address = self.page_address + u64::from(self.offset);
-        let bytes = self
-            .params
-            .piece_bytes
-            .min(self.params.page_bytes - self.offset);
+        let bytes = self.params.piece_bytes.min(self.params.page_bytes - self.offset);
         self.offset += bytes;
         (address, bytes)
     }

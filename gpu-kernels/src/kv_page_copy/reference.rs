@@ -34,30 +34,20 @@ pub struct Case {
 pub fn cases() -> Vec<Case> {
     let place = |rank, index| KvPagePlace { rank, index };
     let scattered = |num_pages: u32, of: u32| -> Vec<KvPagePlace> {
-        (0..num_pages)
-            .map(|i| place(i % 2, (i * 7 + 3) % of))
-            .collect()
+        (0..num_pages).map(|i| place(i % 2, (i * 7 + 3) % of)).collect()
     };
     vec![
         Case {
             name: "one page of 16 bytes within a location",
             page_bytes: 16,
             pool_pages: vec![2],
-            moves: vec![KvPageMove {
-                src: place(0, 1),
-                dst: place(0, 0),
-            }],
+            moves: vec![KvPageMove { src: place(0, 1), dst: place(0, 0) }],
         },
         Case {
             name: "one source to several destinations",
             page_bytes: 1024,
             pool_pages: vec![3, 3],
-            moves: (0..3)
-                .map(|i| KvPageMove {
-                    src: place(0, 2),
-                    dst: place(1, i),
-                })
-                .collect(),
+            moves: (0..3).map(|i| KvPageMove { src: place(0, 2), dst: place(1, i) }).collect(),
         },
         Case {
             name: "gather of pages of less than a piece",
@@ -77,14 +67,8 @@ pub fn cases() -> Vec<Case> {
             pool_pages: vec![11, 11, 11],
             moves: (0..5)
                 .flat_map(|i| {
-                    let there = KvPageMove {
-                        src: place(0, i),
-                        dst: place(1, 10 - i),
-                    };
-                    let back = KvPageMove {
-                        src: place(1, i),
-                        dst: place(2, (i * 3) % 11),
-                    };
+                    let there = KvPageMove { src: place(0, i), dst: place(1, 10 - i) };
+                    let back = KvPageMove { src: place(1, i), dst: place(2, (i * 3) % 11) };
                     [there, back]
                 })
                 .collect(),
@@ -94,10 +78,7 @@ pub fn cases() -> Vec<Case> {
             page_bytes: 64 * 1024,
             pool_pages: vec![29, 29],
             moves: (0..29)
-                .map(|i| KvPageMove {
-                    src: place(0, (i * 5) % 29),
-                    dst: place(1, i),
-                })
+                .map(|i| KvPageMove { src: place(0, (i * 5) % 29), dst: place(1, i) })
                 .collect(),
         },
     ]

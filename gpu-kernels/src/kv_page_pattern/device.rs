@@ -27,10 +27,7 @@ pub unsafe fn kv_page_pattern_fill(
         let mut word_idx = thread::thread_idx_x();
         while word_idx < params.token_words() {
             let element_idx = token_start + params.word_start(word_idx);
-            page.store_x4(
-                element_idx as usize,
-                content(identity, word_idx, params.format),
-            );
+            page.store_x4(element_idx as usize, content(identity, word_idx, params.format));
             word_idx += NUM_THREADS;
         }
     }
@@ -83,8 +80,5 @@ unsafe fn page_elements(
     let page_elements = params.strides.page;
     let page_bytes = 2 * u64::from(page_elements);
     let pool = peer_kv_ptrs.load(place.rank as usize);
-    GlobalMut::from_address(
-        pool + u64::from(place.index) * page_bytes,
-        page_elements as usize,
-    )
+    GlobalMut::from_address(pool + u64::from(place.index) * page_bytes, page_elements as usize)
 }

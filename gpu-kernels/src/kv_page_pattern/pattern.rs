@@ -26,15 +26,9 @@ pub struct ElementFormat {
 
 impl ElementFormat {
     /// bf16: 7 bits of mantissa.
-    pub const BF16: Self = Self {
-        random_bits: 0x81ff_81ff,
-        smallest: 0x3d80_3d80,
-    };
+    pub const BF16: Self = Self { random_bits: 0x81ff_81ff, smallest: 0x3d80_3d80 };
     /// f16: 10 bits of mantissa.
-    pub const F16: Self = Self {
-        random_bits: 0x8fff_8fff,
-        smallest: 0x2c00_2c00,
-    };
+    pub const F16: Self = Self { random_bits: 0x8fff_8fff, smallest: 0x2c00_2c00 };
 
     /// The value of an element of this format.
     pub fn to_f32(self, bits: u16) -> f32 {
@@ -103,11 +97,9 @@ pub fn token_checksum(
 
 /// The checksum of a page whose first tokens have these identities.
 pub fn page_checksum(identities: &[u64], page: &KvPageShape, format: ElementFormat) -> u64 {
-    (0..)
-        .zip(identities)
-        .fold(0u64, |sum, (token_idx, &identity)| {
-            sum.wrapping_add(token_checksum(identity, token_idx, page, format))
-        })
+    (0..).zip(identities).fold(0u64, |sum, (token_idx, &identity)| {
+        sum.wrapping_add(token_checksum(identity, token_idx, page, format))
+    })
 }
 
 /// K or V.

@@ -76,40 +76,28 @@ pub fn cases() -> Vec<Case> {
         cases.extend([
             Case {
                 name: format!("one token of one head, fewer words than lanes, {layout:?}"),
-                shape: PatternShape {
-                    page: page(1, 1, 64, layout),
-                    format: ElementFormat::BF16,
-                },
+                shape: PatternShape { page: page(1, 1, 64, layout), format: ElementFormat::BF16 },
                 pool_pages: vec![1],
                 pages: vec![place(0, 0)],
                 num_valid_tokens: vec![1],
             },
             Case {
                 name: format!("pages that are full, partly full and empty, f16, {layout:?}"),
-                shape: PatternShape {
-                    page: page(16, 8, 64, layout),
-                    format: ElementFormat::F16,
-                },
+                shape: PatternShape { page: page(16, 8, 64, layout), format: ElementFormat::F16 },
                 pool_pages: vec![3, 0, 4],
                 pages: vec![place(2, 3), place(0, 1), place(2, 0), place(0, 2)],
                 num_valid_tokens: vec![16, 1, 0, 15],
             },
             Case {
                 name: format!("words that do not divide by the lanes, {layout:?}"),
-                shape: PatternShape {
-                    page: page(5, 3, 80, layout),
-                    format: ElementFormat::BF16,
-                },
+                shape: PatternShape { page: page(5, 3, 80, layout), format: ElementFormat::BF16 },
                 pool_pages: vec![4, 4],
                 pages: (0..8).map(|i| place(i % 2, i / 2)).collect(),
                 num_valid_tokens: vec![5, 4, 3, 2, 1, 5, 5, 5],
             },
             Case {
                 name: format!("pages of 64 tokens, {layout:?}"),
-                shape: PatternShape {
-                    page: page(64, 4, 128, layout),
-                    format: ElementFormat::BF16,
-                },
+                shape: PatternShape { page: page(64, 4, 128, layout), format: ElementFormat::BF16 },
                 pool_pages: vec![2, 1],
                 pages: vec![place(0, 1), place(1, 0), place(0, 0)],
                 num_valid_tokens: vec![64, 63, 33],

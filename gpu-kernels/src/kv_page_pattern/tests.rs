@@ -23,15 +23,10 @@ struct Filled {
 fn fill(device: &TestDevice, case: &Case) -> Filled {
     let (places, identities) = case.tokens();
     case.shape.check().unwrap();
-    case.shape
-        .check_fill(&identities, &places, &case.pool_pages)
-        .unwrap();
+    case.shape.check_fill(&identities, &places, &case.pool_pages).unwrap();
     let page_elements = case.shape.page.page_elements();
-    let pools: Vec<DeviceMemory<u16>> = case
-        .pool_pages
-        .iter()
-        .map(|pages| DeviceMemory::poisoned(pages * page_elements))
-        .collect();
+    let pools: Vec<DeviceMemory<u16>> =
+        case.pool_pages.iter().map(|pages| DeviceMemory::poisoned(pages * page_elements)).collect();
     let addresses: Vec<u64> = pools.iter().map(DeviceMemory::address).collect();
     let peer_kv_ptrs = DeviceMemory::from_slice(&addresses);
     let places = DeviceMemory::from_slice(&places);
@@ -46,10 +41,7 @@ fn fill(device: &TestDevice, case: &Case) -> Filled {
             params: case.shape.params(),
         },
     );
-    Filled {
-        pools,
-        peer_kv_ptrs,
-    }
+    Filled { pools, peer_kv_ptrs }
 }
 
 fn checksums(
@@ -79,9 +71,8 @@ fn expected_checksums(case: &Case) -> Vec<u64> {
     (0..)
         .zip(&case.num_valid_tokens)
         .map(|(owner, &num_valid)| {
-            let identities: Vec<u64> = (0..u64::from(num_valid))
-                .map(|token| token_identity(owner, token))
-                .collect();
+            let identities: Vec<u64> =
+                (0..u64::from(num_valid)).map(|token| token_identity(owner, token)).collect();
             page_checksum(&identities, &case.shape.page, case.shape.format)
         })
         .collect()
@@ -92,26 +83,16 @@ fn check_elements(case: &Case, filled: &Filled) {
     let pools: Vec<Vec<Option<u16>>> = filled.pools.iter().map(DeviceMemory::written).collect();
     let mut num_written = 0;
     for (owner, (page, &num_valid)) in (0..).zip(case.pages.iter().zip(&case.num_valid_tokens)) {
-        let tokens: Vec<(u32, u64)> = (0..num_valid)
-            .map(|token| (token, token_identity(owner, u64::from(token))))
-            .collect();
+        let tokens: Vec<(u32, u64)> =
+            (0..num_valid).map(|token| (token, token_identity(owner, u64::from(token)))).collect();
         let elements = &pools[page.rank as usize][page.index as usize * page_len..][..page_len];
         for (got, want) in elements.iter().zip(page_elements(&case.shape, &tokens)) {
-            assert_eq!(
-                got.map(|bits| case.shape.format.to_f32(bits)),
-                want,
-                "{}",
-                case.name
-            );
+            assert_eq!(got.map(|bits| case.shape.format.to_f32(bits)), want, "{}", case.name);
         }
         num_written += elements.iter().flatten().count();
     }
     let all_written: usize = pools.iter().map(|pool| pool.iter().flatten().count()).sum();
-    assert_eq!(
-        all_written, num_written,
-        "{}: wrote outside of its pages",
-        case.name
-    );
+    assert_eq!(all_written, num_written, "{}: wrote outside of its pages", case.name);
 }
 
 #[test]
@@ -149,20 +130,11 @@ fn an_off_by_one_page_index_changes_the_checksum() {
     let wrong: Vec<KvPagePlace> = case
         .pages
         .iter()
-        .map(|page| KvPagePlace {
-            index: (page.index + 1) % pages_of_location,
-            ..*page
-        })
+        .map(|page| KvPagePlace { index: (page.index + 1) % pages_of_location, ..*page })
         .collect();
     let one_token = Vec::from_iter(case.pages.iter().map(|_| 1));
     let sums = |pages: &[KvPagePlace]| {
-        checksums(
-            &device,
-            &case.shape,
-            &filled.peer_kv_ptrs,
-            pages,
-            &one_token,
-        )
+        checksums(&device, &case.shape, &filled.peer_kv_ptrs, pages, &one_token)
     };
     for (right, wrong) in sums(&case.pages).into_iter().zip(sums(&wrong)) {
         assert_ne!(right, wrong);
@@ -186,9 +158,8 @@ fn a_token_too_many_reads_memory_that_nothing_wrote() {
         checksums: sums.view_mut(),
         params: case.shape.params(),
     };
-    let fault = device
-        .try_launch(case.shape.checksum_dims(pages.len() as u32), kernel)
-        .unwrap_err();
+    let fault =
+        device.try_launch(case.shape.checksum_dims(pages.len() as u32), kernel).unwrap_err();
     assert!(fault.contains("nothing wrote"), "{fault}");
 }
 
@@ -238,23 +209,14 @@ proptest! {
 
 #[test]
 fn elements_are_spread_evenly() {
-    let page = KvPageShape {
-        page_size: 1,
-        num_kv_heads: 8,
-        head_dim: 128,
-        layout: KvLayout::Nhd,
-    };
+    let page = KvPageShape { page_size: 1, num_kv_heads: 8, head_dim: 128, layout: KvLayout::Nhd };
     for format in [ElementFormat::BF16, ElementFormat::F16] {
         let mut values = Vec::new();
         for token in 0..32 {
             let identity = token_identity(1, token);
             for head in 0..8 {
                 for dim in 0..128 {
-                    let half = if token % 2 == 0 {
-                        KvHalf::Key
-                    } else {
-                        KvHalf::Value
-                    };
+                    let half = if token % 2 == 0 { KvHalf::Key } else { KvHalf::Value };
                     values.push(f64::from(element(identity, half, head, dim, &page, format)));
                 }
             }
@@ -264,10 +226,7 @@ fn elements_are_spread_evenly() {
         // Magnitudes are even within each of four octaves: mean square 85/256 * 7/12.
         let mean_square = values.iter().map(|x| x * x).sum::<f64>() / count;
         assert!(mean.abs() < 0.01, "mean {mean}");
-        assert!(
-            (mean_square - 0.1937).abs() < 0.005,
-            "mean square {mean_square}"
-        );
+        assert!((mean_square - 0.1937).abs() < 0.005, "mean square {mean_square}");
         let repeated = values.windows(2).filter(|pair| pair[0] == pair[1]).count();
         assert!(repeated < 200, "{repeated} of {count} neighbours are equal");
     }
@@ -289,58 +248,28 @@ fn contents_do_not_change_between_versions() {
         let page = case.pages[0];
         let bits = filled.pools[page.rank as usize].to_vec();
         let start = page.index as usize * case.shape.page.page_elements();
-        let head: Vec<f32> = bits[start..start + 6]
-            .iter()
-            .map(|&bits| case.shape.format.to_f32(bits))
-            .collect();
+        let head: Vec<f32> =
+            bits[start..start + 6].iter().map(|&bits| case.shape.format.to_f32(bits)).collect();
         text += &format!("{}\n  head {head:?}\n", case.name);
-        let written: Vec<u16> = filled
-            .pools
-            .iter()
-            .flat_map(DeviceMemory::written)
-            .flatten()
-            .collect();
-        text += &format!(
-            "  digest {:016x}, checksums {sums:016x?}\n",
-            digest(&written)
-        );
+        let written: Vec<u16> =
+            filled.pools.iter().flat_map(DeviceMemory::written).flatten().collect();
+        text += &format!("  digest {:016x}, checksums {sums:016x?}\n", digest(&written));
     }
     insta::assert_snapshot!(text);
 }
 
 #[test]
 fn refusals_name_argument_need_and_finding() {
-    let page = KvPageShape {
-        page_size: 4,
-        num_kv_heads: 2,
-        head_dim: 8,
-        layout: KvLayout::Nhd,
-    };
-    let shape = PatternShape {
-        page,
-        format: ElementFormat::BF16,
-    };
-    let token = |rank, index, token_idx| KvTokenPlace {
-        page: KvPagePlace { rank, index },
-        token_idx,
-    };
+    let page = KvPageShape { page_size: 4, num_kv_heads: 2, head_dim: 8, layout: KvLayout::Nhd };
+    let shape = PatternShape { page, format: ElementFormat::BF16 };
+    let token =
+        |rank, index, token_idx| KvTokenPlace { page: KvPagePlace { rank, index }, token_idx };
     let fill = |places: &[KvTokenPlace]| shape.check_fill(&[1, 2], places, &[3, 1]).unwrap_err();
-    let sum = |page, num_valid: &[u32]| {
-        shape
-            .check_checksum(&[page], num_valid, &[3, 1])
-            .unwrap_err()
-    };
+    let sum =
+        |page, num_valid: &[u32]| shape.check_checksum(&[page], num_valid, &[3, 1]).unwrap_err();
     let fine = token(0, 2, 3);
     let errors = [
-        PatternShape {
-            page: KvPageShape {
-                head_dim: 12,
-                ..page
-            },
-            ..shape
-        }
-        .check()
-        .unwrap_err(),
+        PatternShape { page: KvPageShape { head_dim: 12, ..page }, ..shape }.check().unwrap_err(),
         fill(&[fine]),
         fill(&[fine, token(2, 0, 0)]),
         fill(&[fine, token(1, 1, 0)]),
