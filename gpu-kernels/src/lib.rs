@@ -22,6 +22,7 @@ extern crate std;
 
 #[cfg(feature = "host")]
 pub mod contract;
+pub mod kv_append;
 pub mod kv_layout;
 pub mod kv_page_copy;
 pub mod kv_page_pattern;

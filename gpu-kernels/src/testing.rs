@@ -1,4 +1,4 @@
-//! What the rooms' tests share: a device's memory and executor, comparison.
+//! What the rooms' tests share: a device's memory and executor, random inputs, comparison.
 
 use std::format;
 use std::marker::PhantomData;
@@ -10,7 +10,9 @@ use bytemuck::Pod;
 use cuda_std::Kernel;
 use cuda_std::cpu::memory::Allocation;
 use cuda_std::cpu::{Executor, ExecutorConfig, LaneOrder, LaunchDims};
+use cuda_std::float::HalfFloat;
 use cuda_std::global::{Global, GlobalMut};
+use half::{bf16, f16};
 
 /// The CPU as a device.
 pub struct TestDevice(Executor);
@@ -28,23 +30,17 @@ impl TestDevice {
 
     /// Devices that differ in lane order only: results must not.
     pub fn lane_orders() -> impl Iterator<Item = Self> {
-        let orders = [LaneOrder::Ascending]
-            .into_iter()
-            .chain((1..4).map(LaneOrder::Seeded));
+        let orders = [LaneOrder::Ascending].into_iter().chain((1..4).map(LaneOrder::Seeded));
         orders.map(Self::with_lane_order)
     }
 
     fn with_lane_order(lane_order: LaneOrder) -> Self {
-        Self(Executor::new(ExecutorConfig {
-            lane_order,
-            ..ExecutorConfig::default()
-        }))
+        Self(Executor::new(ExecutorConfig { lane_order, ..ExecutorConfig::default() }))
     }
 
     /// Runs a launch that must succeed.
     pub fn launch<K: Kernel>(&self, dims: LaunchDims, kernel: K) {
-        self.try_launch(dims, kernel)
-            .unwrap_or_else(|fault| panic!("{fault}"));
+        self.try_launch(dims, kernel).unwrap_or_else(|fault| panic!("{fault}"));
     }
 
     /// Runs a launch; the executor's report if it ends in a fault.
@@ -66,11 +62,7 @@ impl<T: Pod> DeviceMemory<T> {
     /// Memory that nothing wrote: every bit is set, and reading it is a fault.
     pub fn poisoned(len: usize) -> Self {
         let allocation = Allocation::with_init_check(len * size_of::<T>()).unwrap();
-        Self {
-            allocation,
-            len,
-            element: PhantomData,
-        }
+        Self { allocation, len, element: PhantomData }
     }
 
     /// A copy of `data`.
@@ -92,10 +84,7 @@ impl<T: Pod> DeviceMemory<T> {
     /// What it holds, `None` for elements that are still poison.
     pub fn written(&self) -> Vec<Option<T>> {
         let is_poison = |element: &T| bytemuck::bytes_of(element).iter().all(|&byte| byte == 0xff);
-        self.to_vec()
-            .into_iter()
-            .map(|element| (!is_poison(&element)).then_some(element))
-            .collect()
+        self.to_vec().into_iter().map(|element| (!is_poison(&element)).then_some(element)).collect()
     }
 
     /// Number of elements.
@@ -119,6 +108,39 @@ impl<T: Pod> DeviceMemory<T> {
     }
 }
 
+/// A 16-bit float as tests convert it.
+pub trait Half: HalfFloat {
+    /// Rounded to nearest even.
+    fn from_f32(value: f32) -> Self;
+    /// Exact.
+    fn to_f64(self) -> f64;
+}
+
+impl Half for bf16 {
+    fn from_f32(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+
+    fn to_f64(self) -> f64 {
+        self.into()
+    }
+}
+
+impl Half for f16 {
+    fn from_f32(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+
+    fn to_f64(self) -> f64 {
+        self.into()
+    }
+}
+
+/// Uniform in `[-1, 1]`, rounded to the type.
+pub fn random_halves<T: Half>(rng: &mut fastrand::Rng, len: usize) -> Vec<T> {
+    (0..len).map(|_| T::from_f32(2.0 * rng.f32() - 1.0)).collect()
+}
+
 /// How far a value may be from the oracle's.
 #[derive(Clone, Copy, Debug)]
 pub struct Tolerance {
@@ -130,29 +152,20 @@ pub struct Tolerance {
 
 impl Tolerance {
     /// Not at all.
-    pub const EXACT: Self = Self {
-        relative: 0.0,
-        absolute: 0.0,
-    };
+    pub const EXACT: Self = Self { relative: 0.0, absolute: 0.0 };
 }
 
 /// Refuses `got` unless every element is within `tolerance` of `want`. NaN never is; an infinity
 /// is within itself only.
 pub fn require_close(got: &[f64], want: &[f64], tolerance: Tolerance) -> Result<(), String> {
     if got.len() != want.len() {
-        return Err(format!(
-            "{} elements, the oracle has {}",
-            got.len(),
-            want.len()
-        ));
+        return Err(format!("{} elements, the oracle has {}", got.len(), want.len()));
     }
     let is_close = |got: f64, want: f64| {
         let allowed = tolerance.absolute + tolerance.relative * want.abs();
         got == want || (got.is_finite() && want.is_finite() && (got - want).abs() <= allowed)
     };
-    let wrong: Vec<usize> = (0..got.len())
-        .filter(|&i| !is_close(got[i], want[i]))
-        .collect();
+    let wrong: Vec<usize> = (0..got.len()).filter(|&i| !is_close(got[i], want[i])).collect();
     match wrong.first() {
         None => Ok(()),
         Some(&first) => Err(format!(
@@ -167,31 +180,17 @@ pub fn require_close(got: &[f64], want: &[f64], tolerance: Tolerance) -> Result<
 
 /// A digest of the bits (FNV-1a), for snapshots.
 pub fn digest<T: Pod>(data: &[T]) -> u64 {
-    bytemuck::cast_slice::<T, u8>(data)
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        })
+    bytemuck::cast_slice::<T, u8>(data).iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 #[test]
 fn nan_infinity_and_missing_elements_are_never_close() {
-    let loose = Tolerance {
-        relative: 1e9,
-        absolute: 1e9,
-    };
+    let loose = Tolerance { relative: 1e9, absolute: 1e9 };
     let (nan, infinity) = (f64::NAN, f64::INFINITY);
-    for (got, want) in [
-        (nan, 0.0),
-        (0.0, nan),
-        (nan, nan),
-        (infinity, 0.0),
-        (0.0, infinity),
-    ] {
-        assert!(
-            require_close(&[got], &[want], loose).is_err(),
-            "{got} {want}"
-        );
+    for (got, want) in [(nan, 0.0), (0.0, nan), (nan, nan), (infinity, 0.0), (0.0, infinity)] {
+        assert!(require_close(&[got], &[want], loose).is_err(), "{got} {want}");
     }
     assert!(require_close(&[-infinity], &[infinity], loose).is_err());
     assert!(require_close(&[], &[0.0], loose).is_err());

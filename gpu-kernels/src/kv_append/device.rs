@@ -1,0 +1,299 @@
+//! Appending tokens, and rotating their queries; one body for each, for bf16 and f16.
+// A kernel is one thread's program; its safety is the launch's, and stands in the contract.
+#![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc)]
+
+use cuda_std::prelude::*;
+use half::{bf16, f16};
+
+use super::{AppendParams, Rotation, THREAD_DIMS};
+
+/// Appends tokens of bf16.
+#[kernel(threads = 128)]
+pub unsafe fn kv_append_tokens_bf16(
+    k: Global<bf16>,               // [num_tokens, num_kv_heads, head_dim]
+    v: Global<bf16>,               // [num_tokens, num_kv_heads, head_dim]
+    cos_sin_cache: Global<f32>,    // [num_max_positions, head_dim], or null
+    append_indptr: Global<i32>,    // [batch + 1]
+    kv_indptr: Global<i32>,        // [batch + 1]
+    kv_indices: Global<i32>,       // [pages]
+    kv_page_rank: Global<i32>,     // [pages]
+    kv_last_page_len: Global<i32>, // [batch]
+    peer_kv_ptrs: Global<u64>,     // [num_locations]
+    params: AppendParams,
+) {
+    let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
+    let pages = Pages { kv_indices, kv_page_rank, peer_kv_ptrs };
+    append_tokens(k, v, cos_sin_cache, lengths, pages, params);
+}
+
+/// Appends tokens of f16.
+#[kernel(threads = 128)]
+pub unsafe fn kv_append_tokens_f16(
+    k: Global<f16>,                // [num_tokens, num_kv_heads, head_dim]
+    v: Global<f16>,                // [num_tokens, num_kv_heads, head_dim]
+    cos_sin_cache: Global<f32>,    // [num_max_positions, head_dim], or null
+    append_indptr: Global<i32>,    // [batch + 1]
+    kv_indptr: Global<i32>,        // [batch + 1]
+    kv_indices: Global<i32>,       // [pages]
+    kv_page_rank: Global<i32>,     // [pages]
+    kv_last_page_len: Global<i32>, // [batch]
+    peer_kv_ptrs: Global<u64>,     // [num_locations]
+    params: AppendParams,
+) {
+    let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
+    let pages = Pages { kv_indices, kv_page_rank, peer_kv_ptrs };
+    append_tokens(k, v, cos_sin_cache, lengths, pages, params);
+}
+
+/// Rotates the queries of new tokens, of bf16; `q_out` may be `q`.
+#[kernel(threads = 128)]
+pub unsafe fn kv_append_rotate_q_bf16(
+    q: Global<bf16>,               // [num_tokens, num_qo_heads, head_dim]
+    q_out: GlobalMut<bf16>,        // [num_tokens, num_qo_heads, head_dim]
+    cos_sin_cache: Global<f32>,    // [num_max_positions, head_dim]
+    append_indptr: Global<i32>,    // [batch + 1]
+    kv_indptr: Global<i32>,        // [batch + 1]
+    kv_last_page_len: Global<i32>, // [batch]
+    params: AppendParams,
+) {
+    let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
+    rotate_q(q, q_out, cos_sin_cache, lengths, params);
+}
+
+/// Rotates the queries of new tokens, of f16; `q_out` may be `q`.
+#[kernel(threads = 128)]
+pub unsafe fn kv_append_rotate_q_f16(
+    q: Global<f16>,                // [num_tokens, num_qo_heads, head_dim]
+    q_out: GlobalMut<f16>,         // [num_tokens, num_qo_heads, head_dim]
+    cos_sin_cache: Global<f32>,    // [num_max_positions, head_dim]
+    append_indptr: Global<i32>,    // [batch + 1]
+    kv_indptr: Global<i32>,        // [batch + 1]
+    kv_last_page_len: Global<i32>, // [batch]
+    params: AppendParams,
+) {
+    let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
+    rotate_q(q, q_out, cos_sin_cache, lengths, params);
+}
+
+#[inline(always)]
+unsafe fn append_tokens<T: HalfFloat>(
+    k: Global<T>,               // [num_tokens, num_kv_heads, head_dim]
+    v: Global<T>,               // [num_tokens, num_kv_heads, head_dim]
+    cos_sin_cache: Global<f32>, // [num_max_positions, head_dim], or null
+    lengths: Lengths,
+    pages: Pages,
+    params: AppendParams,
+) {
+    let Some(share) = Share::of_thread(params) else { return };
+    let (request, position) = lengths.place_of(share.token, params);
+    let page_of_request = position / params.page_size;
+    let entry = lengths.kv_indptr.load(request as usize) as u32 + page_of_request;
+    let page = pages.page::<T>(entry as usize, params);
+    let token_of_page = position - page_of_request * params.page_size;
+    let destination =
+        token_of_page * params.strides.token + share.head * params.strides.head + share.first_dim;
+
+    let source = share.first_element(params);
+    let value = share.load(v, source, params);
+    share.store(page, (destination + params.strides.value) as usize, value, params);
+    let key = share.load(k, source, params);
+    let key = share.rotate::<T>(key, cos_sin_cache, position, params);
+    share.store(page, destination as usize, key, params);
+}
+
+#[inline(always)]
+unsafe fn rotate_q<T: HalfFloat>(
+    q: Global<T>,               // [num_tokens, num_qo_heads, head_dim]
+    q_out: GlobalMut<T>,        // [num_tokens, num_qo_heads, head_dim]
+    cos_sin_cache: Global<f32>, // [num_max_positions, head_dim]
+    lengths: Lengths,
+    params: AppendParams,
+) {
+    let Some(share) = Share::of_thread(params) else { return };
+    let (_, position) = lengths.place_of(share.token, params);
+    let place = share.first_element(params);
+    let query = share.load(q, place, params);
+    let query = share.rotate::<T>(query, cos_sin_cache, position, params);
+    share.store(q_out, place, query, params);
+}
+
+/// How long requests are, and which of their tokens are new.
+#[derive(Clone, Copy)]
+struct Lengths {
+    append_indptr: Global<i32>,    // [batch + 1]
+    kv_indptr: Global<i32>,        // [batch + 1]
+    kv_last_page_len: Global<i32>, // [batch]
+}
+
+impl Lengths {
+    /// Request and position of a new token.
+    #[inline(always)]
+    unsafe fn place_of(self, token: u32, params: AppendParams) -> (u32, u32) {
+        let (mut request, mut above) = (0, params.batch);
+        while above - request > 1 {
+            let middle = (request + above) / 2;
+            if self.append_indptr.load(middle as usize) as u32 <= token {
+                request = middle;
+            } else {
+                above = middle;
+            }
+        }
+        let b = request as usize;
+        let full_pages = (self.kv_indptr.load(b + 1) - self.kv_indptr.load(b) - 1) as u32;
+        let kv_len = full_pages * params.page_size + self.kv_last_page_len.load(b) as u32;
+        let tokens_to_end = self.append_indptr.load(b + 1) as u32 - token;
+        (request, kv_len - tokens_to_end)
+    }
+}
+
+/// Where the pages of the table's entries lie.
+#[derive(Clone, Copy)]
+struct Pages {
+    kv_indices: Global<i32>,   // [pages]
+    kv_page_rank: Global<i32>, // [pages]
+    peer_kv_ptrs: Global<u64>, // [num_locations]
+}
+
+impl Pages {
+    /// The elements of an entry's page.
+    #[inline(always)]
+    unsafe fn page<T: HalfFloat>(self, entry: usize, params: AppendParams) -> GlobalMut<T> {
+        let pool = self.peer_kv_ptrs.load(self.kv_page_rank.load(entry) as usize);
+        let page_bytes = 2 * u64::from(params.strides.page);
+        let address = pool + self.kv_indices.load(entry) as u64 * page_bytes;
+        GlobalMut::from_address(address, params.strides.page as usize)
+    }
+}
+
+/// 16 dimensions of a head of a token: 8 from `first_dim` on, and 8 half a head further.
+#[derive(Clone, Copy)]
+struct Share {
+    token: u32,
+    head: u32,
+    first_dim: u32,
+}
+
+/// The two words of a share.
+type Words = [[u32; 4]; 2];
+
+impl Share {
+    /// This thread's share, if there is one for it.
+    #[inline(always)]
+    fn of_thread(params: AppendParams) -> Option<Self> {
+        let shares_per_head = params.head_dim / THREAD_DIMS;
+        let row = thread::index_1d() / shares_per_head;
+        let token = row / params.num_heads;
+        (token < params.num_tokens).then(|| Self {
+            token,
+            head: row - token * params.num_heads,
+            first_dim: (thread::index_1d() - row * shares_per_head) * (THREAD_DIMS / 2),
+        })
+    }
+
+    /// Its first element in a tensor of `[num_tokens, num_heads, head_dim]`.
+    #[inline(always)]
+    fn first_element(self, params: AppendParams) -> usize {
+        let row = self.token as usize * params.num_heads as usize + self.head as usize;
+        row * params.head_dim as usize + self.first_dim as usize
+    }
+
+    #[inline(always)]
+    unsafe fn load<T: HalfFloat>(
+        self,
+        tensor: Global<T>,
+        first: usize,
+        params: AppendParams,
+    ) -> Words {
+        [tensor.load_x4(first), tensor.load_x4(first + (params.head_dim / 2) as usize)]
+    }
+
+    #[inline(always)]
+    unsafe fn store<T: HalfFloat>(
+        self,
+        tensor: GlobalMut<T>,
+        first: usize,
+        words: Words,
+        params: AppendParams,
+    ) {
+        tensor.store_x4(first, words[0]);
+        tensor.store_x4(first + (params.head_dim / 2) as usize, words[1]);
+    }
+
+    #[inline(always)]
+    unsafe fn rotate<T: HalfFloat>(
+        self,
+        words: Words,
+        cos_sin_cache: Global<f32>, // [num_max_positions, head_dim]
+        position: u32,
+        params: AppendParams,
+    ) -> Words {
+        if params.rotation == Rotation::NONE {
+            return words;
+        }
+        let cos = cos_sin_cache.offset(position as usize * params.head_dim as usize);
+        let sin = cos.offset((params.head_dim / 2) as usize);
+        if params.rotation == Rotation::HALF_SPLIT {
+            self.rotate_half_split::<T>(words, cos, sin)
+        } else {
+            self.rotate_interleaved::<T>(words, cos, sin, params)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rotate_half_split<T: HalfFloat>(
+        self,
+        words: Words,
+        cos: Global<f32>, // [head_dim / 2]
+        sin: Global<f32>, // [head_dim / 2]
+    ) -> Words {
+        let mut rotated = words;
+        for part in 0..2 {
+            let first_angle = self.first_dim as usize + 4 * part;
+            let c = load_f32x4(cos, first_angle);
+            let s = load_f32x4(sin, first_angle);
+            for i in 0..2 {
+                let register = 2 * part + i;
+                let [x0, x1] = T::unpack(words[0][register]);
+                let [y0, y1] = T::unpack(words[1][register]);
+                let (x0, y0) = turn(x0, y0, c[2 * i], s[2 * i]);
+                let (x1, y1) = turn(x1, y1, c[2 * i + 1], s[2 * i + 1]);
+                rotated[0][register] = T::pack(x0, x1);
+                rotated[1][register] = T::pack(y0, y1);
+            }
+        }
+        rotated
+    }
+
+    #[inline(always)]
+    unsafe fn rotate_interleaved<T: HalfFloat>(
+        self,
+        words: Words,
+        cos: Global<f32>, // [head_dim / 2]
+        sin: Global<f32>, // [head_dim / 2]
+        params: AppendParams,
+    ) -> Words {
+        let mut rotated = words;
+        for part in 0..2 {
+            let first_angle = (self.first_dim / 2) as usize + part * (params.head_dim / 4) as usize;
+            let c = load_f32x4(cos, first_angle);
+            let s = load_f32x4(sin, first_angle);
+            for register in 0..4 {
+                let [x, y] = T::unpack(words[part][register]);
+                let (x, y) = turn(x, y, c[register], s[register]);
+                rotated[part][register] = T::pack(x, y);
+            }
+        }
+        rotated
+    }
+}
+
+#[inline(always)]
+unsafe fn load_f32x4(values: Global<f32>, idx: usize) -> [f32; 4] {
+    values.load_x4(idx).map(f32::from_bits)
+}
+
+/// `(x, y)` by the angle with this cosine and sine.
+#[inline(always)]
+fn turn(x: f32, y: f32, cos: f32, sin: f32) -> (f32, f32) {
+    (x * cos - y * sin, y * cos + x * sin)
+}

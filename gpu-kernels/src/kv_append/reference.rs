@@ -1,0 +1,227 @@
+//! Appending token by token in f64, and the cases that tests and benches share.
+
+use std::format;
+use std::string::String;
+use std::vec;
+use std::vec::Vec;
+
+use super::contract::{AppendLists, AppendShape, Rope, RopeStyle};
+use crate::kv_layout::{KvLayout, KvPagePlace, KvPageShape};
+use crate::paged_attention::contract::PageTable;
+
+/// Cosines and sines of every position, `[num_max_positions, head_dim]`: angle `i` of a position
+/// is `position * theta^(-2 i / head_dim)`.
+pub fn cos_sin_cache(num_max_positions: u32, head_dim: u32, theta: f64) -> Vec<f32> {
+    let half = head_dim / 2;
+    let mut cache = Vec::with_capacity((num_max_positions * head_dim) as usize);
+    for position in 0..num_max_positions {
+        let angle =
+            |i: u32| f64::from(position) * theta.powf(-2.0 * f64::from(i) / f64::from(head_dim));
+        cache.extend((0..half).map(|i| angle(i).cos() as f32));
+        cache.extend((0..half).map(|i| angle(i).sin() as f32));
+    }
+    cache
+}
+
+/// Turns the pairs of one head in place by a row of the cache, `[head_dim]`.
+pub fn rotate_head(head: &mut [f64], style: RopeStyle, cos_sin: &[f32]) {
+    let half = head.len() / 2;
+    for i in 0..half {
+        let (a, b) = match style {
+            RopeStyle::HalfSplit => (i, i + half),
+            RopeStyle::Interleaved => (2 * i, 2 * i + 1),
+        };
+        let (x, y) = (head[a], head[b]);
+        let (cos, sin) = (f64::from(cos_sin[i]), f64::from(cos_sin[half + i]));
+        head[a] = x * cos - y * sin;
+        head[b] = y * cos + x * sin;
+    }
+}
+
+/// Request and position of every new token, in order.
+pub fn token_places(shape: &AppendShape, lists: &AppendLists) -> Vec<(usize, u32)> {
+    let mut places = Vec::new();
+    for (b, kv_len) in lists.table.kv_lens(shape.page.page_size).into_iter().enumerate() {
+        let num_new = (lists.append_indptr[b + 1] - lists.append_indptr[b]) as u32;
+        places.extend((kv_len - num_new..kv_len).map(|position| (b, position)));
+    }
+    places
+}
+
+/// Rotates `tensor` `[num_tokens, num_heads, head_dim]` as its tokens' positions ask.
+pub fn rotate_tokens(
+    shape: &AppendShape,
+    lists: &AppendLists,
+    tensor: &[f32],
+    cos_sin_cache: &[f32],
+) -> Vec<f64> {
+    let mut rotated: Vec<f64> = tensor.iter().map(|&x| f64::from(x)).collect();
+    let Some(rope) = shape.rope else {
+        return rotated;
+    };
+    let head_dim = shape.page.head_dim as usize;
+    let token_elements = tensor.len() / shape.num_tokens as usize;
+    let tokens = rotated.chunks_mut(token_elements);
+    for (token, (_, position)) in tokens.zip(token_places(shape, lists)) {
+        let row = &cos_sin_cache[position as usize * head_dim..][..head_dim];
+        for head in token.chunks_mut(head_dim) {
+            rotate_head(head, rope.style, row);
+        }
+    }
+    rotated
+}
+
+/// What appending `k` and `v` (of `[num_tokens, num_kv_heads, head_dim]`) writes to each of the
+/// pools of `pool_pages` pages, element by element; `None` where nothing is written.
+pub fn append_tokens(
+    shape: &AppendShape,
+    lists: &AppendLists,
+    pool_pages: &[usize],
+    k: &[f32],
+    v: &[f32],
+    cos_sin_cache: &[f32],
+) -> Vec<Vec<Option<f64>>> {
+    let page = &shape.page;
+    let strides = page.strides();
+    let mut pools: Vec<Vec<Option<f64>>> =
+        pool_pages.iter().map(|&pages| vec![None; pages * page.page_elements()]).collect();
+    let k = rotate_tokens(shape, lists, k, cos_sin_cache);
+    let token_elements = (page.num_kv_heads * page.head_dim) as usize;
+    for (token, (b, position)) in token_places(shape, lists).into_iter().enumerate() {
+        let entry = lists.table.kv_indptr[b] as usize + (position / page.page_size) as usize;
+        let pool = &mut pools[lists.table.kv_page_rank[entry] as usize];
+        let page_start = lists.table.kv_indices[entry] as usize * page.page_elements();
+        for head in 0..page.num_kv_heads {
+            for dim in 0..page.head_dim {
+                let place = (position % page.page_size) * strides.token + head * strides.head + dim;
+                let source = token * token_elements + (head * page.head_dim + dim) as usize;
+                pool[page_start + place as usize] = Some(k[source]);
+                pool[page_start + (strides.value + place) as usize] = Some(f64::from(v[source]));
+            }
+        }
+    }
+    pools
+}
+
+/// An append with its lists.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What is special about it.
+    pub name: String,
+    /// Its sizes.
+    pub shape: AppendShape,
+    /// Heads of q, for rotating the queries.
+    pub num_qo_heads: u32,
+    /// Pages of each location.
+    pub pool_pages: Vec<usize>,
+    append_indptr: Vec<i32>,
+    kv_indptr: Vec<i32>,
+    kv_indices: Vec<i32>,
+    kv_page_rank: Vec<i32>,
+    kv_last_page_len: Vec<i32>,
+}
+
+impl Case {
+    /// An append of `(tokens before, new tokens)` for each request, its pages scattered over
+    /// `num_locations` locations.
+    pub fn new(
+        name: impl Into<String>,
+        page: KvPageShape,
+        rope: Option<RopeStyle>,
+        num_locations: u32,
+        requests: &[(u32, u32)],
+    ) -> Self {
+        let lengths = || requests.iter().map(|&(before, new)| before + new);
+        let num_pages: u32 = lengths().map(|len| len.div_ceil(page.page_size)).sum();
+        let pages_per_location = num_pages.div_ceil(num_locations).max(1);
+        let mut case = Self {
+            name: name.into(),
+            shape: AppendShape {
+                batch: requests.len() as u32,
+                num_tokens: requests.iter().map(|&(_, new)| new).sum(),
+                page,
+                rope: rope
+                    .map(|style| Rope { style, num_max_positions: lengths().max().unwrap_or(0) }),
+            },
+            num_qo_heads: 3 * page.num_kv_heads,
+            pool_pages: vec![pages_per_location as usize; num_locations as usize],
+            append_indptr: vec![0],
+            kv_indptr: vec![0],
+            kv_indices: Vec::new(),
+            kv_page_rank: Vec::new(),
+            kv_last_page_len: Vec::new(),
+        };
+        let mut places = scattered_places(num_locations, pages_per_location);
+        for &(before, new) in requests {
+            let len = before + new;
+            for place in places.by_ref().take(len.div_ceil(page.page_size) as usize) {
+                case.kv_page_rank.push(place.rank as i32);
+                case.kv_indices.push(place.index as i32);
+            }
+            let last_page_len = if len == 0 { 0 } else { (len - 1) % page.page_size + 1 };
+            case.kv_last_page_len.push(last_page_len as i32);
+            case.kv_indptr.push(case.kv_indices.len() as i32);
+            case.append_indptr.push(case.append_indptr[case.append_indptr.len() - 1] + new as i32);
+        }
+        case
+    }
+
+    /// Its lists.
+    pub fn lists(&self) -> AppendLists<'_> {
+        AppendLists {
+            append_indptr: &self.append_indptr,
+            table: PageTable {
+                kv_indptr: &self.kv_indptr,
+                kv_indices: &self.kv_indices,
+                kv_page_rank: &self.kv_page_rank,
+                kv_last_page_len: &self.kv_last_page_len,
+            },
+        }
+    }
+}
+
+/// Every page of every location once, neighbours apart.
+fn scattered_places(
+    num_locations: u32,
+    pages_per_location: u32,
+) -> impl Iterator<Item = KvPagePlace> {
+    (0..pages_per_location).rev().flat_map(move |index| {
+        (0..num_locations).map(move |i| KvPagePlace { rank: (i + index) % num_locations, index })
+    })
+}
+
+/// Edge cases, smallest first, in both layouts and with every rotation.
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for layout in [KvLayout::Nhd, KvLayout::Hnd] {
+        for rope in [None, Some(RopeStyle::HalfSplit), Some(RopeStyle::Interleaved)] {
+            let page = |page_size, num_kv_heads, head_dim| KvPageShape {
+                page_size,
+                num_kv_heads,
+                head_dim,
+                layout,
+            };
+            let variant = format!("{layout:?}, rope {rope:?}");
+            let case = |name, page, num_locations, requests| {
+                Case::new(format!("{name}, {variant}"), page, rope, num_locations, requests)
+            };
+            cases.extend([
+                case("first token of one request", page(1, 1, 16), 1, &[(0, 1)]),
+                case(
+                    "decode, with idle and empty requests",
+                    page(16, 2, 64),
+                    2,
+                    &[(0, 0), (15, 1), (16, 1), (31, 0), (4, 1), (0, 0)],
+                ),
+                case(
+                    "prefill across pages of 5 tokens",
+                    page(5, 3, 48),
+                    3,
+                    &[(0, 13), (4, 2), (7, 8)],
+                ),
+                case("chunk that ends with a page", page(64, 4, 128), 2, &[(1, 63), (70, 58)]),
+            ]);
+        }
+    }
+    cases
+}
