@@ -134,10 +134,14 @@ fn host(bounds: &Bounds, function: &ItemFn, parameters: &[Parameter]) -> TokenSt
     let bindings = parameters.iter().map(|Parameter { mutability, name, .. }| {
         quote! { #mutability #name }
     });
-    let declarations = parameters.iter().map(|Parameter { name, ty, .. }| {
-        format!("{name}: {}", as_written(ty.to_token_stream()))
-    });
-    let target = if bounds.sm_90a { quote! { Sm90a } } else { quote! { Portable } };
+    let declarations = parameters
+        .iter()
+        .map(|Parameter { name, ty, .. }| format!("{name}: {}", as_written(ty.to_token_stream())));
+    let target = if bounds.sm_90a {
+        quote! { Sm90a }
+    } else {
+        quote! { Portable }
+    };
     let threads = match bounds.threads {
         Some(threads) => quote! { ::core::option::Option::Some(#threads) },
         None => quote! { ::core::option::Option::None },
