@@ -25,7 +25,11 @@ impl CachePolicy {
 /// Copies the 16 bytes at `src` to `dst`, both aligned to 16 bytes.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn copy_16<T: AnyBitPattern, U: AnyBitPattern>(dst: Shared<T>, src: Global<U>, policy: CachePolicy) {
+pub unsafe fn copy_16<T: AnyBitPattern, U: AnyBitPattern>(
+    dst: Shared<T>,
+    src: Global<U>,
+    policy: CachePolicy,
+) {
     arch::async_copy::copy_16(dst.raw, src.raw, policy.0);
 }
 

@@ -68,14 +68,23 @@ pub unsafe fn fence_proxy_async() {
 /// Starts a copy of `bytes` bytes from `src` to `dst`, which completes on `barrier`.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn load<T: AnyBitPattern, U: AnyBitPattern>(dst: Shared<T>, src: Global<U>, bytes: u32, barrier: Mbarrier) {
+pub unsafe fn load<T: AnyBitPattern, U: AnyBitPattern>(
+    dst: Shared<T>,
+    src: Global<U>,
+    bytes: u32,
+    barrier: Mbarrier,
+) {
     arch::bulk::load(dst.raw, src.raw, bytes, barrier.0.raw);
 }
 
 /// Starts a copy of `bytes` bytes from `src` to `dst`, in the current group of stores.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn store<T: AnyBitPattern, U: AnyBitPattern>(dst: GlobalMut<T>, src: Shared<U>, bytes: u32) {
+pub unsafe fn store<T: AnyBitPattern, U: AnyBitPattern>(
+    dst: GlobalMut<T>,
+    src: Shared<U>,
+    bytes: u32,
+) {
     arch::bulk::store(dst.raw, src.raw, bytes);
 }
 

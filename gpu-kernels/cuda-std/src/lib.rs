@@ -55,18 +55,16 @@ pub mod thread;
 pub mod warp;
 
 pub use cuda_std_macros::kernel;
-#[cfg(not(target_arch = "nvptx64"))]
-pub use kernel::{Kernel, KernelArg, PtxTarget};
 #[cfg(target_arch = "nvptx64")]
 #[doc(hidden)]
 pub use kernel::launch_bounds;
+#[cfg(not(target_arch = "nvptx64"))]
+pub use kernel::{Kernel, KernelArg, PtxTarget};
 
 /// What a kernel file imports.
 pub mod prelude {
     pub use crate::float::HalfFloat;
     pub use crate::global::{Global, GlobalMut};
     pub use crate::shared::Shared;
-    pub use crate::{
-        async_copy, atomic, bulk, float, global, kernel, mma, shared, thread, warp,
-    };
+    pub use crate::{async_copy, atomic, bulk, float, global, kernel, mma, shared, thread, warp};
 }

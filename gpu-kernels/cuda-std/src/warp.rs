@@ -54,7 +54,12 @@ shuffle_values! {
 /// The value of lane `lane`, and whether that lane is among the `width` lanes of this one's group.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn warp_shuffle_idx<T: WarpShuffleValue>(mask: u32, value: T, lane: u32, width: u32) -> (T, bool) {
+pub unsafe fn warp_shuffle_idx<T: WarpShuffleValue>(
+    mask: u32,
+    value: T,
+    lane: u32,
+    width: u32,
+) -> (T, bool) {
     let register = arch::warp::shuffle_idx(mask, value.to_register(), lane, width);
     (T::from_register(register), lane < width)
 }
@@ -62,7 +67,12 @@ pub unsafe fn warp_shuffle_idx<T: WarpShuffleValue>(mask: u32, value: T, lane: u
 /// The value of the lane whose index is this one's XOR `lane_mask`, and whether it is in the group.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn warp_shuffle_xor<T: WarpShuffleValue>(mask: u32, value: T, lane_mask: u32, width: u32) -> (T, bool) {
+pub unsafe fn warp_shuffle_xor<T: WarpShuffleValue>(
+    mask: u32,
+    value: T,
+    lane_mask: u32,
+    width: u32,
+) -> (T, bool) {
     let register = arch::warp::shuffle_xor(mask, value.to_register(), lane_mask, width);
     let last_of_group = lane_id() | (width - 1);
     (T::from_register(register), lane_id() ^ lane_mask <= last_of_group)
@@ -71,7 +81,12 @@ pub unsafe fn warp_shuffle_xor<T: WarpShuffleValue>(mask: u32, value: T, lane_ma
 /// The value of the lane `delta` above, or this lane's own where that leaves the group.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn warp_shuffle_down<T: WarpShuffleValue>(mask: u32, value: T, delta: u32, width: u32) -> (T, bool) {
+pub unsafe fn warp_shuffle_down<T: WarpShuffleValue>(
+    mask: u32,
+    value: T,
+    delta: u32,
+    width: u32,
+) -> (T, bool) {
     let register = arch::warp::shuffle_down(mask, value.to_register(), delta, width);
     let last_of_group = lane_id() | (width - 1);
     (T::from_register(register), lane_id() + delta <= last_of_group)
@@ -80,7 +95,12 @@ pub unsafe fn warp_shuffle_down<T: WarpShuffleValue>(mask: u32, value: T, delta:
 /// The value of the lane `delta` below, or this lane's own where that leaves the group.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn warp_shuffle_up<T: WarpShuffleValue>(mask: u32, value: T, delta: u32, width: u32) -> (T, bool) {
+pub unsafe fn warp_shuffle_up<T: WarpShuffleValue>(
+    mask: u32,
+    value: T,
+    delta: u32,
+    width: u32,
+) -> (T, bool) {
     let register = arch::warp::shuffle_up(mask, value.to_register(), delta, width);
     let place_in_group = lane_id() & (width - 1);
     (T::from_register(register), place_in_group >= delta)

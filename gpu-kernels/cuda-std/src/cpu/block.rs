@@ -162,7 +162,9 @@ impl Runner {
             idx: Cell::default(),
             shared: SharedMemory::new(launch.dims.shared_bytes),
             mbarriers: RefCell::default(),
-            warps: (0..num_lanes.div_ceil(32)).map(|warp| Warp::new(num_lanes - 32 * warp)).collect(),
+            warps: (0..num_lanes.div_ceil(32))
+                .map(|warp| Warp::new(num_lanes - 32 * warp))
+                .collect(),
             lanes: Vec::with_capacity(num_lanes),
             ready_warps: Cell::new(0),
             num_returned: Cell::new(0),
@@ -237,14 +239,15 @@ impl Runner {
                     thread: load.thread,
                     site: load.site.into(),
                     violation: Violation::Bulk(
-                        "the block ends while this load into its shared memory is on its way".into(),
+                        "the block ends while this load into its shared memory is on its way"
+                            .into(),
                     ),
                 })),
             };
         }
         if block.wake_spinning() {
-            let progress = block.num_returned.get() > returned_before
-                || memory::num_writes() != writes_before;
+            let progress =
+                block.num_returned.get() > returned_before || memory::num_writes() != writes_before;
             return Outcome::Spinning { progress };
         }
         Outcome::Fault(Box::new(Fault::Stuck {

@@ -104,7 +104,10 @@ impl Mbarriers {
 /// Calls `act` with the barrier at `place`, after its phase has completed if it can.
 #[inline]
 #[track_caller]
-fn with_barrier<R>(place: RawShared, act: impl FnOnce(&Lane, &mut Mbarrier) -> Result<R, String>) -> R {
+fn with_barrier<R>(
+    place: RawShared,
+    act: impl FnOnce(&Lane, &mut Mbarrier) -> Result<R, String>,
+) -> R {
     let lane = lane::current();
     let mut barriers = lane.block().mbarriers.borrow_mut();
     let done = match barriers.at(place) {

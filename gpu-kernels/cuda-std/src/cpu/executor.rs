@@ -262,7 +262,12 @@ impl Launch {
     }
 
     /// Runs a block as far as it goes; whether it got on.
-    fn advance(&self, mut runner: Runner, polling: &mut Vec<Runner>, spare: &mut Vec<Runner>) -> bool {
+    fn advance(
+        &self,
+        mut runner: Runner,
+        polling: &mut Vec<Runner>,
+        spare: &mut Vec<Runner>,
+    ) -> bool {
         match runner.run() {
             Outcome::Finished => spare.push(runner),
             Outcome::Spinning { progress } => {

@@ -292,7 +292,8 @@ impl Waits {
     pub(super) fn group(threads: impl Iterator<Item = (Option<Site>, WaitsFor)>) -> Self {
         let mut groups: Vec<ThreadsWait> = Vec::new();
         for (thread, (site, waits_for)) in (0..).zip(threads) {
-            let same = |group: &&mut ThreadsWait| group.site == site && group.waits_for == waits_for;
+            let same =
+                |group: &&mut ThreadsWait| group.site == site && group.waits_for == waits_for;
             match groups.iter_mut().find(same) {
                 Some(group) => match group.threads.last_mut() {
                     Some((_, last)) if *last + 1 == thread => *last = thread,
@@ -307,7 +308,8 @@ impl Waits {
     }
 
     fn title(&self) -> &'static str {
-        let at_mbarrier = |group: &ThreadsWait| matches!(group.waits_for, WaitsFor::Mbarrier { .. });
+        let at_mbarrier =
+            |group: &ThreadsWait| matches!(group.waits_for, WaitsFor::Mbarrier { .. });
         if self.0.iter().any(at_mbarrier) { "stuck mbarrier" } else { "divergent barrier" }
     }
 }
@@ -324,16 +326,26 @@ impl fmt::Display for Waits {
     }
 }
 
+/// Ranges of threads that a report spells out.
+const MAX_RANGES: usize = 6;
+
+fn num_threads(ranges: &[(u32, u32)]) -> u32 {
+    ranges.iter().map(|(first, last)| last - first + 1).sum()
+}
+
 impl fmt::Display for ThreadsWait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let one = matches!(self.threads[..], [(first, last)] if first == last);
         f.write_str(if one { "thread " } else { "threads " })?;
-        for (i, (first, last)) in self.threads.iter().enumerate() {
-            let separator = if i > 0 { " and " } else { "" };
+        for (i, (first, last)) in self.threads.iter().take(MAX_RANGES).enumerate() {
+            let separator = if i > 0 { ", " } else { "" };
             write!(f, "{separator}{first}")?;
             if last > first {
                 write!(f, "-{last}")?;
             }
+        }
+        if self.threads.len() > MAX_RANGES {
+            write!(f, " and {} more", num_threads(&self.threads[MAX_RANGES..]))?;
         }
         let Some(site) = self.site else {
             return f.write_str(" returned");

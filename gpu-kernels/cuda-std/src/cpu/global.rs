@@ -112,7 +112,11 @@ impl RawGlobal {
             // SAFETY: an extent has a mark for each byte, and these are in bounds.
             if !unsafe { all_written(marks, bytes) } && checks_init() {
                 let address = place as u64;
-                lane::raise(Violation::Uninitialized { access: Access::GlobalLoad, address, bytes });
+                lane::raise(Violation::Uninitialized {
+                    access: Access::GlobalLoad,
+                    address,
+                    bytes,
+                });
             }
         }
         place
@@ -140,13 +144,7 @@ impl RawGlobal {
     /// Where an access of `bytes` bytes may take place, or a fault.
     #[inline(always)]
     #[track_caller]
-    fn check(
-        self,
-        byte_idx: usize,
-        bytes: usize,
-        alignment: usize,
-        access: Access,
-    ) -> *mut u8 {
+    fn check(self, byte_idx: usize, bytes: usize, alignment: usize, access: Access) -> *mut u8 {
         let place = self.address.wrapping_add(byte_idx);
         let in_bounds = self.bytes.checked_sub(bytes).is_some_and(|last| byte_idx <= last);
         let live = self.extent.generation.load(Ordering::Relaxed) == self.generation;

@@ -22,9 +22,8 @@ impl Mapping {
             .ok_or(io::ErrorKind::OutOfMemory)?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a new mapping, at an address that the system chooses.
-        let whole = unsafe {
-            libc::mmap(ptr::null_mut(), bytes + 2 * page, libc::PROT_NONE, flags, -1, 0)
-        };
+        let whole =
+            unsafe { libc::mmap(ptr::null_mut(), bytes + 2 * page, libc::PROT_NONE, flags, -1, 0) };
         if whole == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }

@@ -198,7 +198,8 @@ pub(super) fn describe(address: u64) -> String {
         let (first, bytes) = extent.range();
         first.saturating_sub(address).max(address.saturating_sub(first + bytes as u64))
     };
-    let nearest = below.into_iter().chain(above).map(|(_, &extent)| extent).min_by_key(|e| distance(e));
+    let nearest =
+        below.into_iter().chain(above).map(|(_, &extent)| extent).min_by_key(|e| distance(e));
     let Some(nearest) = nearest else {
         return "no memory is allocated".to_owned();
     };
@@ -211,7 +212,10 @@ pub(super) fn describe(address: u64) -> String {
         _ if address < first => {
             format!("it is {} bytes before the {bytes} allocated at {first:#x}", first - address)
         }
-        _ => format!("it is {} bytes past the end of the {bytes} allocated at {first:#x}", address - end),
+        _ => format!(
+            "it is {} bytes past the end of the {bytes} allocated at {first:#x}",
+            address - end
+        ),
     }
 }
 

@@ -69,9 +69,7 @@ pub(crate) mod thread;
 pub(crate) mod warp;
 
 pub use executor::{Executor, ExecutorConfig, LaunchDims, MAX_SHARED_BYTES};
-pub use fault::{
-    Access, BlockIdx, Fault, Refusal, Site, ThreadsWait, Violation, Waits, WaitsFor,
-};
+pub use fault::{Access, BlockIdx, Fault, Refusal, Site, ThreadsWait, Violation, Waits, WaitsFor};
 pub use order::LaneOrder;
 
 /// The names that the PTX side has, too.

@@ -69,7 +69,12 @@ impl Warp {
     pub fn new(num_lanes: usize) -> Self {
         let site = Location::caller();
         let nothing = || {
-            UnsafeCell::new(Arrival { operation: Operation::Sync, mask: 0, site, registers: [0; 10] })
+            UnsafeCell::new(Arrival {
+                operation: Operation::Sync,
+                mask: 0,
+                site,
+                registers: [0; 10],
+            })
         };
         Self {
             lanes: u32::MAX >> (32 - num_lanes.min(32)),
@@ -201,7 +206,8 @@ fn complete(operation: Operation, mask: u32, site: Caller, warp: &Warp) {
         | Operation::ShuffleDown
         | Operation::ShuffleUp => shuffle(operation, mask, site, warp),
         Operation::Ballot => {
-            let votes = lanes_of(mask).fold(0, |votes, lane| votes | warp.registers(lane)[0] << lane);
+            let votes =
+                lanes_of(mask).fold(0, |votes, lane| votes | warp.registers(lane)[0] << lane);
             lanes_of(mask).for_each(|lane| warp.registers(lane)[0] = votes);
         }
         Operation::MmaBf16 => mma::multiply::<half::bf16>(warp),
