@@ -1,5 +1,3 @@
 //! placeholder
 
-pub mod comm;
-pub mod device;
 pub mod kv;

@@ -128,9 +128,8 @@ fn indices_run_over_three_dimensions_x_fastest() {
     let all = |[x, y, z]: [u32; 3]| {
         (0..z).flat_map(move |z| (0..y).flat_map(move |y| (0..x).map(move |x| [x, y, z])))
     };
-    let expected: Vec<Place> = all(grid)
-        .flat_map(|b| all(block).map(move |thread| Place { thread, block: b }))
-        .collect();
+    let expected: Vec<Place> =
+        all(grid).flat_map(|b| all(block).map(move |thread| Place { thread, block: b })).collect();
     assert_eq!(contents::<Place>(&out), expected);
 }
 

@@ -19,7 +19,11 @@ pub fn config() -> ExecutorConfig {
 }
 
 pub fn seeded(seed: u64) -> Executor {
-    Executor::new(ExecutorConfig { lane_order: LaneOrder::Seeded(seed), num_workers: 1, ..config() })
+    Executor::new(ExecutorConfig {
+        lane_order: LaneOrder::Seeded(seed),
+        num_workers: 1,
+        ..config()
+    })
 }
 
 pub fn dims(blocks: u32, threads: u32, shared_bytes: u32) -> LaunchDims {
