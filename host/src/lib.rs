@@ -1,3 +1,5 @@
 //! placeholder
 
+pub mod comm;
+pub mod device;
 pub mod kv;

@@ -1,0 +1,156 @@
+//! The CPU side: memory and launches of the SIMT executor.
+
+use std::ptr;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread;
+
+use cuda_std::Kernel;
+use cuda_std::cpu::memory::{Allocation, MemoryError};
+use cuda_std::cpu::{Executor, ExecutorConfig, LaunchDims};
+use cuda_std::global::GlobalMut;
+
+use super::cuda::FillPattern;
+use super::{DeviceError, DeviceId, LaunchConfig, Result};
+
+pub(super) struct CpuDevice {
+    executor: Executor,
+    rank: usize,
+}
+
+impl CpuDevice {
+    pub(super) fn new(config: ExecutorConfig, rank: usize) -> Self {
+        Self { executor: Executor::new(config), rank }
+    }
+
+    pub(super) fn id(&self) -> DeviceId {
+        DeviceId::Cpu(self.rank)
+    }
+
+    pub(super) fn num_workers(&self) -> u32 {
+        let workers = match self.executor.config().num_workers {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        };
+        u32::try_from(workers).unwrap_or(u32::MAX)
+    }
+
+    /// # Safety
+    /// As [`super::Stream::launch`].
+    pub(super) unsafe fn launch<K: Kernel>(&self, config: LaunchConfig, kernel: K) -> Result<()> {
+        let LaunchConfig { grid, block, shared_bytes } = config;
+        // SAFETY: the caller's promise.
+        unsafe { self.executor.launch(LaunchDims { grid, block, shared_bytes }, kernel) }
+            .map_err(|fault| DeviceError::Fault { device: self.id(), source: Box::new(fault) })
+    }
+}
+
+/// One allocation. Copies exclude each other, so that they are sound from any thread; kernels do
+/// not, as their launch promises.
+pub(super) struct CpuMemory {
+    allocation: Allocation,
+    device: DeviceId,
+    copying: RwLock<()>,
+}
+
+impl CpuMemory {
+    /// Memory whose reading is reported until something wrote it, as far as the executor checks.
+    pub(super) fn poisoned(cpu: &CpuDevice, bytes: usize) -> Result<Self> {
+        let allocation = match cpu.executor.config().check_init {
+            true => Allocation::with_init_check(bytes),
+            false => Allocation::new(bytes),
+        };
+        Self::of(cpu, allocation)
+    }
+
+    pub(super) fn zeroed(cpu: &CpuDevice, bytes: usize) -> Result<Self> {
+        let memory = Self::of(cpu, Allocation::new(bytes))?;
+        memory.fill(0, FillPattern::Byte(0), bytes);
+        Ok(memory)
+    }
+
+    fn of(cpu: &CpuDevice, allocation: Result<Allocation, MemoryError>) -> Result<Self> {
+        let device = cpu.id();
+        let allocation = allocation.map_err(|source| DeviceError::HostMemory { device, source })?;
+        Ok(Self { allocation, device, copying: RwLock::new(()) })
+    }
+
+    pub(super) fn device_id(&self) -> DeviceId {
+        self.device
+    }
+
+    pub(super) fn address(&self) -> u64 {
+        self.allocation.address()
+    }
+
+    pub(super) fn host(&self) -> *mut u8 {
+        ptr::with_exposed_provenance_mut(self.address() as usize)
+    }
+
+    pub(super) fn view<T: bytemuck::AnyBitPattern>(&self) -> GlobalMut<T> {
+        self.allocation.view_mut()
+    }
+
+    pub(super) fn read(&self, offset: usize, destination: &mut [u8]) {
+        let _reading = self.reading();
+        // SAFETY: other copies are locked out; kernels, by the promise of their launch.
+        let done = unsafe { self.allocation.read(offset, destination) };
+        done.expect(CHECKED);
+    }
+
+    pub(super) fn write(&self, offset: usize, source: &[u8]) {
+        let _writing = self.writing();
+        // SAFETY: as in `read`.
+        let done = unsafe { self.allocation.write(offset, source) };
+        done.expect(CHECKED);
+    }
+
+    /// Copies from `source`, which may be this allocation.
+    pub(super) fn copy_from(
+        &self,
+        offset: usize,
+        source: &Self,
+        source_offset: usize,
+        bytes: usize,
+    ) {
+        // In the order of addresses, so that copies in opposite directions do not wait for each
+        // other.
+        let _guards = match self.address().cmp(&source.address()) {
+            std::cmp::Ordering::Less => {
+                let writing = self.writing();
+                (writing, Some(source.reading()))
+            }
+            std::cmp::Ordering::Equal => (self.writing(), None),
+            std::cmp::Ordering::Greater => {
+                let reading = source.reading();
+                (self.writing(), Some(reading))
+            }
+        };
+        // SAFETY: as in `read`.
+        let done =
+            unsafe { self.allocation.copy_from(offset, &source.allocation, source_offset, bytes) };
+        done.expect(CHECKED);
+    }
+
+    pub(super) fn fill(&self, offset: usize, pattern: FillPattern, bytes: usize) {
+        match pattern {
+            FillPattern::Byte(value) => {
+                let _writing = self.writing();
+                // SAFETY: as in `read`.
+                let done = unsafe { self.allocation.fill(offset, bytes, value) };
+                done.expect(CHECKED);
+            }
+            FillPattern::Half(value) => self.write(offset, &value.to_ne_bytes().repeat(bytes / 2)),
+            FillPattern::Word(value) => self.write(offset, &value.to_ne_bytes().repeat(bytes / 4)),
+        }
+    }
+
+    fn reading(&self) -> RwLockReadGuard<'_, ()> {
+        self.copying.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self) -> RwLockWriteGuard<'_, ()> {
+        self.copying.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const CHECKED: &str = "the range was checked against the buffer";

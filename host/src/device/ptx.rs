@@ -1,0 +1,100 @@
+//! The kernels that `build.rs` embedded, and which of them a GPU gets.
+
+use super::{DeviceError, Result};
+
+/// What to do about a build without GPU kernels.
+pub const HOW_TO_EMBED: &str =
+    "get the sources of `core` (`rustup component add rust-src`) and build again";
+
+/// Runs the named flavour instead of the best one, for testing the portable kernels on Hopper.
+const OVERRIDE: &str = "FARPAGE_PTX_ARCH";
+
+const PORTABLE: &str = "sm_80";
+const HOPPER: &str = "sm_90a";
+
+/// Architecture and text of each embedded module.
+static EMBEDDED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
+
+/// A module of embedded kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PtxModule {
+    /// `sm_80`, which the driver compiles for whatever the GPU is, or `sm_90a`.
+    pub arch: &'static str,
+    pub(super) text: &'static str,
+}
+
+impl PtxModule {
+    /// Whether it holds the kernels that only Hopper can run.
+    pub fn is_hopper(self) -> bool {
+        self.arch == HOPPER
+    }
+}
+
+/// The architectures embedded in this build; none: it has no GPU kernels.
+pub fn embedded_archs() -> Vec<&'static str> {
+    EMBEDDED.iter().map(|(arch, _)| *arch).collect()
+}
+
+/// The module that a GPU of this compute capability gets.
+pub fn module_for(compute_capability: (u32, u32)) -> Result<PtxModule> {
+    let asked = std::env::var(OVERRIDE).ok();
+    choose(EMBEDDED, compute_capability, asked.as_deref())
+}
+
+/// `sm_90a` code runs on compute capability 9.0 and on nothing else, later ones included.
+fn choose(
+    embedded: &'static [(&'static str, &'static str)],
+    compute_capability: (u32, u32),
+    asked: Option<&str>,
+) -> Result<PtxModule> {
+    if embedded.is_empty() {
+        return Err(DeviceError::NoPtx);
+    }
+    let best = if compute_capability == (9, 0) { HOPPER } else { PORTABLE };
+    let find = |arch: &str| {
+        let found = embedded.iter().find(|(of, _)| *of == arch);
+        found.map(|&(arch, text)| PtxModule { arch, text })
+    };
+    let found = match asked {
+        Some(arch) => find(arch),
+        None => find(best).or_else(|| find(PORTABLE)),
+    };
+    found.ok_or_else(|| DeviceError::NoSuchPtx {
+        asked: asked.unwrap_or(best).to_owned(),
+        embedded: embedded.iter().map(|(arch, _)| *arch).collect::<Vec<_>>().join(", "),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static BOTH: &[(&str, &str)] = &[("sm_80", "portable"), ("sm_90a", "hopper")];
+
+    #[test]
+    fn only_compute_capability_9_0_gets_the_hopper_module() {
+        for (compute_capability, arch) in
+            [((8, 0), "sm_80"), ((8, 9), "sm_80"), ((9, 0), "sm_90a"), ((10, 0), "sm_80")]
+        {
+            assert_eq!(choose(BOTH, compute_capability, None).unwrap().arch, arch);
+        }
+    }
+
+    #[test]
+    fn the_override_runs_the_portable_module_on_hopper() {
+        let module = choose(BOTH, (9, 0), Some("sm_80")).unwrap();
+        assert_eq!((module.arch, module.text), ("sm_80", "portable"));
+    }
+
+    #[test]
+    fn an_override_that_is_not_embedded_is_refused() {
+        let error = choose(BOTH, (9, 0), Some("sm_75")).unwrap_err().to_string();
+        assert_eq!(error, "FARPAGE_PTX_ARCH=sm_75: this build embeds sm_80, sm_90a");
+    }
+
+    #[test]
+    fn a_build_without_ptx_says_how_to_get_it() {
+        let error = choose(&[], (9, 0), None).unwrap_err().to_string();
+        assert!(error.contains("rustup component add rust-src"), "{error}");
+    }
+}
