@@ -27,10 +27,8 @@ fn main() -> anyhow::Result<()> {
     if ptx_wanted()? {
         for arch in NvvmArch::ALL {
             let file = format!("{}.ptx", arch.sm());
-            let built = CudaBuilder::new("gpu-kernels")
-                .arch(arch)
-                .copy_to(out_dir.join(&file))
-                .build();
+            let built =
+                CudaBuilder::new("gpu-kernels").arch(arch).copy_to(out_dir.join(&file)).build();
             match built {
                 Ok(_) => writeln!(modules, "    ({:?}, include_str!({file:?})),", arch.sm())?,
                 Err(CudaBuilderError::CoreSourcesMissing(place)) => {

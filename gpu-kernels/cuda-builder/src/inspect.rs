@@ -92,9 +92,7 @@ pub fn inspect(ptx: &str) -> Module {
 fn function<'a>(header: &str, body: impl Iterator<Item = &'a str>) -> Function {
     let is_entry = header.contains(".entry ");
     let keyword = if is_entry { ".entry " } else { ".func " };
-    let after_keyword = header
-        .split_once(keyword)
-        .map_or("", |(_, right)| right.trim_start());
+    let after_keyword = header.split_once(keyword).map_or("", |(_, right)| right.trim_start());
     let signature = if after_keyword.starts_with('(') {
         // A returned value comes before the name.
         after_keyword.split_once(')').map_or("", |(_, right)| right)
@@ -152,24 +150,18 @@ fn collective(instruction: &str) -> Option<&'static str> {
         .split(|c: char| c.is_whitespace() || c == '{' || c == '}')
         .filter(|word| !word.is_empty());
     let mnemonic = words.find(|word| !word.starts_with('@') && !word.ends_with(':'))?;
-    let (_, kind) = COLLECTIVES
-        .iter()
-        .find(|(prefix, _)| mnemonic.starts_with(prefix))?;
+    let (_, kind) = COLLECTIVES.iter().find(|(prefix, _)| mnemonic.starts_with(prefix))?;
     Some(kind)
 }
 
 fn without_comment(line: &str) -> &str {
-    line.split_once("//")
-        .map_or(line, |(code, _)| code)
-        .trim_end()
+    line.split_once("//").map_or(line, |(code, _)| code).trim_end()
 }
 
 impl fmt::Display for Module {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "target {}", self.target)?;
-        self.functions
-            .iter()
-            .try_for_each(|function| function.fmt(f))
+        self.functions.iter().try_for_each(|function| function.fmt(f))
     }
 }
 
@@ -181,10 +173,7 @@ impl fmt::Display for Function {
             writeln!(f, "    {}", self.bounds.join(" "))?;
         }
         if !self.collectives.is_empty() {
-            let counts = self
-                .collectives
-                .iter()
-                .map(|(kind, n)| format!("{kind} {n}"));
+            let counts = self.collectives.iter().map(|(kind, n)| format!("{kind} {n}"));
             writeln!(f, "    {}", counts.collect::<Vec<_>>().join(", "))?;
         }
         Ok(())

@@ -79,9 +79,8 @@ pub(crate) fn compile(
     let crate_dir = std::path::absolute(crate_dir).map_err(CudaBuilderError::io(crate_dir))?;
     let manifest = crate_dir.join("Cargo.toml");
     let library = library_name(&manifest)?;
-    let target_dir = std::path::absolute(target_dir)
-        .map_err(CudaBuilderError::io(target_dir))?
-        .join(arch.sm());
+    let target_dir =
+        std::path::absolute(target_dir).map_err(CudaBuilderError::io(target_dir))?.join(arch.sm());
     std::fs::create_dir_all(&target_dir).map_err(CudaBuilderError::io(&target_dir))?;
 
     let flags = graph_flags(arch);
@@ -163,13 +162,8 @@ fn clean_environment(command: &mut Command) {
 }
 
 fn sysroot(rustc: &OsStr) -> Result<PathBuf, CudaBuilderError> {
-    let output = run(
-        Command::new(rustc).args(["--print", "sysroot"]),
-        Path::new(rustc),
-    )?;
-    Ok(PathBuf::from(
-        String::from_utf8_lossy(&output.stdout).trim_end(),
-    ))
+    let output = run(Command::new(rustc).args(["--print", "sysroot"]), Path::new(rustc))?;
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim_end()))
 }
 
 fn require_core_sources(sysroot: &Path) -> Result<(), CudaBuilderError> {
@@ -181,9 +175,7 @@ fn require_core_sources(sysroot: &Path) -> Result<(), CudaBuilderError> {
     if std::env::var_os("OUT_DIR").is_some() {
         println!("cargo::rerun-if-changed={}", rustlib.display());
     }
-    Err(CudaBuilderError::CoreSourcesMissing(
-        rustlib.join("src/rust"),
-    ))
+    Err(CudaBuilderError::CoreSourcesMissing(rustlib.join("src/rust")))
 }
 
 fn library_name(manifest: &Path) -> Result<String, CudaBuilderError> {
@@ -239,10 +231,7 @@ mod tests {
     #[test]
     fn dep_info_with_spaces_in_paths() {
         let rule = "/t/kernels.ptx: /a\\ b/lib.rs /a\\ b/room/mod.rs\n";
-        let expected = [
-            PathBuf::from("/a b/lib.rs"),
-            PathBuf::from("/a b/room/mod.rs"),
-        ];
+        let expected = [PathBuf::from("/a b/lib.rs"), PathBuf::from("/a b/room/mod.rs")];
         assert_eq!(parse_dep_info(rule), expected);
     }
 

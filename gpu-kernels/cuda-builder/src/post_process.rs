@@ -72,10 +72,7 @@ pub struct LaunchBounds {
 
 impl LaunchBounds {
     fn parse(line: usize, marker: &str) -> Result<Self, PostProcessError> {
-        let bad = || PostProcessError::BadMarker {
-            line,
-            marker: marker.to_owned(),
-        };
+        let bad = || PostProcessError::BadMarker { line, marker: marker.to_owned() };
         let mut bounds = Self::default();
         for field in marker[MARKER.len()..].split_whitespace() {
             let (key, value) = field.split_once('=').ok_or_else(bad)?;
@@ -122,11 +119,7 @@ pub fn post_process(ptx: &str) -> Result<String, PostProcessError> {
             target = name;
         }
         if let Some(name) = entry_name(text) {
-            entry = Some(Entry {
-                name: name.to_owned(),
-                body_at: None,
-                bounds: None,
-            });
+            entry = Some(Entry { name: name.to_owned(), body_at: None, bounds: None });
         }
         if text.starts_with(MARKER) {
             let bounds = LaunchBounds::parse(index + 1, text)?;
@@ -154,11 +147,7 @@ pub fn post_process(ptx: &str) -> Result<String, PostProcessError> {
         output.push_str(line);
         output.push('\n');
         if line == "}"
-            && let Some(Entry {
-                body_at: Some(at),
-                bounds: Some(bounds),
-                ..
-            }) = entry.take()
+            && let Some(Entry { body_at: Some(at), bounds: Some(bounds), .. }) = entry.take()
         {
             output.insert_str(at, &bounds.directives());
         }
@@ -227,10 +216,8 @@ mod tests {
 
     #[test]
     fn bounds_become_directives_and_the_marker_goes() {
-        let ptx = post_process(&module(
-            "sm_90a",
-            "// launch_bounds threads=256 min_blocks=1 cluster=2",
-        ));
+        let ptx =
+            post_process(&module("sm_90a", "// launch_bounds threads=256 min_blocks=1 cluster=2"));
         let expected = "\
 .version 8.7
 .target sm_90a
@@ -253,10 +240,9 @@ mod tests {
 
     #[test]
     fn zero_and_absent_mean_not_given() {
-        for marker in [
-            "// launch_bounds threads=64 min_blocks=0 cluster=0",
-            "// launch_bounds threads=64",
-        ] {
+        for marker in
+            ["// launch_bounds threads=64 min_blocks=0 cluster=0", "// launch_bounds threads=64"]
+        {
             let ptx = post_process(&module("sm_80", marker)).unwrap();
             assert!(ptx.contains(".reqntid 64, 1, 1\n{"), "{ptx}");
             assert!(!ptx.contains(".minnctapersm"), "{ptx}");
@@ -266,11 +252,9 @@ mod tests {
 
     #[test]
     fn asm_beside_the_marker_stays() {
-        let ptx = post_process(&module(
-            "sm_80",
-            "// launch_bounds threads=64\n\tmov.u32 %r1, %tid.x;",
-        ))
-        .unwrap();
+        let ptx =
+            post_process(&module("sm_80", "// launch_bounds threads=64\n\tmov.u32 %r1, %tid.x;"))
+                .unwrap();
         let kept = "\t// begin inline asm\n\tmov.u32 %r1, %tid.x;\n\t// end inline asm\n";
         assert!(ptx.contains(kept), "{ptx}");
     }
@@ -307,10 +291,7 @@ mod tests {
             "// launch_bounds threads",
         ] {
             let error = post_process(&module("sm_80", marker)).unwrap_err();
-            assert!(matches!(
-                error,
-                PostProcessError::BadMarker { line: 11, .. }
-            ));
+            assert!(matches!(error, PostProcessError::BadMarker { line: 11, .. }));
         }
     }
 
@@ -318,10 +299,7 @@ mod tests {
     fn a_cluster_needs_hopper() {
         let marker = "// launch_bounds threads=128 cluster=2";
         let error = post_process(&module("sm_80", marker)).unwrap_err();
-        assert!(matches!(
-            error,
-            PostProcessError::NoClusters { cluster: 2, .. }
-        ));
+        assert!(matches!(error, PostProcessError::NoClusters { cluster: 2, .. }));
         post_process(&module("sm_90a", marker)).unwrap();
     }
 

@@ -59,11 +59,7 @@ impl Ptxas {
         })?;
         let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
         text += &String::from_utf8_lossy(&output.stderr);
-        Ok(if output.status.success() {
-            Ok(Report::parse(&text))
-        } else {
-            Err(text)
-        })
+        Ok(if output.status.success() { Ok(Report::parse(&text)) } else { Err(text) })
     }
 }
 
@@ -107,10 +103,7 @@ impl Report {
         for line in output.lines() {
             let line = line.trim();
             if let Some((_, name)) = line.split_once("Function properties for ") {
-                report.functions.push(Usage {
-                    name: name.to_owned(),
-                    ..Usage::default()
-                });
+                report.functions.push(Usage { name: name.to_owned(), ..Usage::default() });
             } else if line.contains("(C7") || line.to_lowercase().contains("warning") {
                 report.complaints.push(line.to_owned());
             } else if let Some(usage) = report.functions.last_mut() {
@@ -159,11 +152,7 @@ fn candidates(python_env: Option<&Path>) -> Vec<PathBuf> {
     paths.push("/usr/local/cuda/bin/ptxas".into());
     let venv = variable("VIRTUAL_ENV").map(PathBuf::from);
     for env in venv.iter().map(PathBuf::as_path).chain(python_env) {
-        for python in std::fs::read_dir(env.join("lib"))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
+        for python in std::fs::read_dir(env.join("lib")).into_iter().flatten().flatten() {
             paths.push(python.path().join("site-packages/nvidia/cu13/bin/ptxas"));
         }
     }

@@ -16,10 +16,7 @@ fn fixture() -> PathBuf {
 
 /// The finished PTX; `None`, with a word on stderr, on a toolchain without `core` sources.
 fn build(crate_dir: &Path, arch: NvvmArch) -> Option<Result<String, CudaBuilderError>> {
-    let built = CudaBuilder::new(crate_dir)
-        .arch(arch)
-        .target_dir(target_dir())
-        .build();
+    let built = CudaBuilder::new(crate_dir).arch(arch).target_dir(target_dir()).build();
     match built {
         Err(error @ CudaBuilderError::CoreSourcesMissing(_)) => {
             eprintln!("not tested: {error}");
@@ -38,10 +35,7 @@ fn kernel_becomes_an_entry_with_launch_bounds() {
         let ptx = ptx.unwrap();
         assert!(ptx.contains(&format!(".target {}", arch.sm())), "{ptx}");
         assert!(ptx.contains(".visible .entry scale_f32_baseline("), "{ptx}");
-        assert!(
-            ptx.contains(")\n.reqntid 256, 1, 1\n.minnctapersm 2\n{\n"),
-            "{ptx}"
-        );
+        assert!(ptx.contains(")\n.reqntid 256, 1, 1\n.minnctapersm 2\n{\n"), "{ptx}");
         assert!(!ptx.contains("launch_bounds"), "{ptx}");
     }
 }
@@ -50,11 +44,7 @@ fn kernel_becomes_an_entry_with_launch_bounds() {
 fn compiler_errors_are_passed_on() {
     let broken = tempfile::tempdir().unwrap();
     fs::create_dir(broken.path().join("src")).unwrap();
-    fs::copy(
-        fixture().join("Cargo.toml"),
-        broken.path().join("Cargo.toml"),
-    )
-    .unwrap();
+    fs::copy(fixture().join("Cargo.toml"), broken.path().join("Cargo.toml")).unwrap();
     let source = "#![no_std]\nfn lost() { undefined_name }\n";
     fs::write(broken.path().join("src/lib.rs"), source).unwrap();
     let Some(built) = build(broken.path(), NvvmArch::Compute90a) else {
@@ -62,8 +52,5 @@ fn compiler_errors_are_passed_on() {
     };
     let error = built.unwrap_err().to_string();
     assert!(error.contains("for sm_90a failed"), "{error}");
-    assert!(
-        error.contains("cannot find value `undefined_name`"),
-        "{error}"
-    );
+    assert!(error.contains("cannot find value `undefined_name`"), "{error}");
 }

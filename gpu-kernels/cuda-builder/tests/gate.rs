@@ -71,10 +71,7 @@ fn a_lost_or_doubled_barrier_changes_the_snapshot() {
     let barrier = "\tbarrier.sync \t0;\n";
     let whole = inspect(PTX).to_string();
     assert_ne!(inspect(&PTX.replace(barrier, "")).to_string(), whole);
-    assert_ne!(
-        inspect(&PTX.replace(barrier, &barrier.repeat(2))).to_string(),
-        whole
-    );
+    assert_ne!(inspect(&PTX.replace(barrier, &barrier.repeat(2))).to_string(), whole);
 }
 
 #[test]
@@ -138,9 +135,6 @@ fn the_assembler_itself_reports_stack_and_errors() {
                    ld.local.u32 %r1, [%rd1+64]; ld.param.u64 %rd2, [p]; st.u32 [%rd2], %r1;";
     let report = ptxas.assemble(&module(indexed), "sm_90a").unwrap().unwrap();
     assert_eq!(check_assembly(&report), ["k: 256 bytes of stack"]);
-    let error = ptxas
-        .assemble(&module("nonsense;"), "sm_90a")
-        .unwrap()
-        .unwrap_err();
+    let error = ptxas.assemble(&module("nonsense;"), "sm_90a").unwrap().unwrap_err();
     assert!(error.contains("error"), "{error}");
 }
