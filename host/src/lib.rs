@@ -1,4 +1,14 @@
-//! placeholder
+//! Farpage: GPU kernels for LLM inference whose KV cache and experts live on other GPUs, and the
+//! host code that drives them.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`device`] | GPUs, and the CPU as one: memory, streams, events, graphs |
+//! | [`comm`] | ranks, and what they do together: NCCL between GPUs, copies between CPU ranks |
+//! | [`kv`] | the KV pool: which page of which request lies in which memory |
+//!
+//! Device code is the crate [`gpu_kernels`]; `build.rs` compiles it to PTX and embeds it here. The
+//! same source runs on the CPU, so everything works without a GPU.
 
 pub mod comm;
 pub mod device;

@@ -39,6 +39,7 @@
 mod costs;
 mod error;
 mod lease;
+pub mod memory;
 mod migration;
 mod page;
 pub mod policy;

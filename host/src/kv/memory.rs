@@ -1,0 +1,90 @@
+//! The bytes behind the slots: one allocation a location, and the table of their addresses.
+
+use gpu_kernels::kv_layout::KvPageShape;
+
+use crate::device::{Buffer, Device, DeviceError, PinnedBuffer, Slice, Stream};
+
+/// KV pages in the memory of several places, all of which kernels of the first device read.
+///
+/// Location `r` below the number of devices is device `r`'s memory; the last is pinned host memory.
+#[derive(Debug)]
+pub struct KvMemory {
+    shape: KvPageShape,
+    device_pools: Vec<Buffer<u16>>,
+    host_pool: PinnedBuffer<u16>,
+    peer_kv_ptrs: Buffer<u64>,
+    pool_pages: Vec<usize>,
+}
+
+impl KvMemory {
+    /// Pages of `shape`: `device_pages[r]` of them on device `r`, `host_pages` in pinned host
+    /// memory. Lets the first device, whose stream this is, reach the others.
+    ///
+    /// # Errors
+    /// Devices without peer access, or without that much memory.
+    ///
+    /// # Panics
+    /// If there is not one `device_pages` for each device, and at least one.
+    pub fn new(
+        stream: &Stream,
+        devices: &[Device],
+        shape: KvPageShape,
+        device_pages: &[usize],
+        host_pages: usize,
+    ) -> Result<Self, DeviceError> {
+        assert!(
+            !devices.is_empty() && devices.len() == device_pages.len(),
+            "a page count for each device"
+        );
+        let reader = &devices[0];
+        for peer in &devices[1..] {
+            reader.enable_peer_access(peer)?;
+            peer.enable_peer_access(reader)?;
+        }
+        let device_pools = devices
+            .iter()
+            .zip(device_pages)
+            .map(|(device, &pages)| device.alloc(pages * shape.page_elements()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let host_pool = reader.alloc_pinned(host_pages * shape.page_elements())?;
+        let addresses: Vec<u64> =
+            device_pools.iter().map(Buffer::address).chain([host_pool.address()]).collect();
+        Ok(Self {
+            shape,
+            peer_kv_ptrs: Buffer::from_slice(stream, &addresses)?,
+            device_pools,
+            host_pool,
+            pool_pages: device_pages.iter().copied().chain([host_pages]).collect(),
+        })
+    }
+
+    /// Shape of the pages.
+    pub fn shape(&self) -> KvPageShape {
+        self.shape
+    }
+
+    /// Base address of each location, as kernels take it: `[locations]`.
+    pub fn peer_kv_ptrs(&self) -> &Buffer<u64> {
+        &self.peer_kv_ptrs
+    }
+
+    /// Pages of each location: `[locations]`.
+    pub fn pool_pages(&self) -> &[usize] {
+        &self.pool_pages
+    }
+
+    /// The location that is pinned host memory.
+    pub fn host_location(&self) -> usize {
+        self.device_pools.len()
+    }
+
+    /// `num_pages` pages of a location from `first_page` on, for copies.
+    pub fn pages(&self, location: usize, first_page: usize, num_pages: usize) -> Slice<'_, u16> {
+        let elements = self.shape.page_elements();
+        let range = first_page * elements..(first_page + num_pages) * elements;
+        match self.device_pools.get(location) {
+            Some(pool) => pool.slice(range),
+            None => self.host_pool.slice(range),
+        }
+    }
+}
