@@ -6,7 +6,7 @@ use std::thread;
 
 use cuda_std::Kernel;
 use cuda_std::cpu::memory::{Allocation, MemoryError};
-use cuda_std::cpu::{Executor, ExecutorConfig, LaunchDims};
+use cuda_std::cpu::{Executor, ExecutorConfig};
 use cuda_std::global::GlobalMut;
 
 use super::cuda::FillPattern;
@@ -37,9 +37,8 @@ impl CpuDevice {
     /// # Safety
     /// As [`super::Stream::launch`].
     pub(super) unsafe fn launch<K: Kernel>(&self, config: LaunchConfig, kernel: K) -> Result<()> {
-        let LaunchConfig { grid, block, shared_bytes } = config;
         // SAFETY: the caller's promise.
-        unsafe { self.executor.launch(LaunchDims { grid, block, shared_bytes }, kernel) }
+        unsafe { self.executor.launch(config, kernel) }
             .map_err(|fault| DeviceError::Fault { device: self.id(), source: Box::new(fault) })
     }
 }

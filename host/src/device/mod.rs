@@ -38,6 +38,7 @@ use bytemuck::Pod;
 use cuda_std::cpu::ExecutorConfig;
 
 pub use choice::DeviceChoice;
+pub use cuda_std::cpu::LaunchDims as LaunchConfig;
 pub use error::{DeviceError, DriverFailure, Result};
 pub use event::Event;
 pub use graph::Graph;
@@ -45,7 +46,7 @@ pub(crate) use memory::Extent;
 pub use memory::{Buffer, PinnedBuffer, Slice};
 pub use properties::{DeviceProperties, MemoryBytes, PeerLink};
 pub use ptx::PtxModule;
-pub use stream::{LaunchConfig, Stream, StreamPriority};
+pub use stream::{Stream, StreamPriority};
 
 use cpu::CpuDevice;
 use cuda::Gpu;

@@ -11,18 +11,7 @@ use super::cuda::{FillPattern, GpuStream, StreamFailure};
 use super::event::EventKind;
 use super::graph::{Captured, GraphWork, Kept, Recorder, Replay};
 use super::memory::{Extent, Memory};
-use super::{Device, DeviceError, Event, Graph, Kind, Result, Slice, lock};
-
-/// The size of a launch: blocks, threads of each, dynamic shared memory of each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LaunchConfig {
-    /// Blocks in x, y, z.
-    pub grid: [u32; 3],
-    /// Threads of a block in x, y, z.
-    pub block: [u32; 3],
-    /// Dynamic shared memory of a block, in bytes.
-    pub shared_bytes: u32,
-}
+use super::{Device, DeviceError, Event, Graph, Kind, LaunchConfig, Result, Slice, lock};
 
 /// Whose blocks a GPU starts first, when several streams have some waiting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
