@@ -12,4 +12,5 @@
 
 pub mod comm;
 pub mod device;
+pub mod kernels;
 pub mod kv;

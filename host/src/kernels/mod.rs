@@ -1,0 +1,27 @@
+//! Launchers: one for each room of [`gpu_kernels`], in the room's name.
+//!
+//! A launcher is made from host lists and sizes, which it checks against the room's contract and
+//! uploads; what it refuses, it refuses in words and before anything is launched. It then runs any
+//! number of times, on any stream of its device, and may be captured into a graph.
+//!
+//! Running is unsafe where a kernel goes through `peer_kv_ptrs`: those are plain addresses of
+//! pools, which may belong to other devices, so that they are what the contract was checked
+//! against, and stay so until the kernel is done, only the caller can know.
+
+pub mod kv_page_copy;
+pub mod kv_page_pattern;
+
+use gpu_kernels::contract::ContractError;
+
+use crate::device::DeviceError;
+
+/// Why a launcher did not launch.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The room's contract refuses the sizes or lists.
+    #[error(transparent)]
+    Contract(#[from] ContractError),
+    /// The device refused, or failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
