@@ -4,12 +4,14 @@
 //! uploads; what it refuses, it refuses in words and before anything is launched. It then runs any
 //! number of times, on any stream of its device, and may be captured into a graph.
 //!
-//! Running is unsafe where a kernel goes through `peer_kv_ptrs`: those are plain addresses of
-//! pools, which may belong to other devices, so that they are what the contract was checked
-//! against, and stay so until the kernel is done, only the caller can know.
+//! Launches over KV take the [`KvMemory`](crate::kv::memory::KvMemory) that their lists were
+//! checked against, and are safe. Where plain `peer_kv_ptrs` are taken, that they are the pools
+//! that the contract was checked against only the caller can know.
 
 pub mod kv_page_copy;
 pub mod kv_page_pattern;
+pub mod memory_read;
+pub mod paged_attention;
 
 use gpu_kernels::contract::ContractError;
 

@@ -1,0 +1,53 @@
+//! Launches of the room `memory_read`.
+
+use gpu_kernels::memory_read::contract::MemoryReadShape;
+use gpu_kernels::memory_read::device::memory_read_16;
+use gpu_kernels::memory_read::reference::fold;
+
+use super::KernelError;
+use crate::device::{Buffer, Stream};
+
+/// Blocks a multiprocessor: enough bytes on their way to reach the ceiling of an H200.
+const BLOCKS_PER_MULTIPROCESSOR: u32 = 8;
+
+/// Reads a buffer again and again: what memory gives when nothing else is done.
+pub struct MemoryRead<'a> {
+    source: &'a Buffer<u32>,
+    shape: MemoryReadShape,
+    out: Buffer<u32>,
+}
+
+impl<'a> MemoryRead<'a> {
+    /// Reads of all of `source`, this device's or a peer's, from the device of `stream`.
+    ///
+    /// # Errors
+    /// A source that is not whole 16-byte pieces.
+    pub fn new(stream: &Stream, source: &'a Buffer<u32>) -> Result<Self, KernelError> {
+        let device = stream.device();
+        let num_blocks = BLOCKS_PER_MULTIPROCESSOR * device.properties()?.num_multiprocessors;
+        let shape = MemoryReadShape { num_bytes: source.num_bytes(), num_blocks };
+        shape.check()?;
+        Ok(Self { source, shape, out: device.alloc(shape.out_elements())? })
+    }
+
+    /// Bytes that a run reads.
+    pub fn num_bytes(&self) -> usize {
+        self.shape.num_bytes
+    }
+
+    /// Reads all of it once.
+    pub fn run(&self, stream: &Stream) -> Result<(), KernelError> {
+        let kernel = memory_read_16 {
+            source: self.source.view(),
+            num_pieces: (self.shape.num_bytes / 16) as u64,
+            out: self.out.view_mut(),
+        };
+        // SAFETY: the contract was checked for these buffers, which `self` keeps.
+        Ok(unsafe { stream.launch(self.shape.dims(), kernel) }?)
+    }
+
+    /// The xor of the words that the last run read; waits for it.
+    pub fn folded(&self, stream: &Stream) -> Result<u32, KernelError> {
+        Ok(fold(&stream.download(&self.out)?))
+    }
+}

@@ -1,0 +1,323 @@
+//! Launches of the room `paged_attention`.
+
+use cuda_std::float::HalfFloat;
+use gpu_kernels::contract::{ContractError, require, require_len};
+use gpu_kernels::paged_attention::DecodeParams;
+use gpu_kernels::paged_attention::contract::{DecodeShape, PageTable};
+use gpu_kernels::paged_attention::device as entries;
+use gpu_kernels::paged_attention::plan::DecodePlan;
+use half::{bf16, f16};
+
+use super::KernelError;
+use crate::device::{Buffer, LaunchConfig, Stream};
+use crate::kv::memory::KvMemory;
+
+/// Which decode kernel runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DecodeVariant {
+    /// A block for each (request, KV head), plain loads.
+    Baseline,
+    /// Equal shares of the batch for all SMs, tensor cores, then a merge.
+    Split,
+}
+
+impl DecodeVariant {
+    /// All of them, baseline first.
+    pub const ALL: [Self; 2] = [Self::Baseline, Self::Split];
+}
+
+/// A batch's page table in device memory, checked against the KV memory it points into.
+#[derive(Debug)]
+pub struct DevicePageTable {
+    kv_indptr: Buffer<i32>,
+    kv_indices: Buffer<i32>,
+    kv_page_rank: Buffer<i32>,
+    kv_last_page_len: Buffer<i32>,
+    pool_pages: Vec<usize>,
+    kv_lens: Vec<u32>,
+}
+
+impl DevicePageTable {
+    /// Checks the table, then uploads it.
+    ///
+    /// # Errors
+    /// A table that does not fit together or reaches outside the memory, in words.
+    pub fn upload(
+        stream: &Stream,
+        table: &PageTable<'_>,
+        memory: &KvMemory,
+    ) -> Result<Self, KernelError> {
+        let page_size = memory.shape().page_size;
+        let batch = table.kv_last_page_len.len() as u32;
+        table.check(batch, page_size, memory.pool_pages())?;
+        Ok(Self {
+            kv_indptr: Buffer::from_slice(stream, table.kv_indptr)?,
+            kv_indices: Buffer::from_slice(stream, table.kv_indices)?,
+            kv_page_rank: Buffer::from_slice(stream, table.kv_page_rank)?,
+            kv_last_page_len: Buffer::from_slice(stream, table.kv_last_page_len)?,
+            pool_pages: memory.pool_pages().to_vec(),
+            kv_lens: table.kv_lens(page_size),
+        })
+    }
+
+    /// Tokens of each request.
+    pub fn kv_lens(&self) -> &[u32] {
+        &self.kv_lens
+    }
+}
+
+/// Decode attention for batches of one shape and one set of lengths: plan and workspace, made
+/// once, run for every layer.
+pub struct Decode {
+    shape: DecodeShape,
+    kv_lens: Vec<u32>,
+    plan: DecodePlan,
+    items: Buffer<u32>,
+    block_items: Buffer<u32>,
+    merge_items: Buffer<u32>,
+    partial_out: Buffer<f32>,
+    partial_lse: Buffer<f32>,
+}
+
+/// What one run of [`Decode`] reads and writes.
+pub struct DecodeArgs<'a, T> {
+    /// Where the pages are.
+    pub table: &'a DevicePageTable,
+    /// The pages themselves.
+    pub memory: &'a KvMemory,
+    /// `[batch, num_qo_heads, head_dim]`
+    pub q: &'a Buffer<T>,
+    /// `[batch, num_qo_heads, head_dim]`
+    pub out: &'a Buffer<T>,
+    /// `[batch, num_qo_heads]`, base 2
+    pub lse: &'a Buffer<f32>,
+}
+
+impl Decode {
+    /// Plans decode for requests of `kv_lens` tokens on the device of `stream`.
+    ///
+    /// # Errors
+    /// A shape the kernels do not take, in words; no memory for the workspace.
+    pub fn plan(stream: &Stream, shape: DecodeShape, kv_lens: &[u32]) -> Result<Self, KernelError> {
+        shape.check()?;
+        require_len("kv_lens", shape.batch as usize, kv_lens.len())?;
+        let device = stream.device();
+        let num_sms = device.properties()?.num_multiprocessors;
+        let plan = DecodePlan::new(kv_lens, shape.page.num_kv_heads, num_sms);
+        Ok(Self {
+            items: Buffer::from_slice(stream, bytemuck::cast_slice(&plan.items))?,
+            block_items: Buffer::from_slice(stream, &plan.block_items)?,
+            merge_items: Buffer::from_slice(stream, bytemuck::cast_slice(&plan.merges))?,
+            partial_out: device.alloc(shape.partial_elements(&plan))?,
+            partial_lse: device.alloc(shape.partial_lse_elements(&plan))?,
+            shape,
+            kv_lens: kv_lens.to_vec(),
+            plan,
+        })
+    }
+
+    /// The sizes this was planned for.
+    pub fn shape(&self) -> DecodeShape {
+        self.shape
+    }
+
+    /// Who reads what.
+    pub fn split_plan(&self) -> &DecodePlan {
+        &self.plan
+    }
+
+    /// Attends: `out` and `lse` from `q` and the pages, which nobody may write meanwhile.
+    ///
+    /// # Errors
+    /// Before any launch: arguments of the wrong length, a table for other lengths than planned or
+    /// for other memory.
+    pub fn run<T: DecodeElement>(
+        &self,
+        stream: &Stream,
+        variant: DecodeVariant,
+        args: &DecodeArgs<'_, T>,
+    ) -> Result<(), KernelError> {
+        self.check(args)?;
+        let views = Views { decode: self, args, params: self.shape.params() };
+        match variant {
+            DecodeVariant::Baseline => {
+                // SAFETY: `check` passed.
+                unsafe { T::launch_baseline(stream, self.shape.baseline_dims(), &views) }
+            }
+            DecodeVariant::Split => {
+                // SAFETY: `check` passed; the plan and the workspace are this shape's.
+                unsafe { T::launch_split(stream, self.shape.split_dims(&self.plan), &views)? };
+                if self.plan.merges.is_empty() {
+                    return Ok(());
+                }
+                // SAFETY: as above.
+                unsafe { T::launch_merge(stream, self.shape.merge_dims(&self.plan), &views) }
+            }
+        }
+    }
+
+    fn check<T: DecodeElement>(&self, args: &DecodeArgs<'_, T>) -> Result<(), ContractError> {
+        require(
+            args.table.kv_lens == self.kv_lens,
+            "table",
+            "of the lengths planned for",
+            "others",
+        )?;
+        let fits = args.memory.shape() == self.shape.page
+            && args.memory.pool_pages() == args.table.pool_pages;
+        require(
+            fits,
+            "memory",
+            "what the table was checked against, of the planned shape",
+            "other",
+        )?;
+        require_len("q", self.shape.q_elements(), args.q.len())?;
+        require_len("out", self.shape.q_elements(), args.out.len())?;
+        require_len("lse", self.shape.lse_elements(), args.lse.len())
+    }
+}
+
+/// A run whose arguments were checked.
+#[doc(hidden)]
+pub struct Views<'a, T> {
+    decode: &'a Decode,
+    args: &'a DecodeArgs<'a, T>,
+    params: DecodeParams,
+}
+
+/// An element type that decode has kernels for: bf16 and f16.
+pub trait DecodeElement: HalfFloat {
+    #[doc(hidden)]
+    unsafe fn launch_baseline(
+        stream: &Stream,
+        dims: LaunchConfig,
+        views: &Views<'_, Self>,
+    ) -> Result<(), KernelError>;
+    #[doc(hidden)]
+    unsafe fn launch_split(
+        stream: &Stream,
+        dims: LaunchConfig,
+        views: &Views<'_, Self>,
+    ) -> Result<(), KernelError>;
+    #[doc(hidden)]
+    unsafe fn launch_merge(
+        stream: &Stream,
+        dims: LaunchConfig,
+        views: &Views<'_, Self>,
+    ) -> Result<(), KernelError>;
+}
+
+/// Launches entry `$kernel` with the page table, `params`, and the fields given.
+macro_rules! launch {
+    ($stream:expr, $dims:expr, $views:expr, $kernel:ident { $($field:ident: $value:expr),* $(,)? }) => {{
+        let table = $views.args.table;
+        let kernel = entries::$kernel {
+            kv_indptr: table.kv_indptr.view(),
+            kv_indices: table.kv_indices.view(),
+            kv_page_rank: table.kv_page_rank.view(),
+            kv_last_page_len: table.kv_last_page_len.view(),
+            peer_kv_ptrs: $views.args.memory.peer_kv_ptrs().view(),
+            params: $views.params,
+            q: $views.args.q.view(),
+            out: $views.args.out.view_mut(),
+            lse: $views.args.lse.view_mut(),
+            $($field: $value),*
+        };
+        // SAFETY: the caller of this trait's functions vouches for a checked run.
+        Ok(unsafe { $stream.launch($dims, kernel) }?)
+    }};
+}
+
+macro_rules! decode_element {
+    ($T:ty: $base64:ident, $base128:ident, $split64:ident, $split64_wide:ident, $split128:ident, $split128_wide:ident, $merge64:ident, $merge128:ident) => {
+        impl DecodeElement for $T {
+            unsafe fn launch_baseline(
+                stream: &Stream,
+                dims: LaunchConfig,
+                views: &Views<'_, Self>,
+            ) -> Result<(), KernelError> {
+                match views.decode.shape.page.head_dim {
+                    64 => launch!(stream, dims, views, $base64 {}),
+                    _ => launch!(stream, dims, views, $base128 {}),
+                }
+            }
+
+            unsafe fn launch_split(
+                stream: &Stream,
+                dims: LaunchConfig,
+                views: &Views<'_, Self>,
+            ) -> Result<(), KernelError> {
+                macro_rules! split {
+                    ($kernel:ident) => {
+                        launch!(
+                            stream,
+                            dims,
+                            views,
+                            $kernel {
+                                items: views.decode.items.view(),
+                                block_items: views.decode.block_items.view(),
+                                partial_out: views.decode.partial_out.view_mut(),
+                                partial_lse: views.decode.partial_lse.view_mut(),
+                            }
+                        )
+                    };
+                }
+                match (views.decode.shape.page.head_dim, views.decode.shape.head_tiles()) {
+                    (64, 1) => split!($split64),
+                    (64, _) => split!($split64_wide),
+                    (_, 1) => split!($split128),
+                    (_, _) => split!($split128_wide),
+                }
+            }
+
+            unsafe fn launch_merge(
+                stream: &Stream,
+                dims: LaunchConfig,
+                views: &Views<'_, Self>,
+            ) -> Result<(), KernelError> {
+                macro_rules! merge {
+                    ($kernel:ident) => {{
+                        let kernel = entries::$kernel {
+                            params: views.params,
+                            merge_items: views.decode.merge_items.view(),
+                            partial_out: views.decode.partial_out.view(),
+                            partial_lse: views.decode.partial_lse.view(),
+                            out: views.args.out.view_mut(),
+                            lse: views.args.lse.view_mut(),
+                        };
+                        // SAFETY: as in `launch!`.
+                        Ok(unsafe { stream.launch(dims, kernel) }?)
+                    }};
+                }
+                match views.decode.shape.page.head_dim {
+                    64 => merge!($merge64),
+                    _ => merge!($merge128),
+                }
+            }
+        }
+    };
+}
+
+decode_element! {
+    bf16:
+    paged_attention_decode_baseline_bf16_d64,
+    paged_attention_decode_baseline_bf16_d128,
+    paged_attention_decode_split_bf16_d64_g8,
+    paged_attention_decode_split_bf16_d64_g16,
+    paged_attention_decode_split_bf16_d128_g8,
+    paged_attention_decode_split_bf16_d128_g16,
+    paged_attention_merge_bf16_d64,
+    paged_attention_merge_bf16_d128
+}
+
+decode_element! {
+    f16:
+    paged_attention_decode_baseline_f16_d64,
+    paged_attention_decode_baseline_f16_d128,
+    paged_attention_decode_split_f16_d64_g8,
+    paged_attention_decode_split_f16_d64_g16,
+    paged_attention_decode_split_f16_d128_g8,
+    paged_attention_decode_split_f16_d128_g16,
+    paged_attention_merge_f16_d64,
+    paged_attention_merge_f16_d128
+}

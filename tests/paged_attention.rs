@@ -1,0 +1,149 @@
+//! Decode through its launcher, on the CPU device and on GPUs, against the f64 oracle.
+//!
+//! GPU tests draw fresh inputs; the seed stands in the failure's message.
+
+use farpage::device::{Buffer, Device, Stream};
+use farpage::kernels::paged_attention::{
+    Decode, DecodeArgs, DecodeElement, DecodeVariant, DevicePageTable,
+};
+use farpage::kv::memory::KvMemory;
+use gpu_kernels::kv_layout::{KvLayout, KvPageShape};
+use gpu_kernels::paged_attention::reference::{DecodeCase, DecodeProblem, Tolerance, cases};
+use half::{bf16, f16};
+
+/// The problem's pools, location by location.
+fn upload_pools<T: DecodeElement>(
+    stream: &Stream,
+    devices: &[Device],
+    problem: &DecodeProblem<T>,
+) -> KvMemory {
+    let page = problem.shape.page;
+    let pages: Vec<usize> =
+        problem.pools.iter().map(|pool| pool.len() / page.page_elements()).collect();
+    let (host_pages, device_pages) = pages.split_last().unwrap();
+    let memory = KvMemory::new(stream, devices, page, device_pages, *host_pages).unwrap();
+    for (location, pool) in problem.pools.iter().enumerate() {
+        let elements = bytemuck::cast_slice::<T, u16>(pool);
+        stream.upload(elements, memory.pages(location, 0, pages[location])).unwrap();
+    }
+    memory
+}
+
+/// The outputs of one run, which start as NaN.
+fn decode<T: DecodeElement>(
+    stream: &Stream,
+    memory: &KvMemory,
+    problem: &DecodeProblem<T>,
+    variant: DecodeVariant,
+) -> (Vec<T>, Vec<f32>) {
+    let shape = problem.shape;
+    let table = DevicePageTable::upload(stream, &problem.table.table(), memory).unwrap();
+    let q = Buffer::from_slice(stream, &problem.q).unwrap();
+    let nan = bytemuck::cast::<u16, T>(0xffff);
+    let out = Buffer::from_slice(stream, &vec![nan; shape.q_elements()]).unwrap();
+    let lse = Buffer::from_slice(stream, &vec![f32::NAN; shape.lse_elements()]).unwrap();
+    let plan = Decode::plan(stream, shape, table.kv_lens()).unwrap();
+    let args = DecodeArgs { table: &table, memory, q: &q, out: &out, lse: &lse };
+    plan.run(stream, variant, &args).unwrap();
+    (stream.download(&out).unwrap(), stream.download(&lse).unwrap())
+}
+
+fn check_case<T: DecodeElement>(devices: &[Device], case: &DecodeCase, tolerance: Tolerance) {
+    let stream = devices[0].new_stream().unwrap();
+    let seed = fastrand::u64(..);
+    let problem = case.problem::<T>(seed);
+    let oracle = problem.oracle();
+    let memory = upload_pools(&stream, devices, &problem);
+    for variant in DecodeVariant::ALL {
+        let (out, lse) = decode(&stream, &memory, &problem, variant);
+        if let Err(off) = oracle.check(&out, &lse, tolerance) {
+            panic!("{}, {variant:?}, seed {seed}: {off}", case.name);
+        }
+        let bits = bytemuck::cast_slice::<T, u16>;
+        let (again, _) = decode(&stream, &memory, &problem, variant);
+        assert!(bits(&out) == bits(&again), "{}, {variant:?} does not repeat", case.name);
+    }
+}
+
+/// Each case in both types, its pages spread over the memory of all devices and of the host.
+fn check_all(devices: &[Device], cases: Vec<DecodeCase>) {
+    for case in cases {
+        let case = DecodeCase { num_locations: devices.len() + 1, ..case };
+        check_case::<bf16>(devices, &case, Tolerance::BF16);
+        check_case::<f16>(devices, &case, Tolerance::F16);
+    }
+}
+
+/// Batches as large as real ones, which the CPU executor would take minutes for.
+fn large_cases() -> Vec<DecodeCase> {
+    let case = |name, page_size, layout, kv_lens| DecodeCase {
+        name,
+        num_qo_heads: 64,
+        page: KvPageShape { page_size, num_kv_heads: 8, head_dim: 128, layout },
+        kv_lens,
+        num_locations: 1,
+    };
+    vec![
+        case("even batch", 16, KvLayout::Nhd, vec![1000; 32]),
+        case("one long, many short", 16, KvLayout::Hnd, [vec![100; 40], vec![20_000]].concat()),
+        case("one alone", 16, KvLayout::Nhd, vec![5003]),
+        case("pages of one token", 1, KvLayout::Nhd, vec![700, 0, 1300]),
+    ]
+}
+
+#[test]
+fn decode_is_the_oracle_on_the_cpu() {
+    check_all(&[Device::cpu(), Device::cpu()], cases()[..5].to_vec());
+}
+
+#[test]
+#[ignore = "needs 1 GPU"]
+fn decode_is_the_oracle_on_a_gpu() {
+    let device = Device::cuda(0).unwrap();
+    check_all(&[device.clone()], cases());
+    check_all(&[device], large_cases());
+}
+
+#[test]
+#[ignore = "needs 2 GPUs"]
+fn decode_reads_pages_of_a_peer() {
+    let devices = [Device::cuda(0).unwrap(), Device::cuda(1).unwrap()];
+    check_all(&devices, cases());
+    check_all(&devices, large_cases());
+}
+
+#[test]
+fn wrong_arguments_are_refused_before_any_launch() {
+    let device = Device::cpu();
+    let stream = device.new_stream().unwrap();
+    let case = DecodeCase { num_locations: 2, ..cases()[0].clone() };
+    let shape = case.shape();
+    let problem = case.problem::<bf16>(1);
+    let memory = upload_pools(&stream, &[device], &problem);
+
+    let mut table = problem.table.table();
+    table.kv_indices = &[7];
+    let error = DevicePageTable::upload(&stream, &table, &memory).unwrap_err().to_string();
+    assert!(error.starts_with("`kv_indices[0]` must be a page of location"), "{error}");
+
+    let mut wrong = shape;
+    wrong.num_qo_heads = 17;
+    let error = Decode::plan(&stream, wrong, &[1]).err().unwrap();
+    insta::assert_snapshot!(error, @"`num_qo_heads / num_kv_heads` must be at most 16, got 17");
+
+    let table = DevicePageTable::upload(&stream, &problem.table.table(), &memory).unwrap();
+    let zeros = |len| Buffer::from_slice(&stream, &vec![bf16::ZERO; len]).unwrap();
+    let args = DecodeArgs {
+        table: &table,
+        memory: &memory,
+        q: &zeros(shape.q_elements() - 1),
+        out: &zeros(shape.q_elements()),
+        lse: &Buffer::from_slice(&stream, &vec![0.0; shape.lse_elements()]).unwrap(),
+    };
+    let run = |kv_len| {
+        let plan = Decode::plan(&stream, shape, &[kv_len]).unwrap();
+        plan.run(&stream, DecodeVariant::Split, &args).unwrap_err()
+    };
+    insta::assert_snapshot!(run(2), @"`table` must be of the lengths planned for, got others");
+    insta::assert_snapshot!(run(1), @"`q` must be 1024 elements long, got 1023");
+}
