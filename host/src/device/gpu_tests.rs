@@ -1,5 +1,11 @@
 //! The device layer on GPUs. A test that finds fewer than it says fails.
 
+use std::env;
+use std::process::Command;
+
+use gpu_kernels::memory_read::contract::MemoryReadShape;
+use gpu_kernels::memory_read::device::memory_read_16;
+
 use super::tests::shared;
 use super::*;
 
@@ -104,6 +110,69 @@ fn gpu_and_cpu_memory_do_not_mix() {
     let stream = device.new_stream().unwrap();
     let (there, here) = (device.alloc_zeroed::<u8>(4).unwrap(), cpu.alloc_zeroed::<u8>(4).unwrap());
     assert!(matches!(stream.copy(&here, &there), Err(DeviceError::MixedDevices { .. })));
+}
+
+/// XOR of all words, as the launch and the replays of its graph compute it.
+#[test]
+#[ignore = "needs 1 GPU"]
+fn a_launch_runs_and_a_graph_replays_it() {
+    let device = gpu();
+    println!("{}", device.describe());
+    let stream = device.new_stream().unwrap();
+    let shape = MemoryReadShape { num_bytes: 1 << 22, num_blocks: 64 };
+    shape.check().unwrap();
+    let words: Vec<u32> =
+        (0..shape.source_elements() as u32).map(|i: u32| i.wrapping_mul(i)).collect();
+    let source = Buffer::from_slice(&stream, &words).unwrap();
+    let out = device.alloc_zeroed::<u32>(shape.out_elements()).unwrap();
+    let fold = |values: &[u32]| values.iter().fold(0, |folded, value| folded ^ value);
+    let read = memory_read_16 {
+        source: source.view(),
+        num_pieces: shape.num_bytes as u64 / 16,
+        out: out.view_mut(),
+    };
+    // SAFETY: sizes are the shape's, and the buffers live until the end.
+    unsafe { stream.launch(shape.dims(), read) }.unwrap();
+    assert_eq!(fold(&out.to_vec(&stream).unwrap()), fold(&words));
+
+    let graph = stream
+        // SAFETY: as above.
+        .capture::<DeviceError>(|stream| unsafe { stream.launch(shape.dims(), read) })
+        .unwrap();
+    stream.fill_bytes(&out, 0).unwrap();
+    graph.launch(&stream).unwrap();
+    graph.launch(&stream).unwrap();
+    assert_eq!(fold(&out.to_vec(&stream).unwrap()), fold(&words));
+}
+
+/// What a failing kernel leaves behind ends every other test's GPU, so it runs in its own process.
+#[test]
+#[ignore = "needs 1 GPU"]
+fn a_kernel_that_leaves_its_memory_is_named_by_the_wait() {
+    const CHILD: &str = "FARPAGE_TEST_FAULT";
+    if env::var_os(CHILD).is_none() {
+        let name = "device::gpu_tests::a_kernel_that_leaves_its_memory_is_named_by_the_wait";
+        let child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", name, "--ignored", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&child.stdout);
+        assert!(child.status.success() && text.contains("1 passed"), "{child:?}");
+        return;
+    }
+    let device = gpu();
+    let stream = device.new_stream().unwrap();
+    let shape = MemoryReadShape { num_bytes: 1 << 30, num_blocks: 64 };
+    let out = device.alloc_zeroed::<u32>(shape.out_elements()).unwrap();
+    let nowhere = cuda_std::global::Global::for_cuda_launch(1 << 52, shape.source_elements());
+    let num_pieces = shape.num_bytes as u64 / 16;
+    let read = memory_read_16 { source: nowhere, num_pieces, out: out.view_mut() };
+    // SAFETY: not in bounds, on purpose: the driver reports it, and this process ends.
+    unsafe { stream.launch(shape.dims(), read) }.unwrap();
+    let error = stream.synchronize().unwrap_err().to_string();
+    assert!(error.starts_with("GPU 0 failed; launched last: memory_read_16: "), "{error}");
+    assert!(error.contains("CUDA_ERROR_"), "{error}");
 }
 
 #[test]
