@@ -5,6 +5,8 @@
 //! |---|---|
 //! | [`device`] | GPUs, and the CPU as one: memory, streams, events, graphs |
 //! | [`comm`] | ranks, and what they do together: NCCL between GPUs, copies between CPU ranks |
+//! | [`kernels`] | launchers, one for each kernel's room |
+//! | [`doctor`] | what a machine and a build have, and what follows from it |
 //! | [`kv`] | the KV pool: which page of which request lies in which memory |
 //!
 //! Device code is the crate [`gpu_kernels`]; `build.rs` compiles it to PTX and embeds it here. The
@@ -12,5 +14,6 @@
 
 pub mod comm;
 pub mod device;
+pub mod doctor;
 pub mod kernels;
 pub mod kv;

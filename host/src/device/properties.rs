@@ -92,10 +92,11 @@ impl PeerLink {
 
 impl fmt::Display for PeerLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let atomics = if self.native_atomics { "native atomics" } else { "no native atomics" };
-        match self.access {
-            true => write!(f, "peer access, {atomics}, performance rank {}", self.performance_rank),
-            false => write!(f, "no peer access"),
+        match (self.access, self.native_atomics) {
+            (false, _) => return write!(f, "no peer access"),
+            (true, true) => write!(f, "peer access with native atomics, as over NVLink")?,
+            (true, false) => write!(f, "peer access without native atomics, as over PCIe")?,
         }
+        write!(f, "; performance rank {}", self.performance_rank)
     }
 }

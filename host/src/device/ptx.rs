@@ -24,6 +24,11 @@ pub struct PtxModule {
 }
 
 impl PtxModule {
+    #[cfg(test)]
+    pub(crate) fn named(arch: &'static str) -> Self {
+        Self { arch, text: "" }
+    }
+
     /// Whether it holds the kernels that only Hopper can run.
     pub fn is_hopper(self) -> bool {
         self.arch == HOPPER

@@ -4,6 +4,7 @@
 //! that the runtime packages have; its types are used. Results are plain integers here: an enum
 //! must not hold a code that a newer NCCL adds.
 
+use std::error::Error;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
 use std::path::PathBuf;
@@ -69,7 +70,10 @@ impl Nccl {
             for name in NAMES {
                 match Self::load(name) {
                     Ok(nccl) => return Ok(nccl),
-                    Err(error) => tried.push(error.to_string()),
+                    Err(error) => {
+                        let why = error.source().map(ToString::to_string);
+                        tried.push(why.unwrap_or_else(|| format!("{name}: {error}")));
+                    }
                 }
             }
             Err(tried.join("; "))
@@ -99,6 +103,13 @@ impl Nccl {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NcclVersion {
     code: u32,
+}
+
+impl NcclVersion {
+    #[cfg(test)]
+    pub(crate) fn of(major: u32, minor: u32, patch: u32) -> Self {
+        Self { code: major * 10_000 + minor * 100 + patch }
+    }
 }
 
 impl fmt::Display for NcclVersion {

@@ -1,0 +1,109 @@
+//! The command line.
+//!
+//! Exit codes: 0, all is well; 1, the command ran and found what must not be; 2, it could not run
+//! as asked (bad arguments or input, no such device).
+
+mod doctor;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use farpage::device::DeviceChoice;
+
+/// GPU kernels in Rust for LLM inference whose KV cache and experts live on other GPUs.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    /// What to run on; `auto` takes the first GPU, else the CPU, and says why.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    device: DeviceArgument,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Prints what this machine and this build have, and what follows from it.
+    Doctor,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum DeviceArgument {
+    #[default]
+    Auto,
+    Cuda,
+    Cpu,
+}
+
+impl From<DeviceArgument> for DeviceChoice {
+    fn from(argument: DeviceArgument) -> Self {
+        match argument {
+            DeviceArgument::Auto => Self::Auto,
+            DeviceArgument::Cuda => Self::Cuda,
+            DeviceArgument::Cpu => Self::Cpu,
+        }
+    }
+}
+
+/// What a command that ran came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// All is well.
+    Passed,
+    /// Something is not as it must be; the command has said what.
+    Violation,
+}
+
+/// Runs the command of this process's arguments.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Also `--help` and `--version`, whose code is 0; of bad arguments it is 2.
+        Err(usage) => usage.exit(),
+    };
+    let choice = cli.device.into();
+    let outcome = match cli.command {
+        Command::Doctor => doctor::run(choice),
+    };
+    match outcome {
+        Ok(Outcome::Passed) => ExitCode::SUCCESS,
+        Ok(Outcome::Violation) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_device_may_stand_on_either_side_of_the_command() {
+        for arguments in
+            [["host", "--device", "cpu", "doctor"], ["host", "doctor", "--device", "cpu"]]
+        {
+            let cli = Cli::try_parse_from(arguments).unwrap();
+            assert_eq!(DeviceChoice::from(cli.device), DeviceChoice::Cpu);
+        }
+    }
+
+    #[test]
+    fn bad_arguments_exit_with_2() {
+        for arguments in
+            [&["host"][..], &["host", "nonsense"], &["host", "doctor", "--device", "tpu"]]
+        {
+            assert_eq!(Cli::try_parse_from(arguments).unwrap_err().exit_code(), 2);
+        }
+        assert_eq!(Cli::try_parse_from(["host", "--help"]).unwrap_err().exit_code(), 0);
+    }
+}
