@@ -122,6 +122,7 @@ fn entry(bounds: &Bounds, function: &ItemFn, parameters: &[Parameter]) -> TokenS
 fn host(bounds: &Bounds, function: &ItemFn, parameters: &[Parameter]) -> TokenStream {
     let ItemFn { attrs, sig, block, .. } = function;
     let name = &sig.ident;
+    let statements = &block.stmts;
     let (on_struct, on_run): (Vec<_>, Vec<_>) = attrs.iter().partition(|a| is_doc(a));
     let conditions: Vec<_> = attrs.iter().filter(|a| a.path().is_ident("cfg")).collect();
 
@@ -169,7 +170,7 @@ fn host(bounds: &Bounds, function: &ItemFn, parameters: &[Parameter]) -> TokenSt
             #(#on_run)*
             unsafe fn run(self) {
                 let Self { #(#bindings),* } = self;
-                #block
+                #(#statements)*
             }
 
             fn params(&self) -> ::std::vec::Vec<*const ::core::ffi::c_void> {
