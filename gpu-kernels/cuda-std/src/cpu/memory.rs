@@ -51,7 +51,7 @@ pub enum MemoryError {
 
 /// Where an allocation lies. Extents are never freed, but serve one allocation after another, so
 /// that a view can always ask whether it is still good.
-pub struct Extent {
+pub(super) struct Extent {
     /// Changes when the allocation is freed.
     pub(super) generation: AtomicU64,
     base: AtomicPtr<u8>,
