@@ -72,4 +72,9 @@ impl CostModel {
         f64::from(self.page_size) * 1e6 / self.rates.prefill_tokens_s
             * (1.0 + context / self.rates.prefill_doubles_at_tokens)
     }
+
+    /// µs to compute the first `num_pages` pages of a prompt.
+    pub fn prefill_us(&self, num_pages: u32) -> f64 {
+        (0..num_pages).map(|position| self.recompute_us(position)).sum()
+    }
 }

@@ -47,14 +47,12 @@ impl Migration {
     pub fn copy_groups(&self) -> Vec<CopyGroup> {
         let mut groups = BTreeMap::new();
         for Move { from, to, .. } in &self.moves {
-            let group = groups
-                .entry((from.rank, to.rank))
-                .or_insert_with(|| CopyGroup {
-                    from_rank: from.rank,
-                    to_rank: to.rank,
-                    from_slots: Vec::new(),
-                    to_slots: Vec::new(),
-                });
+            let group = groups.entry((from.rank, to.rank)).or_insert_with(|| CopyGroup {
+                from_rank: from.rank,
+                to_rank: to.rank,
+                from_slots: Vec::new(),
+                to_slots: Vec::new(),
+            });
             group.from_slots.push(from.slot);
             group.to_slots.push(to.slot);
         }

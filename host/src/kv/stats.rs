@@ -31,7 +31,7 @@ pub struct PoolStats {
     pub moved_in_use: u64,
     /// Completed moves to a farther tier.
     pub demotions: u64,
-    /// Completed moves to rank 0.
+    /// Completed moves to a nearer tier.
     pub promotions: u64,
     /// Cached pages forgotten, by where they lay.
     pub dropped: Vec<u64>,

@@ -25,10 +25,7 @@ pub enum TableError {
     #[error(transparent)]
     Pool(#[from] PoolError),
     /// More pages than `i32` counts.
-    #[error(
-        "a page table holds at most {} pages, the batch has {num_pages}",
-        i32::MAX
-    )]
+    #[error("a page table holds at most {} pages, the batch has {num_pages}", i32::MAX)]
     TooManyPages {
         /// Pages of the batch, a page counted as often as sequences hold it.
         num_pages: u64,
@@ -49,9 +46,7 @@ impl PageTable {
             num_pages += pool.sequence(id)?.pages().len();
         }
         if i32::try_from(num_pages).is_err() {
-            return Err(TableError::TooManyPages {
-                num_pages: num_pages as u64,
-            });
+            return Err(TableError::TooManyPages { num_pages: num_pages as u64 });
         }
         table.kv_indices.reserve_exact(num_pages);
         table.kv_page_rank.reserve_exact(num_pages);

@@ -104,8 +104,6 @@ impl Budgets {
 
     /// Pages of all tiers together.
     pub fn total_pages(&self) -> u64 {
-        (0..self.num_locations())
-            .map(|rank| u64::from(self.capacity(rank)))
-            .sum()
+        (0..self.num_locations()).map(|rank| u64::from(self.capacity(rank))).sum()
     }
 }

@@ -89,17 +89,15 @@ impl EvictionPolicy for CostAware {
     }
 
     fn displaces(&self, rank: u32, incoming: &PageFacts) -> bool {
-        self.pages
-            .coldest(rank)
-            .is_some_and(|(worth, last_use, _)| {
-                (self.worth(rank, incoming), incoming.last_use) > (worth, last_use)
-            })
+        self.pages.coldest(rank).is_some_and(|(worth, last_use, _)| {
+            (self.worth(rank, incoming), incoming.last_use) > (worth, last_use)
+        })
     }
 
     fn promotes(&self, case: &PromotionCase) -> bool {
-        let nearer = self.costs.read_us(case.from) - self.costs.read_us(Tier::Local);
+        let nearer = self.costs.read_us(case.from) - self.costs.read_us(case.to);
         let saved = f64::from(case.facts.refs) * EXPECTED_READS * nearer;
-        let copied = self.costs.move_us(case.from, Tier::Local);
+        let copied = self.costs.move_us(case.from, case.to);
         let displaced = case.displaced.map_or(0.0, |victim| {
             let away = self
                 .next_tier(Tier::Local)

@@ -29,9 +29,7 @@ impl EvictionPolicy for Lru {
     }
 
     fn displaces(&self, rank: u32, incoming: &PageFacts) -> bool {
-        self.pages
-            .coldest(rank)
-            .is_some_and(|(_, last_use, _)| incoming.last_use > last_use)
+        self.pages.coldest(rank).is_some_and(|(_, last_use, _)| incoming.last_use > last_use)
     }
 
     fn promotes(&self, _case: &PromotionCase) -> bool {

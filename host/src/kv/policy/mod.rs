@@ -37,7 +37,9 @@ pub struct PromotionCase {
     pub facts: PageFacts,
     /// Where it lies.
     pub from: Tier,
-    /// The cached page that has to leave rank 0 for it; `None` when a slot is free.
+    /// Where it would go: local memory, or a peer while that is full of pages in use.
+    pub to: Tier,
+    /// The cached page that has to leave for it; `None` when a slot is free.
     pub displaced: Option<PageFacts>,
 }
 
@@ -64,7 +66,7 @@ pub trait EvictionPolicy: Send {
     /// the coldest page there. If not, it is dropped instead.
     fn displaces(&self, rank: u32, incoming: &PageFacts) -> bool;
 
-    /// Whether moving the page to rank 0 pays.
+    /// Whether moving the page nearer pays.
     fn promotes(&self, case: &PromotionCase) -> bool;
 
     /// Pages known at `rank`, for [`super::KvPool::check_invariants`].

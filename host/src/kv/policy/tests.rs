@@ -5,27 +5,12 @@ const LOCAL: u32 = 0;
 const HOST: u32 = 2;
 
 fn facts(page: u32, frequency: u32, last_use: u64, position: u32) -> PageFacts {
-    PageFacts {
-        page: PageId::from_index(page),
-        frequency,
-        last_use,
-        refs: 0,
-        position,
-    }
+    PageFacts { page: PageId::from_index(page), frequency, last_use, refs: 0, position }
 }
 
 fn cost_aware() -> CostAware {
-    let budgets = Budgets {
-        num_ranks: 2,
-        local_pages: 8,
-        peer_pages: 8,
-        host_pages: 8,
-    };
-    let costs = CostModel {
-        rates: Rates::default(),
-        page_bytes: 65536,
-        page_size: 16,
-    };
+    let budgets = Budgets { num_ranks: 2, local_pages: 8, peer_pages: 8, host_pages: 8 };
+    let costs = CostModel { rates: Rates::default(), page_bytes: 65536, page_size: 16 };
     CostAware::new(budgets, costs)
 }
 
@@ -88,6 +73,7 @@ fn cost_aware_promotes_when_reads_pay_for_the_copies() {
     let mut case = PromotionCase {
         facts: facts(0, 1, 0, 0),
         from: Tier::Host,
+        to: Tier::Local,
         displaced: None,
     };
     assert!(!policy.promotes(&case), "nobody reads it");

@@ -148,9 +148,7 @@ impl KvPool {
         }
         let planned: usize = self.migrations.values().map(Vec::len).sum();
         if planned != moving {
-            return other(format!(
-                "{planned} moves are planned, but {moving} pages move"
-            ));
+            return other(format!("{planned} moves are planned, but {moving} pages move"));
         }
         if departing != self.departing {
             return other(format!(
@@ -167,11 +165,8 @@ impl KvPool {
                 ));
             }
         }
-        let retiring_slots = self
-            .retiring
-            .iter()
-            .filter(|(_, item)| matches!(item, Retiring::Slot(_)))
-            .count();
+        let retiring_slots =
+            self.retiring.iter().filter(|(_, item)| matches!(item, Retiring::Slot(_))).count();
         let marked = |slots: &super::Slots| {
             let retiring = slots.owners().iter().filter(|&&o| o == Owner::Retiring);
             retiring.count()

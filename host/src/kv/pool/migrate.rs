@@ -3,29 +3,41 @@
 use super::{KvPool, Retiring};
 use crate::kv::page::PageState;
 use crate::kv::policy::PromotionCase;
-use crate::kv::{Location, Migration, MigrationId, Move, PageId, PoolError};
+use crate::kv::{Location, Migration, MigrationId, Move, PageId, PoolError, Tier};
 
 /// A peer keeps one slot in this many free for what local memory evicts next; the surplus goes on
 /// to the host.
 const PEER_RESERVE: u32 = 16;
 
+/// How a page could come nearer.
+enum Way {
+    /// To a free slot of this memory.
+    FreeSlot(u32),
+    /// To local memory, after this cached page has left it.
+    Displacing(PageId),
+}
+
 impl KvPool {
-    /// Plans evictions until `wanted` slots of local memory are free or about to be. The chain is
-    /// local → peer (while it has room) → host → dropped; slots of dropped pages are free at
-    /// once. Fewer come free when fewer pages are evictable.
+    /// Plans evictions until `wanted` slots of local memory are free or about to be, and, as far
+    /// as local memory is full of pages in use, of the peers'. The chain is local → peer (while it
+    /// has room) → host → dropped; slots of dropped pages are free at once. Fewer come free when
+    /// fewer pages are evictable.
     pub fn plan_room(&mut self, wanted: u32) -> Result<Option<Migration>, PoolError> {
         let mut moves = Vec::new();
         let mut outcome = self.evict_until(0, wanted, &mut moves);
+        let mut missing = wanted.saturating_sub(self.num_coming(0));
         for rank in 1..self.budgets.num_ranks {
             let reserve = self.budgets.capacity(rank) / PEER_RESERVE;
-            outcome = outcome.and_then(|()| self.evict_until(rank, reserve, &mut moves));
+            outcome = outcome.and_then(|()| self.evict_until(rank, reserve + missing, &mut moves));
+            missing = missing.saturating_sub(self.num_coming(rank));
         }
         self.finish_plan(moves, outcome)
     }
 
     /// Plans to bring up to `limit` referenced pages home to local memory, where the policy finds
     /// that it pays. At least `spare` slots there stay free. Where a cached page has to leave
-    /// first, its eviction is planned now, and the page comes home in a later plan.
+    /// first, its eviction is planned now, and the page comes home in a later plan. While local
+    /// memory is full of pages in use, those in the host come as near as a peer.
     pub fn plan_promotions(
         &mut self,
         limit: u32,
@@ -54,11 +66,7 @@ impl KvPool {
             } else {
                 continue;
             };
-            return Err(PoolError::NotMovable {
-                page,
-                location,
-                reason,
-            });
+            return Err(PoolError::NotMovable { page, location, reason });
         }
         if pages.len() as u64 > u64::from(self.num_free(rank)) {
             return Err(PoolError::OutOfPages {
@@ -67,23 +75,18 @@ impl KvPool {
                 usage: self.usage(),
             });
         }
-        let moves = pages
-            .iter()
-            .filter_map(|&page| self.plan_one(page, rank))
-            .collect();
+        let moves = pages.iter().filter_map(|&page| self.plan_one(page, rank)).collect();
         self.finish_plan(moves, Ok(()))
     }
 
     /// Every move of the migration has been carried out: its pages are read at their destinations
     /// from now on, and its source slots are free once no kernel may read there.
     pub fn complete(&mut self, id: MigrationId) -> Result<(), PoolError> {
-        let moves = self
-            .migrations
-            .remove(&id)
-            .ok_or(PoolError::UnknownMigration(id.0))?;
+        let moves = self.migrations.remove(&id).ok_or(PoolError::UnknownMigration(id.0))?;
         for Move { page, from, to } in moves {
             let entry = &mut self.pages[page.index()];
             entry.location = to;
+            entry.promotion_queued = false;
             entry.moving = None;
             entry.pins -= 1;
             let in_use = entry.refs > 0;
@@ -114,9 +117,10 @@ impl KvPool {
     /// Queues a page that is read in a far tier for [`KvPool::plan_promotions`].
     pub(super) fn consider_promotion(&mut self, page: PageId) {
         let entry = &mut self.pages[page.index()];
-        if entry.location.rank != 0 && !entry.promotion_queued {
+        let rank = entry.location.rank;
+        if rank != 0 && !entry.promotion_queued {
             entry.promotion_queued = true;
-            self.promotion_queue.push_back(page);
+            self.promotion_queues[rank as usize].push_back(page);
         }
     }
 
@@ -126,12 +130,17 @@ impl KvPool {
         wanted: u32,
         moves: &mut Vec<Move>,
     ) -> Result<(), PoolError> {
-        while self.num_free(rank) + self.num_departing(rank) < wanted {
+        while self.num_coming(rank) < wanted {
             if !self.evict_one(rank, moves)? {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// Slots of `rank` that are free or about to be.
+    fn num_coming(&self, rank: u32) -> u32 {
+        self.num_free(rank) + self.num_departing(rank)
     }
 
     /// False when nothing is evictable at `rank`.
@@ -173,55 +182,73 @@ impl KvPool {
         spare: u32,
         moves: &mut Vec<Move>,
     ) -> Result<(), PoolError> {
-        let mut promoted = 0;
         let mut waiting_for_slots = 0;
-        // Each queued page is looked at once, and no more of them than twice the limit: pages
-        // that the policy refuses for now go to the back of the queue.
-        let looks = self.promotion_queue.len().min(2 * limit as usize);
-        for _ in 0..looks {
-            if promoted == limit {
-                break;
-            }
-            let Some(page) = self.promotion_queue.pop_front() else {
-                break;
-            };
-            let entry = &mut self.pages[page.index()];
-            // The queue may hold a page twice, or one that is another page by now.
-            if !std::mem::take(&mut entry.promotion_queued) {
-                continue;
-            }
-            if entry.refs == 0 || entry.location.rank == 0 || entry.moving.is_some() {
-                continue;
-            }
-            let from = self.budgets.tier(entry.location.rank);
-            let slot_is_free = self.num_free(0) > spare;
-            let coldest = if slot_is_free {
-                None
-            } else {
-                self.checked_victim(0)?
-            };
-            let can_have_slot = slot_is_free || coldest.is_some();
-            let case = PromotionCase {
-                facts: self.facts(page),
-                from,
-                displaced: coldest.map(|page| self.facts(page)),
-            };
-            let pays =
-                can_have_slot && self.check_movable(page).is_ok() && self.policy.promotes(&case);
-            if pays && slot_is_free {
-                moves.extend(self.plan_one(page, 0));
-                promoted += 1;
-                continue;
-            }
-            if pays {
-                waiting_for_slots += 1;
-                if waiting_for_slots > self.num_departing(0) {
-                    self.evict_one(0, moves)?;
+        // The farthest first: their reads cost most.
+        for from_rank in (1..self.budgets.num_locations()).rev() {
+            // Pages that cannot move for now go to the back of the queue, and are not looked at
+            // again in this plan.
+            let mut looks = self.promotion_queues[from_rank as usize].len();
+            while looks > 0 && moves.len() < limit as usize && waiting_for_slots < limit {
+                looks -= 1;
+                let Some(way) = self.way_nearer(from_rank, spare)? else {
+                    break;
+                };
+                let Some(page) = self.next_candidate(from_rank) else {
+                    continue;
+                };
+                let (to, displaced) = match way {
+                    Way::FreeSlot(rank) => (self.budgets.tier(rank), None),
+                    Way::Displacing(victim) => (Tier::Local, Some(self.facts(victim))),
+                };
+                let case = PromotionCase {
+                    facts: self.facts(page),
+                    from: self.budgets.tier(from_rank),
+                    to,
+                    displaced,
+                };
+                let pays = self.check_movable(page).is_ok() && self.policy.promotes(&case);
+                match way {
+                    Way::FreeSlot(rank) if pays => {
+                        moves.extend(self.plan_one(page, rank));
+                        continue;
+                    }
+                    Way::Displacing(_) if pays => {
+                        waiting_for_slots += 1;
+                        if waiting_for_slots > self.num_departing(0) {
+                            self.evict_one(0, moves)?;
+                        }
+                    }
+                    _ => {}
                 }
+                self.consider_promotion(page);
             }
-            self.consider_promotion(page);
         }
         Ok(())
+    }
+
+    /// Takes a page off the queue of `rank`; `None` when it is no candidate any more.
+    fn next_candidate(&mut self, rank: u32) -> Option<PageId> {
+        let page = self.promotion_queues[rank as usize].pop_front()?;
+        let entry = &mut self.pages[page.index()];
+        // The queue may hold a page twice, or one that has moved, or that is another page by now.
+        let waits_here = entry.location.rank == rank && std::mem::take(&mut entry.promotion_queued);
+        (waits_here && entry.moving.is_none() && entry.refs > 0).then_some(page)
+    }
+
+    /// How a page could come nearer from `rank`: to local memory while it has more than `spare`
+    /// free slots, or in place of a cached page there; else, from the host, to a peer.
+    fn way_nearer(&self, rank: u32, spare: u32) -> Result<Option<Way>, PoolError> {
+        if self.num_free(0) > spare {
+            return Ok(Some(Way::FreeSlot(0)));
+        }
+        if let Some(victim) = self.checked_victim(0)? {
+            return Ok(Some(Way::Displacing(victim)));
+        }
+        let peers = 1..self.budgets.num_ranks;
+        let roomiest = peers
+            .filter(|&peer| rank == self.budgets.host_rank() && self.num_free(peer) > 0)
+            .max_by_key(|&peer| self.num_free(peer));
+        Ok(roomiest.map(Way::FreeSlot))
     }
 
     fn check_movable(&self, page: PageId) -> Result<(), PoolError> {
@@ -237,11 +264,7 @@ impl KvPool {
         } else {
             return Ok(());
         };
-        Err(PoolError::NotMovable {
-            page,
-            location: entry.location,
-            reason,
-        })
+        Err(PoolError::NotMovable { page, location: entry.location, reason })
     }
 
     /// Binds a free slot of `rank` to a movable page; `None` without one.
@@ -287,10 +310,10 @@ impl KvPool {
     fn count_move(&mut self, from: Location, to: Location, in_use: bool) {
         self.stats.moved[from.rank as usize][to.rank as usize] += 1;
         self.stats.moved_in_use += u64::from(in_use);
-        let (near, far) = (self.budgets.tier(from.rank), self.budgets.tier(to.rank));
-        if to.rank == 0 {
+        let (left, reached) = (self.budgets.tier(from.rank), self.budgets.tier(to.rank));
+        if reached < left {
             self.stats.promotions += 1;
-        } else if far > near {
+        } else if reached > left {
             self.stats.demotions += 1;
         }
     }

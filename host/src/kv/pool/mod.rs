@@ -48,7 +48,8 @@ pub struct KvPool {
     migrations: HashMap<MigrationId, Vec<Move>>,
     /// Per memory: slots that planned moves will leave.
     departing: Vec<u32>,
-    promotion_queue: VecDeque<PageId>,
+    /// Per memory: pages in use there that might come nearer.
+    promotion_queues: Vec<VecDeque<PageId>>,
     last_migration: u64,
     tick: u64,
     stats: PoolStats,
@@ -70,9 +71,7 @@ impl KvPool {
             budgets,
             page_size,
             policy,
-            slots: ranks
-                .map(|rank| Slots::new(budgets.capacity(rank)))
-                .collect(),
+            slots: ranks.map(|rank| Slots::new(budgets.capacity(rank))).collect(),
             pages: Vec::new(),
             vacant: Vec::new(),
             index: HashMap::new(),
@@ -81,7 +80,7 @@ impl KvPool {
             retiring: VecDeque::new(),
             migrations: HashMap::new(),
             departing: vec![0; budgets.num_locations() as usize],
-            promotion_queue: VecDeque::new(),
+            promotion_queues: vec![VecDeque::new(); budgets.num_locations() as usize],
             last_migration: 0,
             tick: 0,
             stats: PoolStats::new(budgets.num_locations()),
@@ -110,9 +109,7 @@ impl KvPool {
 
     /// An open sequence.
     pub fn sequence(&self, id: SequenceId) -> Result<&Sequence, PoolError> {
-        self.sequences
-            .get(&id)
-            .ok_or(PoolError::UnknownSequence(id))
+        self.sequences.get(&id).ok_or(PoolError::UnknownSequence(id))
     }
 
     /// Open sequences.
@@ -132,9 +129,7 @@ impl KvPool {
 
     /// All cached and referenced pages, in order of their ids.
     pub fn pages(&self) -> impl Iterator<Item = PageId> {
-        (0..self.pages.len() as u32)
-            .map(PageId)
-            .filter(|&page| self.live(page).is_ok())
+        (0..self.pages.len() as u32).map(PageId).filter(|&page| self.live(page).is_ok())
     }
 
     /// Slots of `rank` that nobody has.
@@ -154,9 +149,7 @@ impl KvPool {
 
     /// How many of these pages are cached nowhere.
     pub fn num_missing(&self, keys: &[PageKey]) -> usize {
-        keys.iter()
-            .filter(|key| !self.index.contains_key(key))
-            .count()
+        keys.iter().filter(|key| !self.index.contains_key(key)).count()
     }
 
     /// Starts a sequence and lets it share the cached pages of its prompt, from the first on,
@@ -165,9 +158,7 @@ impl KvPool {
         if self.sequences.contains_key(&id) {
             return Err(PoolError::SequenceExists(id));
         }
-        let mut hits = PrefixHits {
-            pages: vec![0; self.slots.len()],
-        };
+        let mut hits = PrefixHits { pages: vec![0; self.slots.len()] };
         let mut sequence = Sequence::default();
         for key in keys {
             let Some(&page) = self.index.get(key) else {
@@ -197,10 +188,7 @@ impl KvPool {
         self.check_length(id, sequence, more)?;
         let cached = || keys.iter().filter_map(|key| self.index.get(key));
         let shared_evictable = cached().filter(|page| self.pages[page.index()].evictable);
-        self.check_room(
-            (keys.len() - cached().count()) as u64,
-            shared_evictable.count() as u64,
-        )?;
+        self.check_room((keys.len() - cached().count()) as u64, shared_evictable.count() as u64)?;
 
         // Taken out, so that the pool's other parts can be changed beside it.
         let mut sequence = self.sequences.remove(&id).expect("looked up above");
@@ -278,10 +266,7 @@ impl KvPool {
     /// Ends a sequence. Its keyed pages stay cached when nobody else holds them; the others are
     /// free once no kernel may read them any more.
     pub fn release(&mut self, id: SequenceId) -> Result<(), PoolError> {
-        let sequence = self
-            .sequences
-            .remove(&id)
-            .ok_or(PoolError::UnknownSequence(id))?;
+        let sequence = self.sequences.remove(&id).ok_or(PoolError::UnknownSequence(id))?;
         // The last page first, so that of one prompt the deepest page is the coldest: dropping
         // it leaves no hole in the chain.
         for &page in sequence.pages.iter().rev() {
@@ -297,10 +282,7 @@ impl KvPool {
     }
 
     /// Takes a lease back: its kernel's event has fired.
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "a lease is retired once, so it is taken"
-    )]
+    #[expect(clippy::needless_pass_by_value, reason = "a lease is retired once, so it is taken")]
     pub fn retire(&mut self, lease: ReadLease) -> Result<(), PoolError> {
         if !self.leases.retire(&lease) {
             return Err(PoolError::UnknownLease(lease.0));

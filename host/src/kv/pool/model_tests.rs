@@ -110,15 +110,9 @@ impl Machine {
         // Chains 0 and 1 agree on their first two pages.
         let prefix_block = |page_idx| u64::from(if page_idx < 2 { chain & 2 } else { chain });
         let keys: Vec<PageKey> = (0..num_pages)
-            .map(|page_idx| PageKey {
-                prefix_block: prefix_block(page_idx),
-                page_idx,
-            })
+            .map(|page_idx| PageKey { prefix_block: prefix_block(page_idx), page_idx })
             .collect();
-        let contents = keys
-            .iter()
-            .map(|key| (key.prefix_block, u64::from(key.page_idx)))
-            .collect();
+        let contents = keys.iter().map(|key| (key.prefix_block, u64::from(key.page_idx))).collect();
         let hits = self.pool.open(SequenceId(id), &keys).unwrap().total() as usize;
         match self.pool.extend(SequenceId(id), &keys[hits..]) {
             Ok(new) => {
@@ -179,11 +173,7 @@ impl Machine {
     fn run(&mut self, op: &Op) {
         let pick = |which: usize, count: usize| (count > 0).then(|| which % count);
         match *op {
-            Op::Admit {
-                chain,
-                pages,
-                tokens,
-            } => self.admit(chain, pages, tokens),
+            Op::Admit { chain, pages, tokens } => self.admit(chain, pages, tokens),
             Op::Append { which, tokens } => {
                 if let Some(i) = pick(which, self.order.len()) {
                     self.append(self.order[i], tokens);

@@ -52,11 +52,7 @@ impl KvPool {
     pub(super) fn check_room(&self, asked: u64, reserved: u64) -> Result<(), PoolError> {
         let available = self.num_available() - reserved;
         if asked > available {
-            return Err(PoolError::OutOfPages {
-                asked,
-                available,
-                usage: self.usage(),
-            });
+            return Err(PoolError::OutOfPages { asked, available, usage: self.usage() });
         }
         Ok(())
     }
@@ -85,9 +81,8 @@ impl KvPool {
             },
             PageId,
         );
-        let slot = self.slots[rank as usize]
-            .take(page)
-            .expect("the memory was chosen for its free slot");
+        let slot =
+            self.slots[rank as usize].take(page).expect("the memory was chosen for its free slot");
         self.tick += 1;
         self.pages[page.index()] = Page {
             state,
@@ -189,11 +184,7 @@ impl KvPool {
             Ok(entry) if entry.location.rank != rank => "lies in another memory",
             Ok(_) => return Ok(Some(page)),
         };
-        Err(PoolError::UnsafeVictim {
-            policy: self.policy.name(),
-            page,
-            reason,
-        })
+        Err(PoolError::UnsafeVictim { policy: self.policy.name(), page, reason })
     }
 
     /// Forgets the coldest cached page at `rank`; its slot is free at once.

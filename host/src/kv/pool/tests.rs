@@ -6,12 +6,7 @@ const PAGE_SIZE: u32 = 4;
 const HOST: u32 = 2;
 
 fn pool_with(policy: Box<dyn EvictionPolicy>, local: u32, peer: u32, host: u32) -> KvPool {
-    let budgets = Budgets {
-        num_ranks: 2,
-        local_pages: local,
-        peer_pages: peer,
-        host_pages: host,
-    };
+    let budgets = Budgets { num_ranks: 2, local_pages: local, peer_pages: peer, host_pages: host };
     KvPool::new(budgets, PAGE_SIZE, policy).unwrap()
 }
 
@@ -20,12 +15,7 @@ fn pool(local: u32, peer: u32, host: u32) -> KvPool {
 }
 
 fn keys(prefix_block: u64, pages: std::ops::Range<u32>) -> Vec<PageKey> {
-    pages
-        .map(|page_idx| PageKey {
-            prefix_block,
-            page_idx,
-        })
-        .collect()
+    pages.map(|page_idx| PageKey { prefix_block, page_idx }).collect()
 }
 
 /// Opens a sequence over `num_pages` keyed pages and fills what is not cached.
@@ -84,10 +74,7 @@ fn a_hole_in_the_chain_ends_the_hits_but_pages_behind_it_are_shared() {
     pool.extend(SequenceId(0), &keys(7, 2..3)).unwrap();
     pool.open(SequenceId(1), &keys(7, 0..4)).unwrap();
     assert_eq!(pages_of(&pool, 1), []);
-    assert_eq!(
-        pool.extend(SequenceId(1), &keys(7, 0..4)),
-        Ok(vec![0, 1, 3])
-    );
+    assert_eq!(pool.extend(SequenceId(1), &keys(7, 0..4)), Ok(vec![0, 1, 3]));
     assert_eq!(pages_of(&pool, 1)[2], pages_of(&pool, 0)[0]);
     pool.check_invariants().unwrap();
 }
@@ -120,11 +107,7 @@ fn eviction_goes_to_the_peer_then_to_the_host_then_nowhere() {
         pool.release(SequenceId(id)).unwrap();
     }
     let migration = pool.plan_room(4).unwrap().unwrap();
-    let to: Vec<Tier> = migration
-        .moves
-        .iter()
-        .map(|m| pool.budgets().tier(m.to.rank))
-        .collect();
+    let to: Vec<Tier> = migration.moves.iter().map(|m| pool.budgets().tier(m.to.rank)).collect();
     assert_eq!(to, [Tier::Peer(1), Tier::Peer(1), Tier::Host, Tier::Host]);
     complete(&mut pool, Some(migration));
     assert_eq!(pool.num_free(0), 4);
@@ -197,27 +180,17 @@ fn a_move_owns_both_slots_until_it_is_completed() {
     admit(&mut pool, 0, 0, 2);
     let page = pages_of(&pool, 0)[0];
     let migration = pool.plan_move(&[page], HOST).unwrap().unwrap();
-    assert_eq!(
-        pool.location(page).unwrap().rank,
-        0,
-        "still read at its source"
-    );
+    assert_eq!(pool.location(page).unwrap().rank, 0, "still read at its source");
     assert_eq!((pool.num_free(0), pool.num_free(HOST)), (0, 1));
     assert!(matches!(
         pool.plan_move(&[page], 1),
-        Err(PoolError::NotMovable {
-            reason: "it is moving already",
-            ..
-        })
+        Err(PoolError::NotMovable { reason: "it is moving already", .. })
     ));
     pool.check_invariants().unwrap();
     pool.complete(migration.id).unwrap();
     assert_eq!(pool.location(page), Ok(migration.moves[0].to));
     assert_eq!((pool.num_free(0), pool.num_free(HOST)), (1, 1));
-    assert_eq!(
-        pool.complete(migration.id),
-        Err(PoolError::UnknownMigration(1))
-    );
+    assert_eq!(pool.complete(migration.id), Err(PoolError::UnknownMigration(1)));
     pool.check_invariants().unwrap();
 }
 
@@ -225,17 +198,12 @@ fn a_move_owns_both_slots_until_it_is_completed() {
 fn leased_pages_stay_and_left_slots_wait_for_their_readers() {
     let mut pool = pool(2, 2, 2);
     admit(&mut pool, 0, 0, 2);
-    let [first, second] = pages_of(&pool, 0)[..] else {
-        panic!("two pages")
-    };
+    let [first, second] = pages_of(&pool, 0)[..] else { panic!("two pages") };
     let migration = pool.plan_move(&[first], HOST).unwrap().unwrap();
     let lease = pool.lease_reads();
     assert!(matches!(
         pool.plan_move(&[second], HOST),
-        Err(PoolError::NotMovable {
-            reason: "a kernel may still read it",
-            ..
-        })
+        Err(PoolError::NotMovable { reason: "a kernel may still read it", .. })
     ));
     // The copy was planned before the kernel: it may end, but the kernel still reads the source.
     pool.complete(migration.id).unwrap();
@@ -262,11 +230,7 @@ fn a_page_shared_again_stays_under_its_old_lease() {
     assert_eq!(pool.num_evictable(0), 0);
     let younger = pool.lease_reads();
     pool.retire(lease).unwrap();
-    assert_eq!(
-        pool.num_evictable(0),
-        1,
-        "the younger lease does not cover it"
-    );
+    assert_eq!(pool.num_evictable(0), 1, "the younger lease does not cover it");
     pool.retire(younger).unwrap();
     pool.check_invariants().unwrap();
 }
@@ -277,11 +241,7 @@ fn promotions_bring_pages_in_use_home() {
     admit(&mut pool, 0, 0, 2);
     admit(&mut pool, 1, 1, 3);
     assert_eq!(ranks_of(&pool, 1), [0, 1, 1]);
-    assert_eq!(
-        pool.plan_promotions(8, 0),
-        Ok(None),
-        "no slot, and none to be had"
-    );
+    assert_eq!(pool.plan_promotions(8, 0), Ok(None), "no slot, and none to be had");
     pool.release(SequenceId(0)).unwrap();
     let evictions = pool.plan_promotions(8, 0).unwrap();
     assert_eq!(complete(&mut pool, evictions), 2);
@@ -323,11 +283,7 @@ fn pins_keep_a_cached_page() {
     pool.unpin(page).unwrap();
     assert_eq!(pool.unpin(page), Err(PoolError::NotPinned(page)));
     assert!(pool.plan_room(2).unwrap().is_some());
-    assert_eq!(
-        pool.unpin(page),
-        Err(PoolError::NotPinned(page)),
-        "a move's pin"
-    );
+    assert_eq!(pool.unpin(page), Err(PoolError::NotPinned(page)), "a move's pin");
 }
 
 #[test]
@@ -358,12 +314,7 @@ fn unknown_ids_and_double_frees_are_refused() {
 #[test]
 fn budgets_and_sizes_of_zero_are_refused() {
     let refused = |num_ranks, local_pages, peer_pages, host_pages, page_size| {
-        let budgets = Budgets {
-            num_ranks,
-            local_pages,
-            peer_pages,
-            host_pages,
-        };
+        let budgets = Budgets { num_ranks, local_pages, peer_pages, host_pages };
         match KvPool::new(budgets, page_size, Box::<Lru>::default()) {
             Ok(_) => "accepted".to_string(),
             Err(error) => error.to_string(),
@@ -374,14 +325,8 @@ fn budgets_and_sizes_of_zero_are_refused() {
     assert_eq!(refused(2, 1, 0, 1, 4), needs("peer 1"));
     assert_eq!(refused(2, 1, 1, 0, 4), needs("host"));
     assert_eq!(refused(1, 1, 0, 1, 4), "accepted");
-    assert_eq!(
-        refused(0, 1, 1, 1, 4),
-        "the pool needs at least one GPU, got 0"
-    );
-    assert_eq!(
-        refused(1, 1, 1, 1, 0),
-        "page_size needs to be at least 1 token, got 0"
-    );
+    assert_eq!(refused(0, 1, 1, 1, 4), "the pool needs at least one GPU, got 0");
+    assert_eq!(refused(1, 1, 1, 1, 0), "page_size needs to be at least 1 token, got 0");
     assert_eq!(
         refused(1, 1 << 31, 1, 1, 4),
         "the local tier holds at most 2147483647 pages, got 2147483648"
@@ -449,11 +394,7 @@ impl EvictionPolicy for Names {
 fn a_policy_that_chooses_a_page_in_use_is_refused() {
     let mut pool = pool_with(Box::new(Names(PageId::from_index(0))), 2, 2, 2);
     let unsafe_victim = |reason| {
-        Err(PoolError::UnsafeVictim {
-            policy: "names",
-            page: PageId::from_index(0),
-            reason,
-        })
+        Err(PoolError::UnsafeVictim { policy: "names", page: PageId::from_index(0), reason })
     };
     assert_eq!(pool.plan_room(2), Ok(None), "nothing needs to go");
     admit(&mut pool, 0, 0, 2);
@@ -484,11 +425,7 @@ fn invariants_notice_each_kind_of_damage() {
     };
     assert!(matches!(
         damaged(|pool| pool.pages[0].refs += 1),
-        InvariantError::References {
-            counted: 2,
-            held: 1,
-            ..
-        }
+        InvariantError::References { counted: 2, held: 1, .. }
     ));
     assert!(matches!(
         damaged(|pool| pool.pages[1].location.slot = 0),
@@ -502,14 +439,8 @@ fn invariants_notice_each_kind_of_damage() {
         damaged(|pool| pool.slots[0].give_back(0)),
         InvariantError::ForeignSlot { .. }
     ));
-    assert!(matches!(
-        damaged(|pool| pool.slots[0].give_back(3)),
-        InvariantError::SlotSum { .. }
-    ));
-    assert!(matches!(
-        damaged(|pool| pool.slots[2].retire(1)),
-        InvariantError::SlotSum { .. }
-    ));
+    assert!(matches!(damaged(|pool| pool.slots[0].give_back(3)), InvariantError::SlotSum { .. }));
+    assert!(matches!(damaged(|pool| pool.slots[2].retire(1)), InvariantError::SlotSum { .. }));
     let damages: [fn(&mut KvPool); 6] = [
         |pool| drop(pool.index.drain()),
         |pool| pool.pages[1].key = None,

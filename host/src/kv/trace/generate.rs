@@ -25,7 +25,7 @@ impl Default for GeneratorOptions {
     fn default() -> Self {
         Self {
             seed: 0,
-            num_requests: 96,
+            num_requests: 144,
             burst_every_ms: 600,
             burst_requests: 4,
             median_turn_tokens: 500.0,
@@ -85,13 +85,9 @@ pub fn generate(options: &GeneratorOptions) -> Vec<TraceRequest> {
         };
         let shared_tokens = hash_ids.len() as u32 * PREFIX_BLOCK_TOKENS;
         let turn = random.log_normal(options.median_turn_tokens);
-        let input_length = (shared_tokens + turn)
-            .min(options.max_input_tokens)
-            .max(shared_tokens + 1);
-        hash_ids.resize_with(
-            input_length.div_ceil(PREFIX_BLOCK_TOKENS) as usize,
-            &mut new_id,
-        );
+        let input_length =
+            (shared_tokens + turn).min(options.max_input_tokens).max(shared_tokens + 1);
+        hash_ids.resize_with(input_length.div_ceil(PREFIX_BLOCK_TOKENS) as usize, &mut new_id);
         let full_blocks = hash_ids[..(input_length / PREFIX_BLOCK_TOKENS) as usize].to_vec();
         let can_go_on =
             (full_blocks.len() as u32 + 1) * PREFIX_BLOCK_TOKENS <= options.max_input_tokens;
@@ -162,11 +158,8 @@ mod tests {
     #[test]
     fn is_a_valid_trace_with_bursts_and_shared_prefixes() {
         for seed in 0..20 {
-            let options = GeneratorOptions {
-                seed,
-                num_requests: 200,
-                ..GeneratorOptions::default()
-            };
+            let options =
+                GeneratorOptions { seed, num_requests: 200, ..GeneratorOptions::default() };
             let trace = generate(&options);
             let text: String = trace
                 .iter()
@@ -181,11 +174,7 @@ mod tests {
             let ids: Vec<u64> = trace.iter().flat_map(|r| r.hash_ids.clone()).collect();
             let repeated = ids.iter().filter(|&&id| !seen.insert(id)).count();
             assert!(repeated * 4 > ids.len(), "{repeated} of {} ids", ids.len());
-            assert!(
-                trace
-                    .iter()
-                    .all(|r| r.input_length <= options.max_input_tokens)
-            );
+            assert!(trace.iter().all(|r| r.input_length <= options.max_input_tokens));
         }
     }
 }

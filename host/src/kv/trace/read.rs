@@ -177,11 +177,7 @@ impl<R: BufRead> TraceReader<R> {
         let hash_ids = hash_ids(&fields)?;
         let needed = input_length.div_ceil(PREFIX_BLOCK_TOKENS) as usize;
         if hash_ids.len() != needed {
-            return Err(TraceProblem::HashIdCount {
-                input_length,
-                needed,
-                got: hash_ids.len(),
-            });
+            return Err(TraceProblem::HashIdCount { input_length, needed, got: hash_ids.len() });
         }
         if timestamp_ms < self.previous_ms {
             return Err(TraceProblem::TimeGoesBack {
@@ -191,22 +187,14 @@ impl<R: BufRead> TraceReader<R> {
         }
         self.previous_ms = timestamp_ms;
         self.check_chain(&hash_ids)?;
-        Ok(TraceRequest {
-            timestamp_ms,
-            input_length,
-            output_length,
-            hash_ids,
-        })
+        Ok(TraceRequest { timestamp_ms, input_length, output_length, hash_ids })
     }
 
     fn check_chain(&mut self, hash_ids: &[u64]) -> Result<(), TraceProblem> {
         let mut parent = None;
         for (index, &id) in hash_ids.iter().enumerate() {
-            let first = self.first_seen.entry(id).or_insert(FirstSeen {
-                parent,
-                index,
-                line: self.line,
-            });
+            let first =
+                self.first_seen.entry(id).or_insert(FirstSeen { parent, index, line: self.line });
             if first.parent != parent || first.index != index {
                 return Err(TraceProblem::BrokenChain {
                     id,
@@ -228,10 +216,8 @@ impl<R: BufRead> Iterator for TraceReader<R> {
         if self.failed {
             return None;
         }
-        let request = self.next_request().map_err(|problem| TraceError {
-            line: self.line,
-            problem,
-        });
+        let request =
+            self.next_request().map_err(|problem| TraceError { line: self.line, problem });
         self.failed = request.is_err();
         request.transpose()
     }
@@ -265,19 +251,11 @@ fn length(fields: &Map<String, Value>, name: TraceField) -> Result<u32, TracePro
 
 fn hash_ids(fields: &Map<String, Value>) -> Result<Vec<u64>, TraceProblem> {
     let value = field(fields, TraceField::HashIds)?;
-    let problem = |needed, got| TraceProblem::Value {
-        field: TraceField::HashIds,
-        needed,
-        got: brief(got),
-    };
-    let ids = value
-        .as_array()
-        .ok_or_else(|| problem("an array of ids", value))?;
+    let problem =
+        |needed, got| TraceProblem::Value { field: TraceField::HashIds, needed, got: brief(got) };
+    let ids = value.as_array().ok_or_else(|| problem("an array of ids", value))?;
     ids.iter()
-        .map(|id| {
-            id.as_u64()
-                .ok_or_else(|| problem("an array of whole numbers from 0", id))
-        })
+        .map(|id| id.as_u64().ok_or_else(|| problem("an array of whole numbers from 0", id)))
         .collect()
 }
 
@@ -347,26 +325,17 @@ mod tests {
                 &line("9", "1", "\"1\"", "[0]"),
                 "field 'output_length': a whole number of tokens from 1 is needed, got \"1\"",
             ),
-            (
-                &line("9", "4294967295", "1", "[0]"),
-                "at most 2147483647 tokens, got 4294967296",
-            ),
+            (&line("9", "4294967295", "1", "[0]"), "at most 2147483647 tokens, got 4294967296"),
             (
                 &line("9", "513", "1", "[0]"),
                 "field 'hash_ids': 2 ids are needed for 513 tokens in blocks of 512, got 1",
             ),
-            (
-                &line("9", "1", "1", "7"),
-                "field 'hash_ids': an array of ids is needed, got 7",
-            ),
+            (&line("9", "1", "1", "7"), "field 'hash_ids': an array of ids is needed, got 7"),
             (
                 &line("9", "1", "1", "[-7]"),
                 "field 'hash_ids': an array of whole numbers from 0 is needed, got -7",
             ),
-            (
-                &line("4", "1", "1", "[0]"),
-                "field 'timestamp': goes back from 5 to 4 ms",
-            ),
+            (&line("4", "1", "1", "[0]"), "field 'timestamp': goes back from 5 to 4 ms"),
             (
                 &line("9", "1", "1", "[1]"),
                 "id 1 at index 0 was first seen after another prefix (line 1, index 1)",
@@ -383,10 +352,7 @@ mod tests {
         for (bad, expected) in cases {
             let message = read(&format!("{good}\n{bad}")).unwrap_err();
             assert!(message.starts_with("line 3: "), "{message}");
-            assert!(
-                message.contains(expected),
-                "{message}\ndoes not say\n{expected}"
-            );
+            assert!(message.contains(expected), "{message}\ndoes not say\n{expected}");
         }
     }
 
