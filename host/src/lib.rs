@@ -8,6 +8,7 @@
 //! | [`kernels`] | launchers, one for each kernel's room |
 //! | [`doctor`] | what a machine and a build have, and what follows from it |
 //! | [`kv`] | the KV pool: which page of which request lies in which memory |
+//! | [`validate`] | requests replayed through pool and kernels, checked all the way |
 //!
 //! Device code is the crate [`gpu_kernels`]; `build.rs` compiles it to PTX and embeds it here. The
 //! same source runs on the CPU, so everything works without a GPU.
@@ -17,3 +18,4 @@ pub mod device;
 pub mod doctor;
 pub mod kernels;
 pub mod kv;
+pub mod validate;
