@@ -6,8 +6,8 @@ use std::vec;
 use std::vec::Vec;
 
 use super::contract::{AppendLists, AppendShape, Rope, RopeStyle};
-use crate::kv_layout::{KvLayout, KvPagePlace, KvPageShape};
-use crate::paged_attention::contract::PageTable;
+use crate::kv_layout::{KvLayout, KvPageShape};
+use crate::paged_attention::reference::ScatteredTable;
 
 /// Cosines and sines of every position, `[num_max_positions, head_dim]`: angle `i` of a position
 /// is `position * theta^(-2 i / head_dim)`.
@@ -112,13 +112,10 @@ pub struct Case {
     pub shape: AppendShape,
     /// Heads of q, for rotating the queries.
     pub num_qo_heads: u32,
-    /// Pages of each location.
-    pub pool_pages: Vec<usize>,
-    append_indptr: Vec<i32>,
-    kv_indptr: Vec<i32>,
-    kv_indices: Vec<i32>,
-    kv_page_rank: Vec<i32>,
-    kv_last_page_len: Vec<i32>,
+    /// `[batch + 1]`
+    pub append_indptr: Vec<i32>,
+    /// The page table, and how many pages each location has.
+    pub table: ScatteredTable,
 }
 
 impl Case {
@@ -128,66 +125,40 @@ impl Case {
         name: impl Into<String>,
         page: KvPageShape,
         rope: Option<RopeStyle>,
-        num_locations: u32,
+        num_locations: usize,
         requests: &[(u32, u32)],
     ) -> Self {
-        let lengths = || requests.iter().map(|&(before, new)| before + new);
-        let num_pages: u32 = lengths().map(|len| len.div_ceil(page.page_size)).sum();
-        let pages_per_location = num_pages.div_ceil(num_locations).max(1);
-        let mut case = Self {
+        let kv_lens: Vec<u32> = requests.iter().map(|(before, new)| before + new).collect();
+        let num_max_positions = kv_lens.iter().copied().max().unwrap_or(0);
+        let mut append_indptr = vec![0];
+        for &(_, new) in requests {
+            append_indptr.push(append_indptr[append_indptr.len() - 1] + new as i32);
+        }
+        let table = ScatteredTable::new(
+            &kv_lens,
+            page.page_size,
+            num_locations,
+            |entry| entry % num_locations,
+            &mut fastrand::Rng::with_seed(num_max_positions.into()),
+        );
+        Self {
             name: name.into(),
             shape: AppendShape {
                 batch: requests.len() as u32,
-                num_tokens: requests.iter().map(|&(_, new)| new).sum(),
+                num_tokens: append_indptr[requests.len()] as u32,
                 page,
-                rope: rope
-                    .map(|style| Rope { style, num_max_positions: lengths().max().unwrap_or(0) }),
+                rope: rope.map(|style| Rope { style, num_max_positions }),
             },
             num_qo_heads: 3 * page.num_kv_heads,
-            pool_pages: vec![pages_per_location as usize; num_locations as usize],
-            append_indptr: vec![0],
-            kv_indptr: vec![0],
-            kv_indices: Vec::new(),
-            kv_page_rank: Vec::new(),
-            kv_last_page_len: Vec::new(),
-        };
-        let mut places = scattered_places(num_locations, pages_per_location);
-        for &(before, new) in requests {
-            let len = before + new;
-            for place in places.by_ref().take(len.div_ceil(page.page_size) as usize) {
-                case.kv_page_rank.push(place.rank as i32);
-                case.kv_indices.push(place.index as i32);
-            }
-            let last_page_len = if len == 0 { 0 } else { (len - 1) % page.page_size + 1 };
-            case.kv_last_page_len.push(last_page_len as i32);
-            case.kv_indptr.push(case.kv_indices.len() as i32);
-            case.append_indptr.push(case.append_indptr[case.append_indptr.len() - 1] + new as i32);
+            append_indptr,
+            table,
         }
-        case
     }
 
     /// Its lists.
     pub fn lists(&self) -> AppendLists<'_> {
-        AppendLists {
-            append_indptr: &self.append_indptr,
-            table: PageTable {
-                kv_indptr: &self.kv_indptr,
-                kv_indices: &self.kv_indices,
-                kv_page_rank: &self.kv_page_rank,
-                kv_last_page_len: &self.kv_last_page_len,
-            },
-        }
+        AppendLists { append_indptr: &self.append_indptr, table: self.table.table() }
     }
-}
-
-/// Every page of every location once, neighbours apart.
-fn scattered_places(
-    num_locations: u32,
-    pages_per_location: u32,
-) -> impl Iterator<Item = KvPagePlace> {
-    (0..pages_per_location).rev().flat_map(move |index| {
-        (0..num_locations).map(move |i| KvPagePlace { rank: (i + index) % num_locations, index })
-    })
 }
 
 /// Edge cases, smallest first, in both layouts and with every rotation.

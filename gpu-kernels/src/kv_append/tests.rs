@@ -134,7 +134,8 @@ impl<T: Element> Run<T> {
         let page_elements = self.case.shape.page.page_elements();
         let pools: Vec<DeviceMemory<T>> = self
             .case
-            .pool_pages
+            .table
+            .pages_of
             .iter()
             .map(|pages| DeviceMemory::poisoned(pages * page_elements))
             .collect();
@@ -146,9 +147,9 @@ impl<T: Element> Run<T> {
     }
 
     fn expected_pools(&self) -> Vec<Vec<Option<f64>>> {
-        let Case { shape, pool_pages, .. } = &self.case;
+        let Case { shape, table, .. } = &self.case;
         let (k, v) = (as_f32(&self.k), as_f32(&self.v));
-        append_tokens(shape, &self.case.lists(), pool_pages, &k, &v, &self.cos_sin)
+        append_tokens(shape, &self.case.lists(), &table.pages_of, &k, &v, &self.cos_sin)
     }
 
     fn check_append(&self, device: &TestDevice) -> Result<(), String> {
@@ -190,7 +191,7 @@ impl<T: Element> Run<T> {
 fn check_case<T: Element>(device: &TestDevice, case: Case, seed: u64) {
     let name = case.name.clone();
     case.shape.check().unwrap();
-    case.shape.check_lists(&case.lists(), &case.pool_pages).unwrap();
+    case.shape.check_lists(&case.lists(), &case.table.pages_of).unwrap();
     let run = Run::<T>::new(case, seed);
     run.check_append(device).unwrap_or_else(|error| panic!("{name}: {error}"));
     if run.case.shape.rope.is_some() {
@@ -297,7 +298,7 @@ fn refusals_name_argument_need_and_finding() {
     let page = shape.page;
     let AppendLists { append_indptr, table } = case.lists();
     let lists = |append_indptr, table| {
-        shape.check_lists(&AppendLists { append_indptr, table }, &case.pool_pages).unwrap_err()
+        shape.check_lists(&AppendLists { append_indptr, table }, &case.table.pages_of).unwrap_err()
     };
     let short = Rope { num_max_positions: 42, ..shape.rope.unwrap() };
     let twice: Vec<i32> = std::vec![0; table.kv_indices.len()];
@@ -319,7 +320,7 @@ fn refusals_name_argument_need_and_finding() {
         ),
         lists(append_indptr, PageTable { kv_indices: &twice, kv_page_rank: &twice, ..table }),
         AppendShape { rope: Some(short), ..shape }
-            .check_lists(&case.lists(), &case.pool_pages)
+            .check_lists(&case.lists(), &case.table.pages_of)
             .unwrap_err(),
     ];
     let texts: Vec<String> = errors.iter().map(|error| format!("{error}")).collect();

@@ -38,8 +38,8 @@ pub fn cases() -> Vec<Case> {
     };
     vec![
         Case {
-            name: "one page of 16 bytes within a location",
-            page_bytes: 16,
+            name: "one page of 32 bytes within a location",
+            page_bytes: 32,
             pool_pages: vec![2],
             moves: vec![KvPageMove { src: place(0, 1), dst: place(0, 0) }],
         },
@@ -51,7 +51,7 @@ pub fn cases() -> Vec<Case> {
         },
         Case {
             name: "gather of pages of less than a piece",
-            page_bytes: 4096 + 16,
+            page_bytes: 4096 + 32,
             pool_pages: vec![31, 31, 12],
             moves: gather(&scattered(12, 31), 2),
         },
@@ -63,7 +63,7 @@ pub fn cases() -> Vec<Case> {
         },
         Case {
             name: "migration of pages of three uneven pieces, to and fro",
-            page_bytes: 40 * 1024 + 16,
+            page_bytes: 40 * 1024 + 32,
             pool_pages: vec![11, 11, 11],
             moves: (0..5)
                 .flat_map(|i| {
