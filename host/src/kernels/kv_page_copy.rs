@@ -1,12 +1,13 @@
 //! Launches of the room `kv_page_copy`.
 
-use gpu_kernels::contract::require_len;
+use gpu_kernels::contract::require;
 use gpu_kernels::kv_page_copy::KvPageMove;
 use gpu_kernels::kv_page_copy::contract::{ALONE_BLOCKS, CopyShape, OVERLAP_BLOCKS};
 use gpu_kernels::kv_page_copy::device::{kv_page_copy_baseline, kv_page_copy_bulk};
 
 use super::KernelError;
 use crate::device::{Buffer, Device, DeviceError, Stream};
+use crate::kv::memory::KvMemory;
 
 /// Which copy kernel runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,33 +41,33 @@ impl CopyVariant {
     }
 }
 
-/// A list of moves in device memory, checked against the pools that it copies between.
+/// A list of moves in device memory, checked against the KV memory that it copies within.
+#[derive(Debug)]
 pub struct PageCopy {
     shape: CopyShape,
     moves: Buffer<KvPageMove>,
-    num_locations: usize,
+    pool_pages: Vec<usize>,
 }
 
 impl PageCopy {
-    /// Checks the moves, then uploads them; waits for `stream`. `pool_pages` says how many pages of
-    /// `page_bytes` each location has.
+    /// Checks the moves, then uploads them; waits for `stream`.
     ///
     /// # Errors
-    /// An empty list, page sizes that the kernels do not take, places outside of the pools, a page
-    /// that is written twice or both written and read: all in words.
+    /// An empty list, places outside of the memory, a page that is written twice or both written
+    /// and read: all in words.
     pub fn upload(
         stream: &Stream,
-        page_bytes: u32,
         moves: &[KvPageMove],
-        pool_pages: &[usize],
+        memory: &KvMemory,
     ) -> Result<Self, KernelError> {
-        // A list that does not fit in u32 fails the check of its length.
+        // A list whose length does not fit in u32 fails the check of its length.
         let num_moves = u32::try_from(moves.len()).unwrap_or(u32::MAX);
+        let page_bytes = memory.shape().page_bytes() as u32;
         let shape = CopyShape { num_moves, page_bytes };
         shape.check()?;
-        shape.check_moves(moves, pool_pages)?;
+        shape.check_moves(moves, memory.pool_pages())?;
         let moves = Buffer::from_slice(stream, moves)?;
-        Ok(Self { shape, moves, num_locations: pool_pages.len() })
+        Ok(Self { shape, moves, pool_pages: memory.pool_pages().to_vec() })
     }
 
     /// The sizes, and what they move.
@@ -74,29 +75,27 @@ impl PageCopy {
         self.shape
     }
 
-    /// Copies every page of the list.
+    /// Copies every page of the list. Nobody may write the pages that are read meanwhile, or touch
+    /// those that are written.
     ///
     /// # Errors
-    /// A number of blocks that the contract refuses; a variant that the device does not have.
-    ///
-    /// # Safety
-    /// Each of `peer_kv_ptrs` is the base of a pool of as many pages as the moves were checked
-    /// against, readable and writable from the stream's device; pools do not overlap. Until the
-    /// stream has passed this call, `self`, the table and the pools stay allocated, and nobody
-    /// else writes the pages that are read, or touches those that are written.
-    pub unsafe fn run(
+    /// Before any launch: other memory than the moves were checked against, a number of blocks
+    /// that the contract refuses, a variant that the device does not have.
+    pub fn run(
         &self,
         stream: &Stream,
         variant: CopyVariant,
-        peer_kv_ptrs: &Buffer<u64>, // [num_locations]
+        memory: &KvMemory,
     ) -> Result<(), KernelError> {
-        require_len("peer_kv_ptrs", self.num_locations, peer_kv_ptrs.len())?;
-        let (moves, peer_kv_ptrs) = (self.moves.view(), peer_kv_ptrs.view());
+        let fits = memory.pool_pages() == self.pool_pages
+            && memory.shape().page_bytes() == self.shape.page_bytes as usize;
+        require(fits, "memory", "what the moves were checked against", "other")?;
+        let (moves, peer_kv_ptrs) = (self.moves.view(), memory.peer_kv_ptrs().view());
         let params = self.shape.params();
         match variant {
             CopyVariant::Baseline => {
                 let kernel = kv_page_copy_baseline { moves, peer_kv_ptrs, params };
-                // SAFETY: `upload` has checked shape and moves; the pools are the caller's promise.
+                // SAFETY: shape and moves were checked against memory like this.
                 unsafe { stream.launch(self.shape.baseline_dims(), kernel) }?;
             }
             CopyVariant::Bulk { num_blocks } => {

@@ -5,9 +5,9 @@
 //! number of times, on any stream of its device, and may be captured into a graph.
 //!
 //! Launches over KV take the [`KvMemory`](crate::kv::memory::KvMemory) that their lists were
-//! checked against, and are safe. Where plain `peer_kv_ptrs` are taken, that they are the pools
-//! that the contract was checked against only the caller can know.
+//! checked against, and are safe.
 
+pub mod kv_append;
 pub mod kv_page_copy;
 pub mod kv_page_pattern;
 pub mod memory_read;

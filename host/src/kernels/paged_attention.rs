@@ -29,11 +29,11 @@ impl DecodeVariant {
 /// A batch's page table in device memory, checked against the KV memory it points into.
 #[derive(Debug)]
 pub struct DevicePageTable {
-    kv_indptr: Buffer<i32>,
-    kv_indices: Buffer<i32>,
-    kv_page_rank: Buffer<i32>,
-    kv_last_page_len: Buffer<i32>,
-    pool_pages: Vec<usize>,
+    pub(super) kv_indptr: Buffer<i32>,
+    pub(super) kv_indices: Buffer<i32>,
+    pub(super) kv_page_rank: Buffer<i32>,
+    pub(super) kv_last_page_len: Buffer<i32>,
+    pub(super) pool_pages: Vec<usize>,
     kv_lens: Vec<u32>,
 }
 
