@@ -213,6 +213,22 @@ fn an_mbarrier_that_never_completes_is_reported_with_its_state() {
     );
 }
 
+/// Stores in bulk and returns: no wait, not even a closed group.
+#[kernel]
+pub unsafe fn store_and_return(y: GlobalMut<u32>) {
+    let words = shared::dynamic_shared_mem::<u32>();
+    words.store_x4(0, [1, 2, 3, 4]);
+    bulk::fence_proxy_async();
+    bulk::store(y, words, 16);
+}
+
+#[test]
+fn a_store_lands_when_its_thread_returns() {
+    let y = fresh::<u32>(4);
+    launch(dims(1, 1, 16), store_and_return { y: y.view_mut() }).unwrap();
+    assert_eq!(contents::<u32>(&y), [1, 2, 3, 4]);
+}
+
 /// Breaks a rule of bulk copies, the one that `how` says.
 #[kernel]
 pub unsafe fn bulk_misuse(x: Global<u32>, y: GlobalMut<u32>, how: u32) {

@@ -311,13 +311,29 @@ pub unsafe fn count(total: GlobalMut<u32>, seen: GlobalMut<u32>) {
 }
 
 #[test]
-fn atomics_lose_nothing_across_workers() {
+fn arrivals_of_blocks_are_numbered_without_gaps() {
     let (total, seen) = (holding(&[0_u32, 0]), fresh::<u32>(50));
     launch(dims(50, 96, 4), count { total: total.view_mut(), seen: seen.view_mut() }).unwrap();
     assert_eq!(contents::<u32>(&total), [50 * 96, 50]);
     let mut seen = contents::<u32>(&seen);
     seen.sort_unstable();
     assert_eq!(seen, (0..50).map(|i| 96 * i).collect::<Vec<u32>>());
+}
+
+/// Every thread adds one, `rounds` times.
+#[kernel]
+pub unsafe fn hammer(total: GlobalMut<u32>, rounds: u32) {
+    for _ in 0..rounds {
+        atomic::fetch_add_relaxed_gpu(total, 0, 1);
+        atomic::fetch_add_acq_rel_gpu(total, 1, 1);
+    }
+}
+
+#[test]
+fn workers_that_add_at_the_same_time_lose_nothing() {
+    let total = holding(&[0_u32, 0]);
+    launch(dims(64, 32, 0), hammer { total: total.view_mut(), rounds: 4000 }).unwrap();
+    assert_eq!(contents::<u32>(&total), [64 * 32 * 4000; 2]);
 }
 
 /// The clock goes forward.
