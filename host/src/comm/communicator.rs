@@ -122,7 +122,7 @@ impl Communicator {
     }
 
     /// Sends `send_counts[r]` elements to every rank r, and receives `recv_counts[r]` from it:
-    /// in `source` and `destination` they lie one after another, by rank.
+    /// in `source` and `destination`, which do not overlap, they lie one after another, by rank.
     pub fn all_to_all_v<'a, 'b, T: Pod>(
         &self,
         stream: &Stream,

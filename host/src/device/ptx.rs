@@ -1,4 +1,7 @@
 //! The kernels that `build.rs` embedded, and which of them a GPU gets.
+//!
+//! `FARPAGE_PTX_ARCH=sm_80`, when a command runs, takes the portable kernels on any GPU: that is
+//! how they are tested on Hopper.
 
 use super::{DeviceError, Result};
 
@@ -6,7 +9,6 @@ use super::{DeviceError, Result};
 pub const HOW_TO_EMBED: &str =
     "get the sources of `core` (`rustup component add rust-src`) and build again";
 
-/// Runs the named flavour instead of the best one, for testing the portable kernels on Hopper.
 const OVERRIDE: &str = "FARPAGE_PTX_ARCH";
 
 const PORTABLE: &str = "sm_80";
