@@ -8,6 +8,7 @@
 //! | [`kernels`] | launchers, one for each kernel's room |
 //! | [`doctor`] | what a machine and a build have, and what follows from it |
 //! | [`kv`] | the KV pool: which page of which request lies in which memory |
+//! | [`pairs`] | the paired benchmarks |
 //! | [`validate`] | requests replayed through pool and kernels, checked all the way |
 //!
 //! Device code is the crate [`gpu_kernels`]; `build.rs` compiles it to PTX and embeds it here. The
@@ -18,4 +19,5 @@ pub mod device;
 pub mod doctor;
 pub mod kernels;
 pub mod kv;
+pub mod pairs;
 pub mod validate;

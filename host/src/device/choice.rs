@@ -17,6 +17,19 @@ pub enum DeviceChoice {
     Cpu,
 }
 
+impl DeviceChoice {
+    /// What the environment variable `FARPAGE_DEVICE` asks for: `auto`, `cuda` or `cpu`; `Auto`
+    /// without it. For programs whose command line is not ours, as benches.
+    pub fn from_env() -> Result<Self> {
+        match std::env::var("FARPAGE_DEVICE").as_deref() {
+            Err(_) | Ok("auto") => Ok(Self::Auto),
+            Ok("cuda") => Ok(Self::Cuda),
+            Ok("cpu") => Ok(Self::Cpu),
+            Ok(asked) => Err(DeviceError::UnknownChoice { asked: asked.to_owned() }),
+        }
+    }
+}
+
 /// What comes of a choice, before a GPU is opened.
 #[derive(Debug, PartialEq, Eq)]
 enum Decision {

@@ -25,6 +25,12 @@ pub struct DriverFailure {
 /// Why a device could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
+    /// The environment asks for a device that is none.
+    #[error("FARPAGE_DEVICE={asked}: must be auto, cuda or cpu")]
+    UnknownChoice {
+        /// What it says.
+        asked: String,
+    },
     /// A GPU was asked for, and there is none.
     #[error("a GPU was asked for, but {reason}; `--device cpu` runs the same kernels on the CPU")]
     NoGpu {
