@@ -7,6 +7,7 @@
 //! | [`comm`] | ranks, and what they do together: NCCL between GPUs, copies between CPU ranks |
 //! | [`kernels`] | launchers, one for each kernel's room |
 //! | [`doctor`] | what a machine and a build have, and what follows from it |
+//! | [`harness`] | runs the pairs, measures them, and keeps what was found |
 //! | [`kv`] | the KV pool: which page of which request lies in which memory |
 //! | [`pairs`] | the paired benchmarks |
 //! | [`validate`] | requests replayed through pool and kernels, checked all the way |
@@ -17,6 +18,7 @@
 pub mod comm;
 pub mod device;
 pub mod doctor;
+pub mod harness;
 pub mod kernels;
 pub mod kv;
 pub mod pairs;
