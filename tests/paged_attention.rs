@@ -99,9 +99,9 @@ fn decode_is_the_oracle_on_the_cpu() {
 #[test]
 #[ignore = "needs 1 GPU"]
 fn decode_is_the_oracle_on_a_gpu() {
-    let device = Device::cuda(0).unwrap();
-    check_all(&[device.clone()], cases());
-    check_all(&[device], large_cases());
+    let devices = [Device::cuda(0).unwrap()];
+    check_all(&devices, cases());
+    check_all(&devices, large_cases());
 }
 
 #[test]

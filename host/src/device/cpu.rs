@@ -10,7 +10,7 @@ use cuda_std::cpu::{Executor, ExecutorConfig};
 use cuda_std::global::GlobalMut;
 
 use super::cuda::FillPattern;
-use super::{DeviceError, DeviceId, LaunchConfig, Result};
+use super::{DeviceError, DeviceId, LaunchDims, Result};
 
 pub(super) struct CpuDevice {
     executor: Executor,
@@ -36,7 +36,7 @@ impl CpuDevice {
 
     /// # Safety
     /// As [`super::Stream::launch`].
-    pub(super) unsafe fn launch<K: Kernel>(&self, config: LaunchConfig, kernel: K) -> Result<()> {
+    pub(super) unsafe fn launch<K: Kernel>(&self, config: LaunchDims, kernel: K) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe { self.executor.launch(config, kernel) }
             .map_err(|fault| DeviceError::Fault { device: self.id(), source: Box::new(fault) })

@@ -246,6 +246,10 @@ impl<T: Pod> Slice<'_, T> {
         self.end.saturating_sub(self.start)
     }
 
+    pub(super) fn memory(&self) -> &Memory {
+        self.memory
+    }
+
     /// The bytes it names, or why there are none.
     pub(crate) fn extent(&self, operation: &'static str) -> Result<Extent> {
         if self.start > self.end || self.end > self.buffer_len {

@@ -14,7 +14,7 @@
 //! | events, priorities | the driver's | order holds trivially; wall-clock time |
 //!
 //! Memory stays alive until the copies and graphs that use it are done. Kernels take plain
-//! addresses: their launch is unsafe, and keeping the memory is the launcher's business.
+//! addresses: their launch is unsafe, and launchers [keep](Stream::keep) the memory.
 
 mod choice;
 mod cpu;
@@ -36,9 +36,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
 use cuda_std::cpu::ExecutorConfig;
+pub use cuda_std::cpu::LaunchDims;
 
 pub use choice::DeviceChoice;
-pub use cuda_std::cpu::LaunchDims as LaunchConfig;
 pub use error::{DeviceError, DriverFailure, Result};
 pub use event::Event;
 pub use graph::Graph;

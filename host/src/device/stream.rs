@@ -11,7 +11,7 @@ use super::cuda::{FillPattern, GpuStream, StreamFailure};
 use super::event::EventKind;
 use super::graph::{Captured, GraphWork, Kept, Recorder, Replay};
 use super::memory::{Extent, Memory};
-use super::{Device, DeviceError, Event, Graph, Kind, LaunchConfig, Result, Slice, lock};
+use super::{Device, DeviceError, Event, Graph, Kind, LaunchDims, Result, Slice, lock};
 
 /// Whose blocks a GPU starts first, when several streams have some waiting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,7 +100,7 @@ impl Stream {
     /// - That memory stays allocated until the stream has passed the launch; of a captured
     ///   launch, until the graph is gone and every replay is done.
     /// - What runs beside it does not write what it reads or writes, except through atomics.
-    pub unsafe fn launch<K: Kernel>(&self, config: LaunchConfig, kernel: K) -> Result<()> {
+    pub unsafe fn launch<K: Kernel>(&self, config: LaunchDims, kernel: K) -> Result<()> {
         check_launch::<K>(config)?;
         match &self.kind {
             StreamKind::Cuda { stream, pending } => {
@@ -143,8 +143,8 @@ impl Stream {
                 // SAFETY: the ranges were checked; the allocations are borrowed here, and kept
                 // alive from the next lines on.
                 unsafe { stream.copy(from, to, source.bytes) }?;
-                self.keep(&source);
-                self.keep(&destination);
+                self.keep_extent(&source);
+                self.keep_extent(&destination);
                 Ok(())
             }
             (StreamKind::Cpu(_), Memory::Cpu(from), Memory::Cpu(to)) => {
@@ -186,7 +186,7 @@ impl Stream {
                 // SAFETY: the range was checked, and is made of whole elements, so of whole
                 // patterns; the allocation is borrowed here, and kept alive from the next line on.
                 unsafe { stream.fill((to, destination.offset), pattern, destination.bytes) }?;
-                self.keep(&destination);
+                self.keep_extent(&destination);
                 Ok(())
             }
             (StreamKind::Cpu(_), Memory::Cpu(to)) => {
@@ -342,9 +342,20 @@ impl Stream {
         }
     }
 
-    /// Keeps memory alive until the host has waited for the stream, or as long as the capture.
-    pub(crate) fn keep(&self, extent: &Extent) {
-        let new = extent.memory.kept();
+    /// Keeps a buffer's memory until the host has waited for the work that the stream has, or, of
+    /// a capture, as long as its graph. Copies and fills do so by themselves; launchers do it for
+    /// what their kernels use, so that a buffer may be dropped while a kernel is at work on it.
+    pub fn keep<'a, T: Pod>(&self, buffer: impl Into<Slice<'a, T>>) {
+        self.keep_memory(buffer.into().memory());
+    }
+
+    /// As [`Self::keep`].
+    pub(crate) fn keep_extent(&self, extent: &Extent) {
+        self.keep_memory(&extent.memory);
+    }
+
+    fn keep_memory(&self, memory: &Memory) {
+        let new = memory.kept();
         match (self.open_recorder(), &self.kind) {
             (Some(recorder), _) => recorder.note(|captured| keep(&mut captured.kept, new)),
             (None, StreamKind::Cuda { pending, .. }) => keep(&mut lock(pending).kept, new),
@@ -424,7 +435,7 @@ fn check_lengths(operation: &'static str, source_len: usize, destination_len: us
     Err(DeviceError::LengthMismatch { operation, source_len, destination_len })
 }
 
-fn check_launch<K: Kernel>(config: LaunchConfig) -> Result<()> {
+fn check_launch<K: Kernel>(config: LaunchDims) -> Result<()> {
     let refused = |argument, needed: String, got: String| {
         Err(DeviceError::Launch { kernel: K::NAME, argument, needed, got })
     };

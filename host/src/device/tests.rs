@@ -213,7 +213,7 @@ mod kernels {
 
 use kernels::device_test_add;
 
-const ONE_WARP: LaunchConfig = LaunchConfig { grid: [1, 1, 1], block: [32, 1, 1], shared_bytes: 0 };
+const ONE_WARP: LaunchDims = LaunchDims { grid: [1, 1, 1], block: [32, 1, 1], shared_bytes: 0 };
 
 #[test]
 fn a_launch_runs_and_a_graph_replays_it() {
@@ -242,7 +242,7 @@ fn a_launch_of_the_wrong_size_is_refused() {
     let add = device_test_add { x: x.view(), y: x.view_mut() };
     let launch = |grid, block| {
         // SAFETY: refused, or in bounds.
-        unsafe { stream.launch(LaunchConfig { grid, block, shared_bytes: 0 }, add) }
+        unsafe { stream.launch(LaunchDims { grid, block, shared_bytes: 0 }, add) }
     };
     for (grid, block, needed) in [
         ([1, 1, 1], [64, 1, 1], "needs the kernel's 32 threads, got [64, 1, 1]"),

@@ -42,6 +42,14 @@ pub struct RotateQArgs<'a, T> {
 }
 
 impl Append {
+    fn keep(&self, stream: &Stream, cos_sin_cache: Option<&Buffer<f32>>) {
+        stream.keep(&self.append_indptr);
+        self.table.keep(stream);
+        if let Some(cache) = cos_sin_cache {
+            stream.keep(cache);
+        }
+    }
+
     /// Checks which tokens go where, then uploads the lists; waits for `stream`.
     ///
     /// # Errors
@@ -149,6 +157,10 @@ macro_rules! append_element {
                 };
                 // SAFETY: as the caller says.
                 unsafe { stream.launch(append.shape.dims(), kernel) }?;
+                stream.keep(args.k);
+                stream.keep(args.v);
+                append.keep(stream, args.cos_sin_cache);
+                args.memory.keep(stream);
                 Ok(())
             }
 
@@ -169,6 +181,9 @@ macro_rules! append_element {
                 };
                 // SAFETY: as the caller says.
                 unsafe { stream.launch(append.shape.rotate_q_dims(num_qo_heads), kernel) }?;
+                stream.keep(args.q);
+                stream.keep(args.q_out);
+                append.keep(stream, Some(args.cos_sin_cache));
                 Ok(())
             }
         }

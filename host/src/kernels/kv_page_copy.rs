@@ -105,6 +105,8 @@ impl PageCopy {
                 unsafe { stream.launch(dims, kernel) }?;
             }
         }
+        stream.keep(&self.moves);
+        memory.keep(stream);
         Ok(())
     }
 }

@@ -74,6 +74,9 @@ impl PatternFill {
         };
         // SAFETY: shape and lists were checked against memory like this.
         unsafe { stream.launch(self.checked.shape.fill_dims(num_tokens), kernel) }?;
+        stream.keep(&self.identities);
+        stream.keep(&self.places);
+        memory.keep(stream);
         Ok(())
     }
 }

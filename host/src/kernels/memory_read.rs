@@ -42,8 +42,11 @@ impl<'a> MemoryRead<'a> {
             num_pieces: (self.shape.num_bytes / 16) as u64,
             out: self.out.view_mut(),
         };
-        // SAFETY: the contract was checked for these buffers, which `self` keeps.
-        Ok(unsafe { stream.launch(self.shape.dims(), kernel) }?)
+        // SAFETY: the contract was checked for these buffers.
+        unsafe { stream.launch(self.shape.dims(), kernel) }?;
+        stream.keep(self.source);
+        stream.keep(&self.out);
+        Ok(())
     }
 
     /// The xor of the words that the last run read; waits for it.

@@ -9,7 +9,7 @@ use gpu_kernels::paged_attention::plan::DecodePlan;
 use half::{bf16, f16};
 
 use super::KernelError;
-use crate::device::{Buffer, LaunchConfig, Stream};
+use crate::device::{Buffer, LaunchDims, Stream};
 use crate::kv::memory::KvMemory;
 
 /// Which decode kernel runs.
@@ -58,6 +58,14 @@ impl DevicePageTable {
             pool_pages: memory.pool_pages().to_vec(),
             kv_lens: table.kv_lens(page_size),
         })
+    }
+
+    /// Keeps it until `stream` has been waited for; see [`Stream::keep`].
+    pub(super) fn keep(&self, stream: &Stream) {
+        for part in [&self.kv_indptr, &self.kv_indices, &self.kv_page_rank, &self.kv_last_page_len]
+        {
+            stream.keep(part);
+        }
     }
 
     /// Tokens of each request.
@@ -142,18 +150,32 @@ impl Decode {
         match variant {
             DecodeVariant::Baseline => {
                 // SAFETY: `check` passed.
-                unsafe { T::launch_baseline(stream, self.shape.baseline_dims(), &views) }
+                unsafe { T::launch_baseline(stream, self.shape.baseline_dims(), &views)? };
             }
             DecodeVariant::Split => {
                 // SAFETY: `check` passed; the plan and the workspace are this shape's.
                 unsafe { T::launch_split(stream, self.shape.split_dims(&self.plan), &views)? };
-                if self.plan.merges.is_empty() {
-                    return Ok(());
+                if !self.plan.merges.is_empty() {
+                    // SAFETY: as above.
+                    unsafe { T::launch_merge(stream, self.shape.merge_dims(&self.plan), &views)? };
                 }
-                // SAFETY: as above.
-                unsafe { T::launch_merge(stream, self.shape.merge_dims(&self.plan), &views) }
             }
         }
+        self.keep(stream, args);
+        Ok(())
+    }
+
+    fn keep<T: DecodeElement>(&self, stream: &Stream, args: &DecodeArgs<'_, T>) {
+        for part in [&self.items, &self.block_items, &self.merge_items] {
+            stream.keep(part);
+        }
+        for part in [&self.partial_out, &self.partial_lse, args.lse] {
+            stream.keep(part);
+        }
+        stream.keep(args.q);
+        stream.keep(args.out);
+        args.table.keep(stream);
+        args.memory.keep(stream);
     }
 
     fn check<T: DecodeElement>(&self, args: &DecodeArgs<'_, T>) -> Result<(), ContractError> {
@@ -190,19 +212,19 @@ pub trait DecodeElement: HalfFloat {
     #[doc(hidden)]
     unsafe fn launch_baseline(
         stream: &Stream,
-        dims: LaunchConfig,
+        dims: LaunchDims,
         views: &Views<'_, Self>,
     ) -> Result<(), KernelError>;
     #[doc(hidden)]
     unsafe fn launch_split(
         stream: &Stream,
-        dims: LaunchConfig,
+        dims: LaunchDims,
         views: &Views<'_, Self>,
     ) -> Result<(), KernelError>;
     #[doc(hidden)]
     unsafe fn launch_merge(
         stream: &Stream,
-        dims: LaunchConfig,
+        dims: LaunchDims,
         views: &Views<'_, Self>,
     ) -> Result<(), KernelError>;
 }
@@ -233,7 +255,7 @@ macro_rules! decode_element {
         impl DecodeElement for $T {
             unsafe fn launch_baseline(
                 stream: &Stream,
-                dims: LaunchConfig,
+                dims: LaunchDims,
                 views: &Views<'_, Self>,
             ) -> Result<(), KernelError> {
                 match views.decode.shape.page.head_dim {
@@ -244,7 +266,7 @@ macro_rules! decode_element {
 
             unsafe fn launch_split(
                 stream: &Stream,
-                dims: LaunchConfig,
+                dims: LaunchDims,
                 views: &Views<'_, Self>,
             ) -> Result<(), KernelError> {
                 macro_rules! split {
@@ -272,7 +294,7 @@ macro_rules! decode_element {
 
             unsafe fn launch_merge(
                 stream: &Stream,
-                dims: LaunchConfig,
+                dims: LaunchDims,
                 views: &Views<'_, Self>,
             ) -> Result<(), KernelError> {
                 macro_rules! merge {

@@ -73,6 +73,13 @@ impl KvMemory {
         &self.pool_pages
     }
 
+    /// Keeps all of it until `stream` has been waited for; see [`Stream::keep`].
+    pub fn keep(&self, stream: &Stream) {
+        stream.keep(&self.peer_kv_ptrs);
+        stream.keep(&self.host_pool);
+        self.device_pools.iter().for_each(|pool| stream.keep(pool));
+    }
+
     /// The location that is pinned host memory.
     pub fn host_location(&self) -> usize {
         self.device_pools.len()

@@ -132,7 +132,7 @@ impl NcclCommunicator {
         self.finish("send or recv", "ncclGroupEnd", ended)?;
         for transfer in &transfers {
             let (Transfer::Send { extent, .. } | Transfer::Recv { extent, .. }) = transfer;
-            stream.keep(extent);
+            stream.keep_extent(extent);
         }
         Ok(())
     }
@@ -222,8 +222,8 @@ impl NcclCommunicator {
         let handle = self.live_handle(operation)?;
         let code = issue(Issue { handle, queue });
         self.finish(operation, call, code)?;
-        stream.keep(source);
-        stream.keep(destination);
+        stream.keep_extent(source);
+        stream.keep_extent(destination);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use super::context::Gpu;
 use super::driver::driver;
 use super::event::GpuEvent;
 use super::memory::GpuMemory;
-use crate::device::{DeviceError, DriverFailure, LaunchConfig, Result, StreamPriority, lock};
+use crate::device::{DeviceError, DriverFailure, LaunchDims, Result, StreamPriority, lock};
 
 pub(in crate::device) struct GpuStream {
     gpu: Arc<Gpu>,
@@ -52,7 +52,7 @@ impl GpuStream {
     /// As [`crate::device::Stream::launch`].
     pub(in crate::device) unsafe fn launch<K: Kernel>(
         &self,
-        config: LaunchConfig,
+        config: LaunchDims,
         kernel: &K,
     ) -> Result<()> {
         self.gpu.bind()?;
