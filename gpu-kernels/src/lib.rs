@@ -27,6 +27,7 @@ pub mod kv_layout;
 pub mod kv_page_copy;
 pub mod kv_page_pattern;
 pub mod memory_read;
+pub mod memory_write;
 pub mod paged_attention;
 #[cfg(test)]
 mod testing;

@@ -11,6 +11,7 @@ pub mod kv_append;
 pub mod kv_page_copy;
 pub mod kv_page_pattern;
 pub mod memory_read;
+pub mod memory_write;
 pub mod paged_attention;
 
 use gpu_kernels::contract::ContractError;

@@ -1,0 +1,82 @@
+//! The kernels that measure ceilings, through their launchers, on the CPU device and on GPUs.
+
+use farpage::device::{Buffer, Device, Stream};
+use farpage::kernels::memory_write::MemoryWrite;
+use gpu_kernels::memory_write::contract::MemoryWriteShape;
+use gpu_kernels::memory_write::reference;
+
+/// A piece that no write leaves there.
+const POISON: u8 = 0xff;
+
+/// Writes the memory of `owner` from the device of `stream`, and compares all of it.
+fn check_writes(stream: &Stream, owner: &Device, shapes: &[MemoryWriteShape]) {
+    for shape in shapes {
+        let seed = fastrand::u64(..);
+        let target = owner.alloc::<u32>(shape.target_elements()).unwrap();
+        let owner_stream = owner.new_stream().unwrap();
+        owner_stream.fill_bytes(&target, POISON).unwrap();
+        owner_stream.synchronize().unwrap();
+
+        let write = MemoryWrite::with_num_blocks(stream, &target, shape.num_blocks).unwrap();
+        assert_eq!(write.num_bytes(), shape.num_bytes);
+        assert_eq!(write.num_wrong_pieces(stream, seed).unwrap(), shape.num_pieces());
+        write.run(stream, seed).unwrap();
+        assert_eq!(write.num_wrong_pieces(stream, seed).unwrap(), 0, "{shape:?}, seed {seed}");
+        let written = target.to_vec(&owner_stream).unwrap();
+        assert!(written == reference::words(seed, shape), "{shape:?}, seed {seed}");
+    }
+}
+
+#[test]
+fn writes_equal_their_reference_on_the_cpu() {
+    let device = Device::cpu();
+    check_writes(&device.new_stream().unwrap(), &device, &reference::cases());
+}
+
+#[test]
+fn a_buffer_of_odd_words_is_refused() {
+    let device = Device::cpu();
+    let stream = device.new_stream().unwrap();
+    let target = Buffer::from_slice(&stream, &[0_u32; 6]).unwrap();
+    let error = MemoryWrite::new(&stream, &target).err().unwrap();
+    insta::assert_snapshot!(error, @"`num_bytes` must be a multiple of 16, got 24");
+}
+
+/// All blocks that a GPU holds at once, and the few that overlap with other work.
+fn large_writes() -> [MemoryWriteShape; 2] {
+    [132, 8].map(|num_blocks| MemoryWriteShape { num_bytes: 16 * 12_345_678, num_blocks })
+}
+
+#[test]
+#[ignore = "needs 1 GPU"]
+fn writes_equal_their_reference_on_a_gpu() {
+    let device = Device::cuda(0).unwrap();
+    let stream = device.new_stream().unwrap();
+    check_writes(&stream, &device, &reference::cases());
+    check_writes(&stream, &device, &large_writes());
+}
+
+#[test]
+#[ignore = "needs 1 GPU"]
+fn writes_beyond_64_gib_reach_their_place() {
+    let device = Device::cuda(0).unwrap();
+    let stream = device.new_stream().unwrap();
+    let target = device.alloc::<u32>((65 << 30) / 4).unwrap();
+    let write = MemoryWrite::new(&stream, &target).unwrap();
+    write.run(&stream, 5).unwrap();
+    assert_eq!(write.num_wrong_pieces(&stream, 5).unwrap(), 0);
+    let last = stream.download(target.slice(target.len() - 4..)).unwrap();
+    assert_eq!(last, gpu_kernels::memory_write::content(5, (target.len() / 4 - 1) as u64));
+}
+
+#[test]
+#[ignore = "needs 2 GPUs"]
+fn writes_reach_the_memory_of_a_peer() {
+    let (first, second) = (Device::cuda(0).unwrap(), Device::cuda(1).unwrap());
+    for (writer, owner) in [(&first, &second), (&second, &first)] {
+        writer.enable_peer_access(owner).unwrap();
+        let stream = writer.new_stream().unwrap();
+        check_writes(&stream, owner, &reference::cases());
+        check_writes(&stream, owner, &large_writes());
+    }
+}
