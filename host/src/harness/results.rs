@@ -143,7 +143,7 @@ pub struct Estimate {
 }
 
 /// How near a side comes to a ceiling.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Share {
     /// Name of the ceiling.
     pub ceiling: String,
@@ -183,7 +183,7 @@ pub struct Range {
 }
 
 /// A ratio published elsewhere, which only a ratio of the same shape may stand beside.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Published {
     /// `B200`, `2xB200`, `4xGB200`.
     pub hardware: String,
