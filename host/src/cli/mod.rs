@@ -4,6 +4,7 @@
 //! as asked (bad arguments or input, no such device).
 
 mod doctor;
+mod expectations;
 
 use std::process::ExitCode;
 
@@ -26,6 +27,8 @@ struct Cli {
 enum Command {
     /// Prints what this machine and this build have, and what follows from it.
     Doctor,
+    /// Holds runs against what their machine is expected to reach, or moves that.
+    Expectations(expectations::Arguments),
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -65,6 +68,7 @@ pub fn run() -> ExitCode {
     let choice = cli.device.into();
     let outcome = match cli.command {
         Command::Doctor => doctor::run(choice),
+        Command::Expectations(arguments) => expectations::run(arguments),
     };
     match outcome {
         Ok(Outcome::Passed) => ExitCode::SUCCESS,

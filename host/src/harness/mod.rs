@@ -1,7 +1,9 @@
 //! The harness: what is run, how it is measured, and what was found.
 #![forbid(unsafe_code)]
 
+pub mod expectations;
 pub mod files;
+pub mod report;
 pub mod results;
 
 /// A run made up for tests, with every kind of entry.
