@@ -12,10 +12,14 @@ pub trait HalfFloat: Pod {
     /// `[low, high]` of a packed register.
     fn unpack(packed: u32) -> [f32; 2];
     #[doc(hidden)]
+    const IS_BF16: bool;
+    #[doc(hidden)]
     unsafe fn mma_m16n8k16(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4];
 }
 
 impl HalfFloat for bf16 {
+    const IS_BF16: bool = true;
+
     #[inline(always)]
     fn pack(low: f32, high: f32) -> u32 {
         arch::float::pack_bf16(low, high)
@@ -34,6 +38,8 @@ impl HalfFloat for bf16 {
 }
 
 impl HalfFloat for f16 {
+    const IS_BF16: bool = false;
+
     #[inline(always)]
     fn pack(low: f32, high: f32) -> u32 {
         arch::float::pack_f16(low, high)

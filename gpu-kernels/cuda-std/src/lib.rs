@@ -19,6 +19,7 @@
 //! | [`bulk`] | bulk copies and the `mbarrier`s they complete on (sm_90) |
 //! | [`atomic`] | read-modify-write, release and acquire at GPU and system scope |
 //! | [`mma`] | tile operations of the tensor cores |
+//! | [`wgmma`] | tile operations of a warpgroup (sm_90a) |
 //! | [`float`] | bf16 and f16 conversion, fast exp2 and log2 |
 //!
 //! Views do not check bounds on the GPU: a launch is sound because its contract was checked. On
@@ -53,6 +54,7 @@ pub mod mma;
 pub mod shared;
 pub mod thread;
 pub mod warp;
+pub mod wgmma;
 
 pub use cuda_std_macros::kernel;
 #[cfg(target_arch = "nvptx64")]
@@ -66,5 +68,7 @@ pub mod prelude {
     pub use crate::float::HalfFloat;
     pub use crate::global::{Global, GlobalMut};
     pub use crate::shared::Shared;
-    pub use crate::{async_copy, atomic, bulk, float, global, kernel, mma, shared, thread, warp};
+    pub use crate::{
+        async_copy, atomic, bulk, float, global, kernel, mma, shared, thread, warp, wgmma,
+    };
 }

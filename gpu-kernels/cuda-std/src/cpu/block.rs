@@ -14,6 +14,7 @@ use super::order::Order;
 use super::shared::SharedMemory;
 use super::stack::{self, LaneStack};
 use super::warp::Warp;
+use super::wgmma::{self, Warpgroup};
 
 /// What the lanes of a block share. One OS thread runs them all, so cells suffice.
 pub(super) struct Block {
@@ -22,6 +23,8 @@ pub(super) struct Block {
     pub shared: SharedMemory,
     pub mbarriers: RefCell<Mbarriers>,
     pub warps: Vec<Warp>,
+    /// Those with all their warps.
+    pub warpgroups: Vec<Warpgroup>,
     lanes: Vec<Lane>,
     /// Warps that have a ready lane.
     ready_warps: Cell<u32>,
@@ -91,6 +94,9 @@ impl Block {
             Wait::Warp(operation, mask, site) => {
                 (Some(site.into()), WaitsFor::Warp { operation: operation.name(), mask })
             }
+            Wait::Warpgroup(operation, site) => {
+                (Some(site.into()), WaitsFor::Warpgroup { operation })
+            }
             Wait::Mbarrier { address, parity, site } => {
                 let state = self.mbarriers.borrow().describe(address);
                 (Some(site.into()), WaitsFor::Mbarrier { address, parity, state })
@@ -102,6 +108,7 @@ impl Block {
         self.idx.set(idx);
         self.shared.poison();
         self.mbarriers.borrow_mut().clear();
+        self.warpgroups.iter().for_each(Warpgroup::reset);
         self.num_returned.set(0);
         for lane in &self.lanes {
             lane.reset();
@@ -165,6 +172,7 @@ impl Runner {
             warps: (0..num_lanes.div_ceil(32))
                 .map(|warp| Warp::new(num_lanes - 32 * warp))
                 .collect(),
+            warpgroups: wgmma::warpgroups(num_lanes),
             lanes: Vec::with_capacity(num_lanes),
             ready_warps: Cell::new(0),
             num_returned: Cell::new(0),

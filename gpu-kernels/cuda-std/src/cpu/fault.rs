@@ -179,6 +179,14 @@ pub enum Violation {
         /// What is wrong.
         problem: String,
     },
+    /// A warpgroup operation, used against the rules.
+    #[error("{operation}: {problem}")]
+    Warpgroup {
+        /// The operation.
+        operation: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
     /// A bulk copy or its barrier, used against the rules.
     #[error("{0}")]
     Bulk(String),
@@ -256,6 +264,11 @@ pub enum WaitsFor {
         operation: &'static str,
         /// The lanes it names.
         mask: u32,
+    },
+    /// All threads of the warpgroup.
+    Warpgroup {
+        /// The operation.
+        operation: &'static str,
     },
     /// The phase of an mbarrier.
     Mbarrier {
@@ -359,6 +372,7 @@ impl fmt::Display for ThreadsWait {
         write!(f, " {verb} at {site}")?;
         match &self.waits_for {
             WaitsFor::Warp { operation, mask } => write!(f, " in {operation} of mask {mask:#010x}"),
+            WaitsFor::Warpgroup { operation } => write!(f, " in {operation} of their warpgroup"),
             WaitsFor::Mbarrier { address, parity, state } => {
                 write!(f, " for parity {parity} of the mbarrier at shared byte {address} ({state})")
             }

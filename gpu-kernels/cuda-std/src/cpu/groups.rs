@@ -31,7 +31,7 @@ impl<Copy> Groups<Copy> {
     }
 
     /// Calls `land` with the copies of closed groups, but for the `num_newest` newest groups.
-    pub fn land(&mut self, num_newest: u32, land: impl Fn(Copy)) {
+    pub fn land(&mut self, num_newest: u32, mut land: impl FnMut(Copy)) {
         let end = self.open.saturating_sub(num_newest);
         while self.pending.front().is_some_and(|&(group, _)| group < end) {
             let (_, copy) = self.pending.pop_front().expect("just seen");

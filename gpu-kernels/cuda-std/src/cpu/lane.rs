@@ -13,6 +13,7 @@ use super::block::Block;
 use super::bulk::{Store, Stores};
 use super::fault::{Site, Violation};
 use super::warp::Operation;
+use super::wgmma::Multiplications;
 
 /// The source line of an operation, as `#[track_caller]` gives it.
 pub(super) type Caller = &'static Location<'static>;
@@ -30,6 +31,7 @@ pub(super) enum Wait {
     Start,
     Block(Caller),
     Warp(Operation, u32, Caller),
+    Warpgroup(&'static str, Caller),
     Mbarrier { address: u32, parity: u32, site: Caller },
     Others(Caller),
     Returned,
@@ -50,6 +52,7 @@ pub(super) struct Lane {
     pub wait: Cell<Wait>,
     pub copies: RefCell<Copies>,
     pub stores: RefCell<Stores>,
+    pub multiplications: RefCell<Multiplications>,
     yielder: Cell<*const Yielder<(), ()>>,
 }
 
@@ -62,6 +65,7 @@ impl Lane {
             wait: Cell::new(Wait::Start),
             copies: RefCell::default(),
             stores: RefCell::default(),
+            multiplications: RefCell::default(),
             yielder: Cell::new(ptr::null()),
         }
     }
@@ -71,6 +75,7 @@ impl Lane {
         self.wait.set(Wait::Start);
         self.copies.borrow_mut().clear();
         self.stores.borrow_mut().clear();
+        self.multiplications.borrow_mut().clear();
     }
 
     #[inline(always)]

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | a warp operation | the lanes of its mask are there; the last to come computes for all |
 //! | `sync_threads` | all threads of the block are there |
+//! | a multiplication of `wgmma` | the 128 threads of the warpgroup are there |
 //! | an `mbarrier` wait | the arrival or the load that completes the phase |
 //! | `spin_pause` | nothing else in the block can run; then the block is put aside |
 //!
@@ -33,7 +34,8 @@
 //!   that nothing wrote is a fault; likewise device memory that
 //!   [keeps track](memory::Allocation::with_init_check).
 //! - **Lateness.** Asynchronous copies land as late as the rules allow: at the wait that covers
-//!   them. A missing wait reads what was there before.
+//!   them. A missing wait reads what was there before. A warpgroup's multiplications read their
+//!   tiles at that wait, too, and until then their accumulator is NaN.
 //! - **Order.** Nothing promises in which order threads run between two waits. A
 //!   [seed](LaneOrder::Seeded) shuffles it, repeatably, so that a missing barrier shows as a wrong
 //!   answer or as a read of poison.
@@ -67,6 +69,7 @@ mod shared;
 mod stack;
 pub(crate) mod thread;
 pub(crate) mod warp;
+pub(crate) mod wgmma;
 
 pub use executor::{Executor, ExecutorConfig, LaunchDims, MAX_SHARED_BYTES};
 pub use fault::{Access, BlockIdx, Fault, Refusal, Site, ThreadsWait, Violation, Waits, WaitsFor};
@@ -76,5 +79,5 @@ pub use order::LaneOrder;
 pub(crate) mod arch {
     pub(crate) use super::global::RawGlobal;
     pub(crate) use super::shared::RawShared;
-    pub(crate) use super::{async_copy, atomic, bulk, float, mma, thread, warp};
+    pub(crate) use super::{async_copy, atomic, bulk, float, mma, thread, warp, wgmma};
 }

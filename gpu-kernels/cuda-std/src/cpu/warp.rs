@@ -21,6 +21,9 @@ pub(super) enum Operation {
     LoadMatrix,
     LoadMatrixTransposed,
     Transpose,
+    WgmmaFence,
+    WgmmaCommitGroup,
+    WgmmaWaitGroup,
 }
 
 impl Operation {
@@ -36,6 +39,9 @@ impl Operation {
             Self::LoadMatrix => "load_matrix_x4",
             Self::LoadMatrixTransposed => "load_matrix_x4_transposed",
             Self::Transpose => "transpose_8x8",
+            Self::WgmmaFence => "wgmma::fence",
+            Self::WgmmaCommitGroup => "wgmma::commit_group",
+            Self::WgmmaWaitGroup => "wgmma::wait_group",
         }
     }
 }
@@ -200,7 +206,10 @@ fn check_same(operation: Operation, mask: u32, site: Caller, warp: &Warp) {
 #[inline(never)]
 fn complete(operation: Operation, mask: u32, site: Caller, warp: &Warp) {
     match operation {
-        Operation::Sync => {}
+        Operation::Sync
+        | Operation::WgmmaFence
+        | Operation::WgmmaCommitGroup
+        | Operation::WgmmaWaitGroup => {}
         Operation::ShuffleIdx
         | Operation::ShuffleXor
         | Operation::ShuffleDown

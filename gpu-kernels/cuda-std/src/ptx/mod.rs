@@ -14,6 +14,7 @@ pub mod mma;
 mod shared;
 pub mod thread;
 pub mod warp;
+pub mod wgmma;
 
 pub use global::RawGlobal;
 pub use shared::RawShared;

@@ -1,0 +1,141 @@
+use core::arch::asm;
+
+use crate::float::HalfFloat;
+use crate::wgmma::SwizzledTile;
+
+/// The matrix descriptor of a tile of K-major rows in the 128-byte swizzle: eight rows are 1024
+/// bytes after the eight before them. The other stride counts for other layouts only.
+#[inline(always)]
+unsafe fn descriptor<T: HalfFloat>(tile: SwizzledTile<T>) -> u64 {
+    const SWIZZLE_128: u64 = 1 << 62;
+    const STRIDE_OF_8_ROWS: u64 = (1024 >> 4) << 32;
+    const UNUSED_STRIDE: u32 = 1 << 16;
+    SWIZZLE_128 | STRIDE_OF_8_ROWS | (UNUSED_STRIDE | tile.start().address() >> 4) as u64
+}
+
+/// Calls `$then` with a number of registers, their numbers, and the rest.
+macro_rules! with_registers {
+    (32, $then:ident, $($rest:tt)*) => {
+        $then! { 32 [
+            0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30
+            31
+        ] $($rest)* }
+    };
+    (64, $then:ident, $($rest:tt)*) => {
+        $then! { 64 [
+            0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30
+            31 32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58
+            59 60 61 62 63
+        ] $($rest)* }
+    };
+    (128, $then:ident, $($rest:tt)*) => {
+        $then! { 128 [
+            0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30
+            31 32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58
+            59 60 61 62 63 64 65 66 67 68 69 70 71 72 73 74 75 76 77 78 79 80 81 82 83 84 85 86
+            87 88 89 90 91 92 93 94 95 96 97 98 99 100 101 102 103 104 105 106 107 108 109 110
+            111 112 113 114 115 116 117 118 119 120 121 122 123 124 125 126 127
+        ] $($rest)* }
+    };
+}
+
+/// An instruction that touches an accumulator which it does not name: as a comment it does, so
+/// that nothing which uses the registers moves across.
+macro_rules! around_accumulator {
+    ($registers:literal [$first:tt $($i:tt)*] $name:ident, $instruction:literal $(, $groups:ident)?) => {
+        #[inline(always)]
+        unsafe fn $name $(<const $groups: u32>)? (d: &mut [f32; $registers]) {
+            asm!(
+                concat!($instruction, "; // {0}" $(, " {", stringify!($i), "}")*),
+                inout(reg32) d[$first], $(inout(reg32) d[$i],)*
+                $(groups = const $groups,)?
+                options(nostack, preserves_flags),
+            );
+        }
+    };
+}
+
+macro_rules! multiplication {
+    ($registers:literal [$first:tt $($i:tt)*] $name:ident, $instruction:literal) => {
+        #[inline(always)]
+        unsafe fn $name(d: &mut [f32; $registers], a: u64, b: u64, accumulate: bool) {
+            asm!(
+                "{{ .reg .pred p; setp.ne.b32 p, {accumulate}, 0;",
+                concat!(
+                    "wgmma.mma_async.sync.aligned.", $instruction,
+                    " {{{0}" $(, ", {", stringify!($i), "}")*, "}}, {a}, {b}, p, 1, 1, 0, 0; }}",
+                ),
+                inout(reg32) d[$first], $(inout(reg32) d[$i],)*
+                a = in(reg64) a, b = in(reg64) b, accumulate = in(reg32) accumulate as u32,
+                options(nostack, preserves_flags),
+            );
+        }
+    };
+}
+
+with_registers!(32, around_accumulator, fence_32, "wgmma.fence.sync.aligned");
+with_registers!(64, around_accumulator, fence_64, "wgmma.fence.sync.aligned");
+with_registers!(128, around_accumulator, fence_128, "wgmma.fence.sync.aligned");
+with_registers!(32, around_accumulator, wait_group_32, "wgmma.wait_group.sync.aligned {groups}", N);
+with_registers!(64, around_accumulator, wait_group_64, "wgmma.wait_group.sync.aligned {groups}", N);
+with_registers!(
+    128,
+    around_accumulator,
+    wait_group_128,
+    "wgmma.wait_group.sync.aligned {groups}",
+    N
+);
+with_registers!(32, multiplication, m64n64k16_bf16, "m64n64k16.f32.bf16.bf16");
+with_registers!(32, multiplication, m64n64k16_f16, "m64n64k16.f32.f16.f16");
+with_registers!(64, multiplication, m64n128k16_bf16, "m64n128k16.f32.bf16.bf16");
+with_registers!(64, multiplication, m64n128k16_f16, "m64n128k16.f32.f16.f16");
+with_registers!(128, multiplication, m64n256k16_bf16, "m64n256k16.f32.bf16.bf16");
+with_registers!(128, multiplication, m64n256k16_f16, "m64n256k16.f32.f16.f16");
+
+/// The accumulator as an array of the length that it has.
+#[inline(always)]
+unsafe fn of_length<const FROM: usize, const TO: usize>(d: &mut [f32; FROM]) -> &mut [f32; TO] {
+    &mut *(&raw mut *d).cast()
+}
+
+#[inline(always)]
+pub unsafe fn fence<const REGISTERS: usize>(d: &mut [f32; REGISTERS]) {
+    // One arm is left once the number is known.
+    match REGISTERS {
+        32 => fence_32(of_length(d)),
+        64 => fence_64(of_length(d)),
+        _ => fence_128(of_length(d)),
+    }
+}
+
+#[inline(always)]
+pub unsafe fn multiply<T: HalfFloat, const REGISTERS: usize>(
+    d: &mut [f32; REGISTERS],
+    a: SwizzledTile<T>,
+    b: SwizzledTile<T>,
+    accumulate: bool,
+) {
+    let (a, b) = (descriptor(a), descriptor(b));
+    match (REGISTERS, T::IS_BF16) {
+        (32, true) => m64n64k16_bf16(of_length(d), a, b, accumulate),
+        (32, false) => m64n64k16_f16(of_length(d), a, b, accumulate),
+        (64, true) => m64n128k16_bf16(of_length(d), a, b, accumulate),
+        (64, false) => m64n128k16_f16(of_length(d), a, b, accumulate),
+        (_, true) => m64n256k16_bf16(of_length(d), a, b, accumulate),
+        (_, false) => m64n256k16_f16(of_length(d), a, b, accumulate),
+    }
+}
+
+#[inline(always)]
+pub unsafe fn commit_group() {
+    asm!("wgmma.commit_group.sync.aligned;", options(nostack, preserves_flags));
+}
+
+#[inline(always)]
+pub unsafe fn wait_group<const N: u32, const REGISTERS: usize>(d: &mut [f32; REGISTERS]) {
+    match REGISTERS {
+        32 => wait_group_32::<N>(of_length(d)),
+        64 => wait_group_64::<N>(of_length(d)),
+        _ => wait_group_128::<N>(of_length(d)),
+    }
+}

@@ -1,0 +1,188 @@
+//! Tile operations of a warpgroup (sm_90a): tiles in shared memory, accumulated in registers.
+//!
+//! A warpgroup is four consecutive warps, the first a multiple of four. Its 128 threads call each
+//! multiplication together, with the same tiles:
+//!
+//! ```text
+//! D[64, N] = A[64, 16] B[N, 16]^T (+ D)         N = 64, 128 or 256
+//! ```
+//!
+//! A and B are 16-bit floats in [`SwizzledTile`]s; D is f32, `N / 2` registers a thread. Which
+//! thread holds which element is what PTX says for `wgmma`, and what [`place_of`] tells: warp `w`
+//! holds rows `16w..16w + 16`, and with `g = lane / 4` and `t = lane % 4`
+//!
+//! | registers `4j..4j + 4` | hold |
+//! |---|---|
+//! | `4j`, `4j + 1` | row `16w + g`; columns `8j + 2t` and the next |
+//! | `4j + 2`, `4j + 3` | row `16w + g + 8`; the same columns |
+//!
+//! Multiplications are asynchronous. Between [`fence`] and the [`wait_group`] that covers them, they
+//! own their accumulator and may read their tiles at any moment:
+//!
+//! ```ignore
+//! wgmma::fence(&mut d);                    // the accumulator's registers are handed over
+//! for k in (0..64).step_by(16) {
+//!     wgmma::m64n256k16(&mut d, a.from_column(k), b.from_column(k), k > 0);
+//! }
+//! wgmma::commit_group();
+//! wgmma::wait_group::<0, _>(&mut d);       // and come back; the tiles may be overwritten
+//! ```
+//!
+//! Tiles that threads store themselves need [`bulk::fence_proxy_async`](crate::bulk::fence_proxy_async)
+//! and then a barrier before the first multiplication.
+//!
+//! `fence` and `wait_group` name the accumulator, because to the compiler its registers are plain
+//! values, whose uses it might move across. A kernel with several accumulators calls both for each.
+//! An accumulator is a local array that stays where it is. It remains in registers if every index
+//! to it is a constant, in loops that unroll; `for value in d` copies it to the stack.
+//!
+//! The executor computes at the covering wait and not earlier. Until then the accumulator reads as
+//! NaN, and changing it is a fault, as is a multiplication without a fence before it.
+
+use core::mem::size_of;
+
+use bytemuck::AnyBitPattern;
+
+use crate::arch;
+use crate::arch::RawShared;
+use crate::float::HalfFloat;
+use crate::shared::Shared;
+
+/// Threads of a warpgroup.
+pub const NUM_THREADS: u32 = 128;
+
+/// Bytes of a tile's row, and of the pieces in it that the swizzle moves.
+const ROW_BYTES: usize = 128;
+const PIECE_BYTES: usize = 16;
+/// Rows after which the swizzle repeats.
+const SWIZZLE_ROWS: usize = 8;
+
+/// A tile of 16-bit floats in shared memory, in the layout of the 128-byte swizzle: rows of 64
+/// elements of K, one after the other, in each of which 16-byte piece `i` lies in place of piece
+/// `i ^ (row % 8)`. Eight rows of one column are then in different banks. The copy engine's
+/// 128-byte swizzle leaves the same layout.
+#[derive(Clone, Copy)]
+pub struct SwizzledTile<T> {
+    pub(crate) first_row: Shared<T>,
+    pub(crate) first_column: usize,
+}
+
+impl<T: AnyBitPattern> SwizzledTile<T> {
+    /// Elements of a row.
+    pub const ROW_ELEMENTS: usize = ROW_BYTES / size_of::<T>();
+
+    /// Bytes of a tile of `rows` rows.
+    pub const fn bytes(rows: usize) -> usize {
+        rows * ROW_BYTES
+    }
+
+    /// The tile whose first row begins at `first_row`, aligned to 1024 bytes.
+    #[inline(always)]
+    pub fn at(first_row: Shared<T>) -> Self {
+        Self { first_row, first_column: 0 }
+    }
+
+    /// The tile from row `row` on, a multiple of 8.
+    #[inline(always)]
+    #[track_caller]
+    pub unsafe fn from_row(self, row: usize) -> Self {
+        Self { first_row: self.first_row.offset(row * Self::ROW_ELEMENTS), ..self }
+    }
+
+    /// The tile from column `column` on, a multiple of 16 where the tile is an operand.
+    #[inline(always)]
+    pub fn from_column(self, column: usize) -> Self {
+        Self { first_column: self.first_column + column, ..self }
+    }
+
+    /// Where element (`row`, `column`) lies. The elements after it up to the next column that is a
+    /// multiple of 8 follow.
+    #[inline(always)]
+    #[track_caller]
+    pub unsafe fn place(self, row: usize, column: usize) -> Shared<T> {
+        let byte = (self.first_column + column) * size_of::<T>();
+        self.first_row.offset(swizzled_byte(row, byte) / size_of::<T>())
+    }
+
+    /// Writes the eight elements of row `row` that start at `column`, a multiple of 8.
+    #[inline(always)]
+    #[track_caller]
+    pub unsafe fn store_x4(self, row: usize, column: usize, elements: [u32; 4]) {
+        self.place(row, column).store_x4(0, elements);
+    }
+
+    /// Where the first element would lie without the swizzle, which is what the hardware asks for.
+    #[inline(always)]
+    #[track_caller]
+    pub(crate) unsafe fn start(self) -> RawShared {
+        self.first_row.offset(self.first_column).raw
+    }
+}
+
+/// Where byte `byte` of row `row` lies in a tile that is aligned to 1024 bytes.
+#[inline(always)]
+const fn swizzled_byte(row: usize, byte: usize) -> usize {
+    row * ROW_BYTES + (byte ^ (row % SWIZZLE_ROWS * PIECE_BYTES))
+}
+
+/// Row and column of the element that a thread of the warpgroup, 0 to 127, holds in a register of
+/// its accumulator.
+#[inline(always)]
+pub const fn place_of(thread: u32, register: usize) -> (usize, usize) {
+    let (warp, lane) = (thread as usize / 32, thread as usize % 32);
+    (16 * warp + lane / 4 + register / 2 % 2 * 8, register / 4 * 8 + lane % 4 * 2 + register % 2)
+}
+
+/// Hands the registers of an accumulator over to the multiplications that follow: before the first
+/// of them, and again after each use of the registers by anything else.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn fence<const REGISTERS: usize>(accumulator: &mut [f32; REGISTERS]) {
+    const { assert_accumulator::<REGISTERS>() }
+    arch::wgmma::fence(accumulator);
+}
+
+macro_rules! multiplications {
+    ($($name:ident: $registers:literal, $n:literal;)*) => {$(
+        #[doc = concat!("`D = A B^T`, plus D if `accumulate`, for A `[64, 16]` and B `[", $n, ", 16]`.")]
+        ///
+        /// Rows of a tile are those from its first on; its 16 columns are a half or a quarter of
+        /// them, so `first_column` is a multiple of 16. Both tiles are aligned to 1024 bytes.
+        #[inline(always)]
+        #[track_caller]
+        pub unsafe fn $name<T: HalfFloat>(
+            accumulator: &mut [f32; $registers],
+            a: SwizzledTile<T>,
+            b: SwizzledTile<T>,
+            accumulate: bool,
+        ) {
+            arch::wgmma::multiply(accumulator, a, b, accumulate);
+        }
+    )*};
+}
+
+multiplications! {
+    m64n64k16: 32, "64";
+    m64n128k16: 64, "128";
+    m64n256k16: 128, "256";
+}
+
+/// Closes the multiplications issued since the last call into a group.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn commit_group() {
+    arch::wgmma::commit_group();
+}
+
+/// Waits until at most the `N` newest groups are still on their way. `accumulator` can be used
+/// afterwards if none of those writes it.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn wait_group<const N: u32, const REGISTERS: usize>(accumulator: &mut [f32; REGISTERS]) {
+    const { assert_accumulator::<REGISTERS>() }
+    arch::wgmma::wait_group::<N, REGISTERS>(accumulator);
+}
+
+const fn assert_accumulator<const REGISTERS: usize>() {
+    assert!(matches!(REGISTERS, 32 | 64 | 128), "an accumulator has 32, 64 or 128 registers");
+}
