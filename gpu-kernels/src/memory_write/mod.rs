@@ -9,7 +9,7 @@
 //! [`memory_write_check_16`](device::memory_write_check_16), on the device, whatever the size.
 //!
 //! A block takes 128 KiB at a time; each of its threads has eight stores of 16 bytes on their way,
-//! and a warp stores 512 bytes at once. The content is 20 integer operations a piece, a quarter of
+//! and a warp stores 512 bytes at once. The content takes some 28 instructions a piece, a third of
 //! what an SM has time for at full bandwidth, so what bounds it is the memory or the link alone.
 //! One block for each SM fills either; how few blocks fill NVLink is what fewer of them show.
 
