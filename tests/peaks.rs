@@ -2,8 +2,13 @@
 
 use farpage::device::{Buffer, Device, Stream};
 use farpage::kernels::memory_write::MemoryWrite;
+use farpage::kernels::tensor_peak::TensorPeak;
 use gpu_kernels::memory_write::contract::MemoryWriteShape;
 use gpu_kernels::memory_write::reference;
+use gpu_kernels::tensor_peak::NUM_STEPS;
+use gpu_kernels::tensor_peak::contract::TensorPeakShape;
+use gpu_kernels::tensor_peak::contract::TensorPeakVariant::{self, Mma};
+use gpu_kernels::tensor_peak::reference::{MAX_RELATIVE_ERROR, cases};
 
 /// A piece that no write leaves there.
 const POISON: u8 = 0xff;
@@ -79,4 +84,43 @@ fn writes_reach_the_memory_of_a_peer() {
         check_writes(&stream, owner, &reference::cases());
         check_writes(&stream, owner, &large_writes());
     }
+}
+
+fn check_products(stream: &Stream, shapes: &[TensorPeakShape]) {
+    for &shape in shapes {
+        let seed = fastrand::u64(..);
+        let peak = TensorPeak::new(stream, shape, seed).unwrap();
+        assert_eq!(peak.flops(), shape.work().flops);
+        peak.run(stream).unwrap();
+        let error = peak.relative_error(stream).unwrap();
+        assert!(error < MAX_RELATIVE_ERROR, "{shape:?}, seed {seed}: {error}");
+        println!("{shape:?}: relative error {error:.1e}");
+    }
+}
+
+#[test]
+fn products_equal_their_reference_on_the_cpu() {
+    check_products(&Device::cpu().new_stream().unwrap(), &cases());
+}
+
+#[test]
+fn a_measurement_of_no_steps_is_refused() {
+    let device = Device::cpu();
+    let shape = TensorPeak::fastest_shape(&device, 0).unwrap();
+    assert_eq!(shape.variant, TensorPeakVariant::Wgmma);
+    let error = TensorPeak::new(&device.new_stream().unwrap(), shape, 0).err().unwrap();
+    insta::assert_snapshot!(error, @"`num_steps` must be at least 1, got 0");
+}
+
+#[test]
+#[ignore = "needs 1 GPU"]
+fn products_equal_their_reference_on_a_gpu() {
+    let device = Device::cuda(0).unwrap();
+    let fastest = TensorPeak::fastest_shape(&device, NUM_STEPS).unwrap();
+    let portable = TensorPeakShape { variant: Mma, ..fastest };
+    let runs_here = |shape: &TensorPeakShape| [fastest.variant, Mma].contains(&shape.variant);
+    let shapes: Vec<TensorPeakShape> = cases().into_iter().filter(runs_here).collect();
+    let stream = device.new_stream().unwrap();
+    check_products(&stream, &shapes);
+    check_products(&stream, &[fastest, portable]);
 }

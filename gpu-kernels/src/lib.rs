@@ -29,5 +29,6 @@ pub mod kv_page_pattern;
 pub mod memory_read;
 pub mod memory_write;
 pub mod paged_attention;
+pub mod tensor_peak;
 #[cfg(test)]
 mod testing;

@@ -13,6 +13,7 @@ pub mod kv_page_pattern;
 pub mod memory_read;
 pub mod memory_write;
 pub mod paged_attention;
+pub mod tensor_peak;
 
 use gpu_kernels::contract::ContractError;
 
