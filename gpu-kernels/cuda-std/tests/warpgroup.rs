@@ -266,7 +266,10 @@ fn multiplications_land_at_the_wait_that_covers_them() {
 
 #[test]
 fn an_accumulator_is_handed_over_and_left_alone() {
-    let said = |how| run_misuse(how).err().expect("a fault").to_string();
+    let said = |how| match run_misuse(how) {
+        Err(fault) => fault.to_string(),
+        Ok(_) => panic!("no fault"),
+    };
     let not_fenced = "m64n64k16: no fence has handed over this accumulator";
     assert_says(&said(1), &["warpgroup.rs", not_fenced]);
     assert_says(&said(9), &[not_fenced, "since it was last waited for"]);
