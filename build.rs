@@ -3,11 +3,15 @@
 //!
 //! Without the sources of `core` the list is empty, the build says so, and everything runs on the
 //! CPU. `FARPAGE_PTX=off` leaves the PTX out on purpose, for tools that only look at the code.
+//!
+//! What a run was built from goes into its results: `FARPAGE_COMMIT` is the commit, or `unknown`
+//! outside a Git checkout, and `FARPAGE_DIRTY` says whether the sources had changes.
 
 use std::env;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, bail};
 use cuda_builder::{CudaBuilder, CudaBuilderError, NvvmArch};
@@ -18,8 +22,12 @@ const WITHOUT_CORE_SOURCES: [&str; 3] = [
     "how to get them: `rustup component add rust-src`, or `dev/install-rust-src.sh`; then build again",
 ];
 
+/// What the executable is made from.
+const SOURCES: [&str; 5] = ["host", "gpu-kernels", "build.rs", "Cargo.toml", "Cargo.lock"];
+
 fn main() -> anyhow::Result<()> {
     println!("cargo::rerun-if-env-changed=FARPAGE_PTX");
+    tell_revision();
     let out_dir = env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?;
     let out_dir = Path::new(&out_dir);
 
@@ -41,9 +49,6 @@ fn main() -> anyhow::Result<()> {
                 Err(error) => return Err(error.into()),
             }
         }
-    } else {
-        // Without any such line cargo would watch the whole package.
-        println!("cargo::rerun-if-changed=build.rs");
     }
     fs::write(out_dir.join("ptx.rs"), format!("&[\n{modules}]\n"))?;
     Ok(())
@@ -55,4 +60,25 @@ fn ptx_wanted() -> anyhow::Result<bool> {
         Ok("off") => Ok(false),
         Ok(other) => bail!("FARPAGE_PTX={other}: needs `on` or `off`"),
     }
+}
+
+fn tell_revision() {
+    let commit = git(&["rev-parse", "HEAD"]);
+    let changes =
+        git(&[&["--no-optional-locks", "status", "--porcelain", "--"][..], &SOURCES].concat());
+    let is_dirty = changes.is_some_and(|changes| !changes.is_empty());
+    println!("cargo::rustc-env=FARPAGE_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
+    println!("cargo::rustc-env=FARPAGE_DIRTY={is_dirty}");
+    // Changes whenever another commit is checked out; a missing file would count as changed.
+    let log = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|log| Path::new(log).exists());
+    for watched in SOURCES.into_iter().chain(log.as_deref()) {
+        println!("cargo::rerun-if-changed={watched}");
+    }
+}
+
+/// What `git` prints; nothing where there is no Git, or no checkout.
+fn git(arguments: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(arguments).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| text.trim().to_owned())
 }
