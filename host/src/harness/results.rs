@@ -50,7 +50,7 @@ pub struct Manifest {
 /// The most that a machine reaches at one thing.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Ceiling {
-    /// `hbm_read`, `hbm_copy`, `nvlink_read`, `nvlink_write`, `dense_bf16`.
+    /// `hbm_read`, `hbm_copy`, `nvlink_read`, `nvlink_write`, `host_read`, `dense_bf16`.
     pub name: String,
     /// GB/s, or TFLOP/s for `dense_bf16`.
     pub rate: f64,

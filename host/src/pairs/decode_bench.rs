@@ -1,189 +1,185 @@
-//! A decode batch of any size, whose KV follows from identities, so that all of it is checkable.
+//! A decode batch in the memory of some devices, as often as calls must find it cold.
+
+use std::rc::Rc;
 
 use anyhow::{Context, Result, anyhow};
-use gpu_kernels::kv_layout::{KvLayout, KvPagePlace, KvPageShape};
+use gpu_kernels::kv_layout::KvPagePlace;
 use gpu_kernels::kv_page_pattern::KvTokenPlace;
-use gpu_kernels::kv_page_pattern::pattern::{ElementFormat, KvHalf, element, token_identity};
-use gpu_kernels::paged_attention::contract::DecodeShape;
-use gpu_kernels::paged_attention::reference::{DecodeResult, ScatteredTable, Tolerance, attend};
+use gpu_kernels::kv_page_pattern::pattern::ElementFormat;
+use gpu_kernels::paged_attention::reference::{ScatteredTable, Tolerance};
 use half::bf16;
-use rayon::prelude::*;
 
+use super::DecodeBatch;
 use crate::device::{Buffer, Device, Stream};
+use crate::harness::{Batch, Sampler, stream_sampler};
 use crate::kernels::kv_page_pattern::PatternFill;
 use crate::kernels::paged_attention::{Decode, DecodeArgs, DecodeVariant, DevicePageTable};
 use crate::kv::memory::KvMemory;
 
-/// A batch to decode, in bf16.
-#[derive(Clone, Debug)]
-pub struct DecodeWorkload {
-    /// As tables and benches show it.
-    pub name: String,
-    /// Heads of `q` and `out`.
-    pub num_qo_heads: u32,
-    /// Shape of the KV pages.
-    pub page: KvPageShape,
-    /// Tokens of each request.
-    pub kv_lens: Vec<u32>,
-}
+/// How much more than an L2 cache holds all inputs have together.
+const CACHES_EXCEEDED: usize = 2;
+/// Sets of inputs on the CPU, enough to see that each is used.
+const NUM_CPU_INPUTS: usize = 2;
+/// A value that no page holds: those are below 1.
+const CORRUPTED: f32 = 1e4;
 
-impl DecodeWorkload {
-    /// Requests of `kv_lens` tokens, `num_qo_heads` query and `num_kv_heads` KV heads of 128, in
-    /// pages of 16.
-    pub fn new(name: &str, num_qo_heads: u32, num_kv_heads: u32, kv_lens: Vec<u32>) -> Self {
-        let page =
-            KvPageShape { page_size: 16, num_kv_heads, head_dim: 128, layout: KvLayout::Nhd };
-        Self { name: name.to_owned(), num_qo_heads, page, kv_lens }
-    }
-
-    /// Bytes of K and V that decode must read.
-    pub fn kv_bytes(&self) -> u64 {
-        let num_tokens: u64 = self.kv_lens.iter().map(|&len| u64::from(len)).sum();
-        num_tokens * (self.page.page_bytes() as u64 / u64::from(self.page.page_size))
-    }
-
-    fn shape(&self) -> DecodeShape {
-        DecodeShape {
-            batch: self.kv_lens.len() as u32,
-            num_qo_heads: self.num_qo_heads,
-            page: self.page,
-            sm_scale: 1.0 / (self.page.head_dim as f32).sqrt(),
-        }
-    }
-}
-
-/// A workload in the memory of some devices, ready to run on the first.
+/// A batch in the memory of some devices, ready to run on the first.
 pub struct DecodeBench {
-    workload: DecodeWorkload,
-    memory: KvMemory,
-    table: DevicePageTable,
+    batch: Rc<DecodeBatch>,
+    stream: Stream,
     plan: Decode,
-    host_q: Vec<bf16>,
+    /// The same contents, each time elsewhere.
+    inputs: Vec<PlacedKv>,
     q: Buffer<bf16>,
     out: Buffer<bf16>,
     lse: Buffer<f32>,
 }
 
+/// The batch's K and V, and the table that finds them.
+struct PlacedKv {
+    memory: KvMemory,
+    table: DevicePageTable,
+    last_page: KvPagePlace,
+}
+
 impl DecodeBench {
     /// Puts page `i` of the batch into location `location_of(i)`, pages of a location shuffled,
-    /// and fills all of them with what follows from the tokens' identities.
+    /// so often that no cache holds all of it.
     ///
     /// # Errors
     /// Too little memory, no peer access, or a workload that the kernels do not take.
     pub fn new(
-        stream: &Stream,
         devices: &[Device],
-        workload: &DecodeWorkload,
-        seed: u64,
+        batch: &Rc<DecodeBatch>,
         location_of: impl Fn(usize) -> usize,
     ) -> Result<Self> {
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let (kv_lens, page_size) = (&workload.kv_lens, workload.page.page_size);
+        let device = devices.first().context("no device")?;
+        let stream = device.new_stream()?;
+        let workload = batch.workload();
         let shape = workload.shape();
-        let scattered =
-            ScatteredTable::new(kv_lens, page_size, devices.len() + 1, location_of, &mut rng);
-        let (&host_pages, device_pages) = scattered.pages_of.split_last().context("no location")?;
-        let memory = KvMemory::new(stream, devices, workload.page, device_pages, host_pages)?;
-        fill(stream, &memory, kv_lens, &scattered)?;
-
-        let host_q: Vec<bf16> =
-            (0..shape.q_elements()).map(|_| bf16::from_f32(4.0 * rng.f32() - 2.0)).collect();
+        let num_inputs = match device.properties()?.l2_bytes {
+            Some(l2_bytes) => {
+                (CACHES_EXCEEDED * l2_bytes).div_ceil(workload.work().read_bytes as usize)
+            }
+            None => NUM_CPU_INPUTS,
+        };
+        let inputs = (0..num_inputs as u64)
+            .map(|input| PlacedKv::new(&stream, devices, batch, input, &location_of));
         Ok(Self {
-            table: DevicePageTable::upload(stream, &scattered.table(), &memory)?,
-            plan: Decode::plan(stream, shape, kv_lens)?,
-            q: Buffer::from_slice(stream, &host_q)?,
-            out: stream.device().alloc(shape.q_elements())?,
-            lse: stream.device().alloc(shape.lse_elements())?,
-            workload: workload.clone(),
-            memory,
-            host_q,
+            inputs: inputs.collect::<Result<_>>()?,
+            plan: Decode::plan(&stream, shape, &workload.kv_lens)?,
+            q: Buffer::from_slice(&stream, batch.q())?,
+            out: device.alloc(shape.q_elements())?,
+            lse: device.alloc(shape.lse_elements())?,
+            batch: batch.clone(),
+            stream,
         })
     }
 
-    /// The workload.
-    pub fn workload(&self) -> &DecodeWorkload {
-        &self.workload
+    /// How often the batch lies in memory.
+    pub fn num_inputs(&self) -> usize {
+        self.inputs.len()
     }
 
-    /// Attends once.
-    pub fn run(&self, stream: &Stream, variant: DecodeVariant) -> Result<()> {
-        let args = DecodeArgs {
-            table: &self.table,
-            memory: &self.memory,
-            q: &self.q,
-            out: &self.out,
-            lse: &self.lse,
-        };
-        Ok(self.plan.run(stream, variant, &args)?)
+    /// Samples of one kernel.
+    pub fn sampler(&self, variant: DecodeVariant, batch: Batch) -> Result<Sampler<'_>> {
+        stream_sampler(&self.stream, batch, move |input| self.run(variant, &self.inputs[input]))
     }
 
-    /// Compares the whole output of each variant, which starts as NaN, with the oracle.
-    pub fn check(&self, stream: &Stream) -> Result<()> {
-        let oracle = self.oracle();
-        for variant in DecodeVariant::ALL {
-            stream.fill(&self.out, bf16::NAN)?;
-            stream.fill(&self.lse, f32::NAN)?;
-            self.run(stream, variant)?;
-            let (out, lse) = (stream.download(&self.out)?, stream.download(&self.lse)?);
+    fn run(&self, variant: DecodeVariant, PlacedKv { memory, table, .. }: &PlacedKv) -> Result<()> {
+        let args = DecodeArgs { table, memory, q: &self.q, out: &self.out, lse: &self.lse };
+        Ok(self.plan.run(&self.stream, variant, &args)?)
+    }
+
+    /// Compares the whole output of one kernel, which starts as NaN, with the oracle, for the
+    /// batch at every place.
+    ///
+    /// # Errors
+    /// The first element that is off.
+    pub fn verify(&self, variant: DecodeVariant) -> Result<String> {
+        let (oracle, tolerance) = (self.batch.oracle(), Tolerance::BF16);
+        for (i, input) in self.inputs.iter().enumerate() {
+            self.stream.fill(&self.out, bf16::NAN)?;
+            self.stream.fill(&self.lse, f32::NAN)?;
+            self.run(variant, input)?;
+            let (out, lse) = (self.stream.download(&self.out)?, self.stream.download(&self.lse)?);
             oracle
-                .check(&out, &lse, Tolerance::BF16)
-                .map_err(|off| anyhow!("{}, {variant:?}: {off}", self.workload.name))?;
+                .check(&out, &lse, tolerance)
+                .map_err(|off| anyhow!("inputs {i}, {variant:?}: {off}"))?;
         }
-        Ok(())
+        let Tolerance { out, lse } = tolerance;
+        Ok(format!(
+            "{} outputs within {out}, {} lse within {lse} of f64, {} times",
+            oracle.out.len(),
+            oracle.lse.len(),
+            self.inputs.len(),
+        ))
     }
 
-    /// Attention in f64 over what the identities say the pages hold.
-    fn oracle(&self) -> DecodeResult {
-        let DecodeWorkload { page, kv_lens, .. } = &self.workload;
-        let shape = self.plan.shape();
-        let (row, group) = (page.head_dim as usize, shape.group_size() as usize);
-        let rows = |request: usize, half, kv_head| -> Vec<Vec<f64>> {
-            let of_token = |token| {
-                let identity = token_identity(request as u64, u64::from(token));
-                let of_dim = |dim| element(identity, half, kv_head, dim, page, ElementFormat::BF16);
-                (0..page.head_dim).map(|dim| f64::from(of_dim(dim))).collect()
-            };
-            (0..kv_lens[request]).map(of_token).collect()
-        };
-        let num_groups = kv_lens.len() * page.num_kv_heads as usize;
-        let heads: Vec<(Vec<f64>, f64)> = (0..num_groups)
-            .into_par_iter()
-            .flat_map_iter(|group_idx| {
-                let request = group_idx / page.num_kv_heads as usize;
-                let kv_head = (group_idx % page.num_kv_heads as usize) as u32;
-                let keys = rows(request, KvHalf::Key, kv_head);
-                let values = rows(request, KvHalf::Value, kv_head);
-                self.host_q[group_idx * group * row..][..group * row].chunks(row).map(move |q| {
-                    let q: Vec<f64> = q.iter().map(|x| x.to_f64()).collect();
-                    attend(&q, &keys, &values, f64::from(shape.sm_scale))
-                })
-            })
-            .collect();
-        let mut result = DecodeResult::default();
-        heads.into_iter().for_each(|head| result.push(head));
-        result
+    /// Overwrites the last page of the batch, in the last of its places.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn corrupt(&mut self) -> Result<()> {
+        let PlacedKv { memory, last_page, .. } = self.inputs.last().context("no inputs")?;
+        let (zero, corrupted) = (bf16::ZERO.to_bits(), bf16::from_f32(CORRUPTED).to_bits());
+        // Keys that give a middling score, and values that stand out among those of any number of
+        // tokens.
+        let half = memory.shape().page_elements() / 2;
+        let page = [vec![zero; half], vec![corrupted; half]].concat();
+        let place = memory.pages(last_page.rank as usize, last_page.index as usize, 1);
+        Ok(self.stream.upload(&page, place)?)
     }
+}
+
+impl PlacedKv {
+    fn new(
+        stream: &Stream,
+        devices: &[Device],
+        batch: &DecodeBatch,
+        shuffle: u64,
+        location_of: impl Fn(usize) -> usize,
+    ) -> Result<Self> {
+        let (kv_lens, page) = (&batch.workload().kv_lens, batch.workload().page);
+        let mut rng = fastrand::Rng::with_seed(shuffle);
+        let num_locations = devices.len() + 1;
+        let scattered =
+            ScatteredTable::new(kv_lens, page.page_size, num_locations, location_of, &mut rng);
+        let (&host_pages, device_pages) = scattered.pages_of.split_last().context("no location")?;
+        let memory = KvMemory::new(stream, devices, page, device_pages, host_pages)?;
+        fill(stream, batch, &memory, &scattered)?;
+        let num_entries = scattered.kv_indices.len();
+        Ok(Self {
+            table: DevicePageTable::upload(stream, &scattered.table(), &memory)?,
+            last_page: place_of(&scattered, num_entries.checked_sub(1).context("no tokens")?),
+            memory,
+        })
+    }
+}
+
+fn place_of(table: &ScatteredTable, entry: usize) -> KvPagePlace {
+    KvPagePlace { rank: table.kv_page_rank[entry] as u32, index: table.kv_indices[entry] as u32 }
 }
 
 /// Writes K and V of every token, each of which is its request's and position's.
 fn fill(
     stream: &Stream,
+    batch: &DecodeBatch,
     memory: &KvMemory,
-    kv_lens: &[u32],
     scattered: &ScatteredTable,
 ) -> Result<()> {
-    let page = memory.shape();
+    let page_size = memory.shape().page_size;
     let (mut identities, mut places) = (Vec::new(), Vec::new());
-    for (request, &kv_len) in kv_lens.iter().enumerate() {
+    for (request, &kv_len) in batch.workload().kv_lens.iter().enumerate() {
         for token in 0..kv_len {
-            let entry = scattered.kv_indptr[request] as usize + (token / page.page_size) as usize;
-            let rank = scattered.kv_page_rank[entry] as u32;
-            let index = scattered.kv_indices[entry] as u32;
-            let token_idx = token % page.page_size;
-            places.push(KvTokenPlace { page: KvPagePlace { rank, index }, token_idx });
-            identities.push(token_identity(request as u64, u64::from(token)));
+            let entry = scattered.kv_indptr[request] as usize + (token / page_size) as usize;
+            let token_idx = token % page_size;
+            places.push(KvTokenPlace { page: place_of(scattered, entry), token_idx });
+            identities.push(batch.identity(request, token));
         }
     }
     let fill = PatternFill::upload(stream, ElementFormat::BF16, &identities, &places, memory)?;
-    Ok(fill.run(stream, memory)?)
+    fill.run(stream, memory)?;
+    // The lists go when this returns.
+    Ok(stream.synchronize()?)
 }

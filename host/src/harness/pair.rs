@@ -1,0 +1,170 @@
+//! What a paired benchmark is to the harness.
+
+use std::fmt;
+
+use anyhow::Result;
+use gpu_kernels::contract::Work;
+
+use super::results::{Phase, Published};
+use super::sampler::{Batch, Sampler};
+use crate::device::Device;
+
+/// What a competent engineer ships first, against what this project has instead: two sides that
+/// compute the same function of the same inputs.
+pub trait Pair: Sync {
+    /// The target's name, which is also its bench's.
+    fn name(&self) -> &'static str;
+
+    /// What is compared with what, in a sentence.
+    fn about(&self) -> &'static str;
+
+    /// What each side is called.
+    fn side_name(&self, variant: Variant) -> &'static str;
+
+    /// The shapes of a set, cheap to list; may be empty.
+    fn shapes(&self, set: ShapeSet) -> Vec<Shape>;
+}
+
+/// A side of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Variant {
+    /// What is shipped first.
+    Baseline,
+    /// What is compared with it.
+    Optimized,
+}
+
+impl Variant {
+    /// Both, baseline first.
+    pub const BOTH: [Self; 2] = [Self::Baseline, Self::Optimized];
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Baseline => "baseline",
+            Self::Optimized => "optimized",
+        })
+    }
+}
+
+/// Which shapes of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShapeSet {
+    /// Those whose ratio was published for other hardware.
+    SeedParity,
+    /// Those that servers see.
+    Real,
+    /// Those that the CPU does in seconds.
+    Tiny,
+}
+
+impl ShapeSet {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::SeedParity, Self::Real, Self::Tiny];
+
+    /// As arguments and results spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SeedParity => "seed_parity",
+            Self::Real => "real",
+            Self::Tiny => "tiny",
+        }
+    }
+}
+
+impl fmt::Display for ShapeSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A size of a pair's problem, and how to make it ready.
+pub struct Shape {
+    /// Unique within the pair and set.
+    pub name: String,
+    /// GPUs that it takes; on the CPU, as many ranks.
+    pub num_gpus: usize,
+    /// Ratios that were published for it.
+    pub published: Vec<Published>,
+    prepare: Box<Prepare>,
+}
+
+type Prepare = dyn Fn(&[Device], u64) -> Result<Box<dyn Prepared>>;
+
+impl Shape {
+    /// A shape that `prepare` makes ready on `num_gpus` devices, all inputs following from a seed.
+    pub fn new<P: Prepared + 'static>(
+        name: impl Into<String>,
+        num_gpus: usize,
+        prepare: impl Fn(&[Device], u64) -> Result<P> + 'static,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            num_gpus,
+            published: Vec::new(),
+            prepare: Box::new(move |devices, seed| Ok(Box::new(prepare(devices, seed)?))),
+        }
+    }
+
+    /// The same shape, whose ratio was published: `(hardware, ratio)`.
+    #[must_use]
+    pub fn published(mut self, ratios: &[(&str, f64)]) -> Self {
+        let published =
+            |&(hardware, ratio): &(&str, f64)| Published { hardware: hardware.into(), ratio };
+        self.published = ratios.iter().map(published).collect();
+        self
+    }
+
+    /// Makes both sides ready on `devices`, of which there are [`num_gpus`](Self::num_gpus).
+    ///
+    /// # Errors
+    /// Whatever the pair says: too little memory, no way between the devices.
+    pub fn prepare(&self, devices: &[Device], seed: u64) -> Result<Box<dyn Prepared>> {
+        (self.prepare)(devices, seed)
+    }
+}
+
+/// Both sides of a pair in the memory of some devices, ready to run.
+pub trait Prepared {
+    /// What one call of a side must do, counted from the contract.
+    fn work(&self, variant: Variant) -> Work;
+
+    /// What the optimized side takes from the machine; the demand that takes longest bounds it.
+    fn demands(&self) -> Vec<Demand>;
+
+    /// Sets of inputs that calls can rotate through, such that none is left in a cache when its
+    /// turn comes again.
+    fn num_inputs(&self) -> usize;
+
+    /// Takes samples of a side. Of several ranks, the slowest one's time counts.
+    ///
+    /// Whatever can be done before the first sample is done here. One stream's work is sampled by
+    /// [`stream_sampler`](super::stream_sampler).
+    fn sampler(&self, variant: Variant, batch: Batch) -> Result<Sampler<'_>>;
+
+    /// Runs a side over every set of inputs, into outputs that hold what no right result holds,
+    /// and compares the whole output with the oracle. Says what was compared, and how closely.
+    ///
+    /// # Errors
+    /// The first element that is off, with its place and both values.
+    fn verify(&self, variant: Variant) -> Result<String>;
+
+    /// Changes an input of both sides behind the oracle's back: from now on
+    /// [`verify`](Self::verify) must fail.
+    fn corrupt(&mut self) -> Result<()>;
+
+    /// Named parts of the optimized side's time, where it has any.
+    fn phases(&self) -> Result<Vec<Phase>> {
+        Ok(Vec::new())
+    }
+}
+
+/// Something that a call takes from the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// Name of the ceiling that it is held against: a constant of [`ceilings`](super::ceilings).
+    pub ceiling: &'static str,
+    /// Bytes, or floating-point operations, of one call.
+    pub amount: u64,
+}

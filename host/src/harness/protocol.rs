@@ -1,0 +1,223 @@
+//! How two sides are measured against each other, whatever they are.
+//!
+//! | step | what |
+//! |---|---|
+//! | calls a sample | steady: so many that a sample takes 2 ms, and every set of inputs has its turn; single: 1 |
+//! | inputs | rotated: call by call through sets that no cache can hold together; hot: one set |
+//! | warm-up | rounds that do not count |
+//! | rounds | a sample of each side; who goes first alternates, so that drift hits both |
+//! | result | medians; the ratio is the median of the rounds' own ratios; intervals as [`statistics`] has them |
+//! | end | a given number of rounds; or, looked at in steps of a half more, when the ratio's interval is narrower than 2 % of it; at the latest after the limit of rounds or seconds |
+//!
+//! Commands and benches all go through here.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::pair::{Prepared, Variant};
+use super::results::Estimate;
+use super::sampler::{Batch, Mode, Sampler};
+use super::statistics::{self, relative_width};
+use super::watch::Watch;
+
+/// What a steady sample takes, so that starting it is nothing beside it.
+const SAMPLE_US: f64 = 2000.0;
+/// Most calls of a sample.
+const MAX_CALLS: usize = 512;
+/// Width of the ratio's interval at which rounds end.
+const TARGET_WIDTH: f64 = 0.02;
+/// Rounds before the interval is first looked at.
+const FIRST_LOOK: usize = 10;
+
+/// Which inputs calls get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inputs {
+    /// Each call another set: caches are cold.
+    Rotated,
+    /// Every call the same.
+    Hot,
+}
+
+impl Inputs {
+    /// As arguments and results spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rotated => "rotated",
+            Self::Hot => "hot",
+        }
+    }
+}
+
+/// When rounds end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounds {
+    /// After so many.
+    Exactly(usize),
+    /// When the ratio is sure enough, or at these limits.
+    Adaptive {
+        /// Most rounds.
+        max_rounds: usize,
+        /// Longest time, warm-up excluded.
+        max_time: Duration,
+    },
+}
+
+/// How a pair is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Protocol {
+    /// How calls are issued.
+    pub mode: Mode,
+    /// Which inputs they get.
+    pub inputs: Inputs,
+    /// Rounds that do not count.
+    pub warmup_rounds: usize,
+    /// When the others end.
+    pub rounds: Rounds,
+}
+
+impl Protocol {
+    /// The usual protocol: steady and cold, until the ratio is sure; on the CPU, whose times say
+    /// little, for a few seconds at most.
+    pub fn usual(on_gpu: bool) -> Self {
+        let (max_rounds, max_seconds) = if on_gpu { (300, 20) } else { (20, 2) };
+        Self {
+            mode: Mode::Steady,
+            inputs: Inputs::Rotated,
+            warmup_rounds: if on_gpu { 3 } else { 1 },
+            rounds: Rounds::Adaptive { max_rounds, max_time: Duration::from_secs(max_seconds) },
+        }
+    }
+
+    /// What a sample of a side is taken of; a steady one is fitted to the time that a call takes.
+    ///
+    /// # Errors
+    /// What the pair says.
+    pub fn batch(&self, prepared: &dyn Prepared, variant: Variant) -> Result<Batch> {
+        let num_inputs = match self.inputs {
+            Inputs::Rotated => prepared.num_inputs(),
+            Inputs::Hot => 1,
+        };
+        let single = Batch { mode: Mode::Single, num_calls: 1, num_inputs };
+        if self.mode == Mode::Single {
+            return Ok(single);
+        }
+        let mut one_call = prepared.sampler(variant, single)?;
+        // The first call also loads the kernel.
+        one_call()?;
+        let num_calls = calls_per_sample(one_call()?, num_inputs);
+        Ok(Batch { mode: Mode::Steady, num_calls, num_inputs })
+    }
+}
+
+/// Calls for [`SAMPLE_US`], and for all the inputs equally often.
+fn calls_per_sample(call_us: f64, num_inputs: usize) -> usize {
+    let wanted = (SAMPLE_US / call_us.max(1.0)).ceil() as usize;
+    wanted.clamp(1, MAX_CALLS).next_multiple_of(num_inputs)
+}
+
+/// What the rounds came to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Timings {
+    /// Microseconds of a call of the baseline.
+    pub baseline_us: Estimate,
+    /// Microseconds of a call of the optimized side.
+    pub optimized_us: Estimate,
+    /// Baseline over optimized.
+    pub ratio: Estimate,
+}
+
+/// Measures both sides of a pair; nothing, if interrupted.
+///
+/// # Errors
+/// What the pair or the device says.
+pub fn measure(
+    prepared: &dyn Prepared,
+    protocol: &Protocol,
+    watch: &dyn Watch,
+) -> Result<Option<Timings>> {
+    watch.step("warming up");
+    let sampler = |variant| prepared.sampler(variant, protocol.batch(prepared, variant)?);
+    take_turns([sampler(Variant::Baseline)?, sampler(Variant::Optimized)?], protocol, watch)
+}
+
+/// Samples of two sides, round by round.
+fn take_turns(
+    [mut baseline, mut optimized]: [Sampler<'_>; 2],
+    protocol: &Protocol,
+    watch: &dyn Watch,
+) -> Result<Option<Timings>> {
+    let mut round = |is_baseline_first: bool| -> Result<[f64; 2]> {
+        Ok(if is_baseline_first {
+            let baseline_us = baseline()?;
+            [baseline_us, optimized()?]
+        } else {
+            let optimized_us = optimized()?;
+            [baseline()?, optimized_us]
+        })
+    };
+    for warmup in 0..protocol.warmup_rounds {
+        if watch.is_interrupted() {
+            return Ok(None);
+        }
+        round(warmup % 2 == 0)?;
+    }
+    let (mut samples, mut next_look) = (Samples::default(), FIRST_LOOK);
+    let begun = Instant::now();
+    loop {
+        if watch.is_interrupted() {
+            return Ok(None);
+        }
+        samples.push(round(samples.len() % 2 == 0)?);
+        let num_rounds = samples.len();
+        let is_done = match protocol.rounds {
+            Rounds::Exactly(wanted) => num_rounds >= wanted,
+            Rounds::Adaptive { max_rounds, max_time } => {
+                let is_sure = num_rounds == next_look && {
+                    next_look += next_look / 2;
+                    let width = relative_width(&samples.timings().ratio);
+                    watch.step(&format!(
+                        "round {num_rounds}, interval of the ratio {:.1} %",
+                        100.0 * width
+                    ));
+                    width < TARGET_WIDTH
+                };
+                is_sure || num_rounds >= max_rounds || begun.elapsed() >= max_time
+            }
+        };
+        if is_done {
+            return Ok(Some(samples.timings()));
+        }
+    }
+}
+
+#[derive(Default)]
+struct Samples {
+    baseline_us: Vec<f64>,
+    optimized_us: Vec<f64>,
+    ratios: Vec<f64>,
+}
+
+impl Samples {
+    fn push(&mut self, [baseline_us, optimized_us]: [f64; 2]) {
+        self.baseline_us.push(baseline_us);
+        self.optimized_us.push(optimized_us);
+        self.ratios.push(baseline_us / optimized_us);
+    }
+
+    fn len(&self) -> usize {
+        self.ratios.len()
+    }
+
+    fn timings(&self) -> Timings {
+        Timings {
+            baseline_us: statistics::estimate(&self.baseline_us),
+            optimized_us: statistics::estimate(&self.optimized_us),
+            ratio: statistics::estimate(&self.ratios),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "protocol_tests.rs"]
+mod tests;

@@ -1,0 +1,162 @@
+//! A run: every shape of some pairs, made ready, checked, measured, checked again.
+
+use anyhow::{Context, Result, bail};
+
+use super::ceilings;
+use super::conditions::Recorder;
+use super::machine::Machine;
+use super::pair::{Pair, Prepared, Shape, ShapeSet, Variant};
+use super::protocol::{Protocol, measure};
+use super::results::{
+    Ceiling, Entry, Estimate, Manifest, Measured, Outcome, RunResults, SCHEMA, Share, Side,
+};
+use super::watch::Watch;
+
+/// What to run, and how.
+#[derive(Clone)]
+pub struct Plan {
+    /// The targets.
+    pub pairs: Vec<&'static dyn Pair>,
+    /// Which shapes of theirs.
+    pub shape_set: ShapeSet,
+    /// How they are measured.
+    pub protocol: Protocol,
+    /// What all inputs follow from.
+    pub seed: u64,
+}
+
+/// Runs a plan on a machine. `save` gets what there is before the first entry, after every one, and
+/// at the end: whatever ends the run early loses the entry under way and nothing else, and what
+/// was saved last says that the run was interrupted.
+///
+/// An entry that fails is one of the results, and the others still run.
+///
+/// # Errors
+/// A machine whose ceilings cannot be measured; what `save` says.
+pub fn run(
+    machine: &Machine,
+    plan: &Plan,
+    manifest: Manifest,
+    watch: &dyn Watch,
+    save: &mut dyn FnMut(&RunResults) -> Result<()>,
+) -> Result<RunResults> {
+    let ceilings = ceilings::measure(machine, watch).context("measuring the ceilings")?;
+    let mut results =
+        RunResults { schema: SCHEMA, manifest, ceilings, entries: Vec::new(), interrupted: true };
+    save(&results)?;
+    let shapes: Vec<_> = plan.pairs.iter().map(|pair| pair.shapes(plan.shape_set)).collect();
+    let total = shapes.iter().map(Vec::len).sum();
+    let mut done = 0;
+    for (pair, shapes) in plan.pairs.iter().zip(&shapes) {
+        if shapes.is_empty() {
+            let reason = format!("has no {} shapes", plan.shape_set);
+            results.entries.push(entry(*pair, "", plan, Outcome::Skipped { reason }));
+        }
+        for shape in shapes {
+            if watch.is_interrupted() {
+                return Ok(results);
+            }
+            watch.entry(done, total, &format!("{}, {}", pair.name(), shape.name));
+            let outcome = match run_shape(machine, *pair, shape, plan, &results.ceilings, watch) {
+                Ok(outcome) => outcome,
+                // What an interruption breaks is no failure.
+                Err(_) if watch.is_interrupted() => return Ok(results),
+                Err(error) => Outcome::Failed { error: format!("{error:#}") },
+            };
+            results.entries.push(entry(*pair, &shape.name, plan, outcome));
+            save(&results)?;
+            done += 1;
+        }
+    }
+    results.interrupted = false;
+    save(&results)?;
+    Ok(results)
+}
+
+fn entry(pair: &dyn Pair, shape: &str, plan: &Plan, outcome: Outcome) -> Entry {
+    Entry {
+        target: pair.name().to_owned(),
+        shape: shape.to_owned(),
+        shape_set: plan.shape_set.name().to_owned(),
+        outcome,
+    }
+}
+
+fn run_shape(
+    machine: &Machine,
+    pair: &dyn Pair,
+    shape: &Shape,
+    plan: &Plan,
+    ceilings: &[Ceiling],
+    watch: &dyn Watch,
+) -> Result<Outcome> {
+    if let Err(shortage) = machine.check(shape.num_gpus) {
+        return Ok(Outcome::Skipped { reason: shortage.to_string() });
+    }
+    watch.step("preparing");
+    let prepared = shape.prepare(&machine.devices(shape.num_gpus)?, plan.seed)?;
+    let prepared = prepared.as_ref();
+    watch.step("checking both sides");
+    let parity = verify_both(pair, prepared)?;
+
+    let num_gpus = if machine.is_cuda() { shape.num_gpus } else { 0 };
+    let recorder = Recorder::start(num_gpus);
+    let timings = measure(prepared, &plan.protocol, watch)?;
+    let conditions = recorder.finish();
+    let Some(timings) = timings else { bail!("interrupted") };
+    verify_both(pair, prepared).context("after it was measured")?;
+
+    let side = |variant, time_us| {
+        let work = prepared.work(variant);
+        Side {
+            name: pair.side_name(variant).to_owned(),
+            time_us,
+            read_bytes: work.read_bytes,
+            written_bytes: work.written_bytes,
+            flops: work.flops,
+        }
+    };
+    Ok(Outcome::Measured(Box::new(Measured {
+        mode: plan.protocol.mode.name().to_owned(),
+        inputs: plan.protocol.inputs.name().to_owned(),
+        baseline: side(Variant::Baseline, timings.baseline_us),
+        optimized: side(Variant::Optimized, timings.optimized_us),
+        ratio: timings.ratio,
+        ceiling: share_of_ceiling(prepared, ceilings, &timings.optimized_us),
+        phases: prepared.phases()?,
+        parity,
+        conditions,
+        published: shape.published.clone(),
+    })))
+}
+
+/// What the check of the optimized side says, after that of the baseline.
+///
+/// # Errors
+/// The side that is wrong, and where.
+pub fn verify_both(pair: &dyn Pair, prepared: &dyn Prepared) -> Result<String> {
+    let mut said = String::new();
+    for variant in Variant::BOTH {
+        said = prepared
+            .verify(variant)
+            .with_context(|| format!("{variant} ({}) is wrong", pair.side_name(variant)))?;
+    }
+    Ok(said)
+}
+
+/// How near the optimized side comes to what bounds it: the demand that would take longest at its
+/// ceiling. None where some demand has no ceiling, for that one may be what bounds it.
+fn share_of_ceiling(
+    prepared: &dyn Prepared,
+    ceilings: &[Ceiling],
+    optimized_us: &Estimate,
+) -> Option<Share> {
+    let us = optimized_us.median;
+    let shares = prepared.demands().into_iter().map(|demand| {
+        let ceiling = ceilings.iter().find(|ceiling| ceiling.name == demand.ceiling)?;
+        let rate = ceiling.rate_of(demand.amount, us)?;
+        Some(Share { ceiling: ceiling.name.clone(), rate, share: rate / ceiling.rate })
+    });
+    let shares: Vec<Share> = shares.collect::<Option<_>>()?;
+    shares.into_iter().max_by(|a, b| a.share.total_cmp(&b.share))
+}

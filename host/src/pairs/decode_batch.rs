@@ -1,0 +1,130 @@
+//! A decode batch of any size, whose KV follows from identities, so that all of it is checkable.
+
+use std::sync::OnceLock;
+
+use gpu_kernels::contract::Work;
+use gpu_kernels::kv_layout::{KvLayout, KvPageShape};
+use gpu_kernels::kv_page_pattern::pattern::{ElementFormat, KvHalf, element, mix, token_identity};
+use gpu_kernels::paged_attention::contract::DecodeShape;
+use gpu_kernels::paged_attention::reference::{DecodeResult, attend};
+use half::bf16;
+use rayon::prelude::*;
+
+/// Sizes of a batch to decode, in bf16.
+#[derive(Clone, Debug)]
+pub struct DecodeWorkload {
+    /// Heads of `q` and `out`.
+    pub num_qo_heads: u32,
+    /// Shape of the KV pages.
+    pub page: KvPageShape,
+    /// Tokens of each request.
+    pub kv_lens: Vec<u32>,
+}
+
+impl DecodeWorkload {
+    /// Requests of `kv_lens` tokens, `num_qo_heads` query and `num_kv_heads` KV heads of 128, in
+    /// pages of 16.
+    pub fn new(num_qo_heads: u32, num_kv_heads: u32, kv_lens: Vec<u32>) -> Self {
+        let page =
+            KvPageShape { page_size: 16, num_kv_heads, head_dim: 128, layout: KvLayout::Nhd };
+        Self { num_qo_heads, page, kv_lens }
+    }
+
+    /// Sizes of the decode launch.
+    pub fn shape(&self) -> DecodeShape {
+        DecodeShape {
+            batch: self.kv_lens.len() as u32,
+            num_qo_heads: self.num_qo_heads,
+            page: self.page,
+            sm_scale: 1.0 / (self.page.head_dim as f32).sqrt(),
+        }
+    }
+
+    /// What decode of it must do.
+    pub fn work(&self) -> Work {
+        self.shape().work(self.kv_lens.iter().map(|&len| u64::from(len)).sum())
+    }
+
+    /// Tokens of each page of the batch, request by request: `[entries]`.
+    pub fn page_tokens(&self) -> Vec<u32> {
+        let page_size = self.page.page_size;
+        let of_request = |&kv_len: &u32| {
+            (0..kv_len.div_ceil(page_size)).map(move |i| (kv_len - i * page_size).min(page_size))
+        };
+        self.kv_lens.iter().flat_map(of_request).collect()
+    }
+
+    /// Bytes of K and V of a token.
+    pub fn token_bytes(&self) -> u64 {
+        self.page.page_bytes() as u64 / u64::from(self.page.page_size)
+    }
+}
+
+/// A batch's contents, which follow from a seed, and what attention over them gives.
+pub struct DecodeBatch {
+    workload: DecodeWorkload,
+    seed: u64,
+    q: Vec<bf16>,
+    oracle: OnceLock<DecodeResult>,
+}
+
+impl DecodeBatch {
+    /// The batch of this seed.
+    pub fn new(workload: DecodeWorkload, seed: u64) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let num_elements = workload.shape().q_elements();
+        let q = (0..num_elements).map(|_| bf16::from_f32(4.0 * rng.f32() - 2.0)).collect();
+        Self { workload, seed, q, oracle: OnceLock::new() }
+    }
+
+    /// Its sizes.
+    pub fn workload(&self) -> &DecodeWorkload {
+        &self.workload
+    }
+
+    /// The queries: `[batch, num_qo_heads, head_dim]`.
+    pub fn q(&self) -> &[bf16] {
+        &self.q
+    }
+
+    /// What K and V of a token follow from.
+    pub fn identity(&self, request: usize, token: u32) -> u64 {
+        token_identity(mix(self.seed).wrapping_add(request as u64), u64::from(token))
+    }
+
+    /// Attention in f64 over what the identities say the pages hold; worked out once.
+    pub fn oracle(&self) -> &DecodeResult {
+        self.oracle.get_or_init(|| self.attend())
+    }
+
+    fn attend(&self) -> DecodeResult {
+        let DecodeWorkload { page, kv_lens, .. } = &self.workload;
+        let shape = self.workload.shape();
+        let (row, group) = (page.head_dim as usize, shape.group_size() as usize);
+        let rows = |request: usize, half, kv_head| -> Vec<Vec<f64>> {
+            let of_token = |token| {
+                let identity = self.identity(request, token);
+                let of_dim = |dim| element(identity, half, kv_head, dim, page, ElementFormat::BF16);
+                (0..page.head_dim).map(|dim| f64::from(of_dim(dim))).collect()
+            };
+            (0..kv_lens[request]).map(of_token).collect()
+        };
+        let num_groups = kv_lens.len() * page.num_kv_heads as usize;
+        let heads: Vec<(Vec<f64>, f64)> = (0..num_groups)
+            .into_par_iter()
+            .flat_map_iter(|group_idx| {
+                let request = group_idx / page.num_kv_heads as usize;
+                let kv_head = (group_idx % page.num_kv_heads as usize) as u32;
+                let keys = rows(request, KvHalf::Key, kv_head);
+                let values = rows(request, KvHalf::Value, kv_head);
+                self.q[group_idx * group * row..][..group * row].chunks(row).map(move |q| {
+                    let q: Vec<f64> = q.iter().map(|x| x.to_f64()).collect();
+                    attend(&q, &keys, &values, f64::from(shape.sm_scale))
+                })
+            })
+            .collect();
+        let mut result = DecodeResult::default();
+        heads.into_iter().for_each(|head| result.push(head));
+        result
+    }
+}
