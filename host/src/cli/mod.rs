@@ -3,8 +3,16 @@
 //! Exit codes: 0, all is well; 1, the command ran and found what must not be; 2, it could not run
 //! as asked (bad arguments or input, no such device).
 
+mod ceilings;
+mod compare;
 mod doctor;
 mod expectations;
+mod list;
+mod progress;
+mod run;
+mod selection;
+mod table;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -27,6 +35,16 @@ struct Cli {
 enum Command {
     /// Prints what this machine and this build have, and what follows from it.
     Doctor,
+    /// Shows the pairs, their shapes, and what can run here.
+    List(list::ListArguments),
+    /// Measures pairs, and keeps what was found.
+    Run(run::RunArguments),
+    /// Shows the baseline of pairs beside the optimized side, measured in turns.
+    Compare(compare::CompareArguments),
+    /// Checks both sides of pairs with fresh inputs, and that a corrupted input is noticed.
+    Verify(verify::VerifyArguments),
+    /// Measures the most that this machine's memories and links reach.
+    Ceilings(ceilings::CeilingsArguments),
     /// Holds runs against what their machine is expected to reach, or moves that.
     Expectations(expectations::Arguments),
 }
@@ -68,6 +86,11 @@ pub fn run() -> ExitCode {
     let choice = cli.device.into();
     let outcome = match cli.command {
         Command::Doctor => doctor::run(choice),
+        Command::List(arguments) => list::run(choice, &arguments),
+        Command::Run(arguments) => run::run(choice, &arguments),
+        Command::Compare(arguments) => compare::run(choice, &arguments),
+        Command::Verify(arguments) => verify::run(choice, &arguments),
+        Command::Ceilings(arguments) => ceilings::run(choice, &arguments),
         Command::Expectations(arguments) => expectations::run(arguments),
     };
     match outcome {

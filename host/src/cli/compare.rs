@@ -1,0 +1,102 @@
+//! `compare`: baseline beside optimized.
+
+use anyhow::Result;
+use clap::Args;
+use farpage::device::DeviceChoice;
+use farpage::harness::results::{
+    Entry, Estimate, Manifest, Measured, Outcome as Found, RunResults,
+};
+
+use super::run::{Measuring, measure, outcome};
+use super::selection::Selection;
+use super::table::table;
+use super::{Outcome, ceilings};
+
+#[derive(Debug, Args)]
+pub struct CompareArguments {
+    #[command(flatten)]
+    selection: Selection,
+
+    #[command(flatten)]
+    measuring: Measuring,
+}
+
+pub fn run(choice: DeviceChoice, arguments: &CompareArguments) -> Result<Outcome> {
+    let selected = arguments.selection.open(choice)?;
+    let manifest = Manifest::gather(&selected.machine, arguments.measuring.seed())?;
+    let results = measure(&selected, &arguments.measuring, manifest, &mut |_| Ok(()))?;
+    print!("{}", report(&results));
+    Ok(outcome(&results))
+}
+
+/// What a run found, as text: a table of what was measured, and a line for everything else.
+pub fn report(results: &RunResults) -> String {
+    let mut text = String::new();
+    if !results.ceilings.is_empty() {
+        text += &format!("\n{}", ceilings::as_table(&results.ceilings));
+    }
+    let measured: Vec<(&Entry, &Measured)> = results
+        .entries
+        .iter()
+        .filter_map(|entry| match &entry.outcome {
+            Found::Measured(measured) => Some((entry, &**measured)),
+            Found::Skipped { .. } | Found::Failed { .. } => None,
+        })
+        .collect();
+    if let Some((_, first)) = measured.first() {
+        let rows: Vec<Vec<String>> =
+            measured.iter().map(|&(entry, found)| row(entry, found)).collect();
+        let header = [
+            "target",
+            "shape",
+            "baseline µs",
+            "optimized µs",
+            "ratio",
+            "95 %",
+            "n",
+            "of its ceiling",
+            "published",
+        ];
+        text += &format!(
+            "\n{} calls, {} inputs:\n\n{}",
+            first.mode,
+            first.inputs,
+            table(&header, 2, &rows)
+        );
+    }
+    for entry in &results.entries {
+        let name = [entry.target.as_str(), &entry.shape].join(" ");
+        let name = name.trim_end();
+        match &entry.outcome {
+            Found::Measured(_) => {}
+            Found::Skipped { reason } => text += &format!("\n{name}: skipped: {reason}"),
+            Found::Failed { error } => text += &format!("\n{name}: FAILED: {error}"),
+        }
+    }
+    if results.interrupted {
+        text += "\ninterrupted: what was not measured is missing above";
+    }
+    text.trim_end().to_owned() + "\n"
+}
+
+fn row(entry: &Entry, found: &Measured) -> Vec<String> {
+    let Measured { baseline, optimized, ratio, ceiling, published, .. } = found;
+    let Estimate { median, low, high, n } = ratio;
+    let share =
+        ceiling.as_ref().map(|share| format!("{:.0} % {}", 100.0 * share.share, share.ceiling));
+    let published: Vec<String> = published
+        .iter()
+        .map(|published| format!("{:.2} {}", published.ratio, published.hardware))
+        .collect();
+    vec![
+        entry.target.clone(),
+        entry.shape.clone(),
+        format!("{:.1}", baseline.time_us.median),
+        format!("{:.1}", optimized.time_us.median),
+        format!("{median:.3}"),
+        format!("{low:.3} to {high:.3}"),
+        n.to_string(),
+        share.unwrap_or_default(),
+        published.join(", "),
+    ]
+}

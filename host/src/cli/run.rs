@@ -1,0 +1,159 @@
+//! `run`: measures pairs, and keeps what was found.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use farpage::device::DeviceChoice;
+use farpage::harness::protocol::{Inputs, Protocol, Rounds};
+use farpage::harness::results::{self, Manifest, RunResults};
+use farpage::harness::{self, Mode, OutputFolder, Plan, write_json};
+
+use super::progress::Progress;
+use super::selection::{Selected, Selection};
+use super::{Outcome, compare};
+
+#[derive(Debug, Args)]
+pub struct RunArguments {
+    #[command(flatten)]
+    selection: Selection,
+
+    #[command(flatten)]
+    measuring: Measuring,
+
+    /// Keeps the results in this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// Keeps manifest and results in a new folder in this one.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+/// How it is measured.
+#[derive(Debug, Args)]
+pub struct Measuring {
+    /// Rounds; without it, as many as the ratio needs.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    iterations: Option<u32>,
+
+    /// Rounds before them that do not count.
+    #[arg(long, value_name = "N")]
+    warmup: Option<u32>,
+
+    /// Many calls in a row in one graph, or one at a time.
+    #[arg(long, value_enum, default_value_t = ModeArgument::Steady)]
+    mode: ModeArgument,
+
+    /// Each call other inputs, so that caches are cold, or all the same.
+    #[arg(long, value_enum, default_value_t = InputsArgument::Rotated)]
+    inputs: InputsArgument,
+
+    /// Longest time for a target at a shape, in seconds, warm-up excluded.
+    #[arg(long, value_name = "SECONDS", conflicts_with = "iterations")]
+    max_seconds: Option<u64>,
+
+    /// What all inputs follow from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ModeArgument {
+    Steady,
+    Single,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum InputsArgument {
+    Rotated,
+    Hot,
+}
+
+impl Measuring {
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    fn protocol(&self, on_gpu: bool) -> Protocol {
+        let usual = Protocol::usual(on_gpu);
+        let rounds = match (self.iterations, self.max_seconds, usual.rounds) {
+            (Some(iterations), ..) => Rounds::Exactly(iterations as usize),
+            (None, Some(seconds), Rounds::Adaptive { max_rounds, .. }) => {
+                Rounds::Adaptive { max_rounds, max_time: Duration::from_secs(seconds) }
+            }
+            (None, _, rounds) => rounds,
+        };
+        Protocol {
+            mode: match self.mode {
+                ModeArgument::Steady => Mode::Steady,
+                ModeArgument::Single => Mode::Single,
+            },
+            inputs: match self.inputs {
+                InputsArgument::Rotated => Inputs::Rotated,
+                InputsArgument::Hot => Inputs::Hot,
+            },
+            warmup_rounds: self.warmup.map_or(usual.warmup_rounds, |rounds| rounds as usize),
+            rounds,
+        }
+    }
+}
+
+pub fn run(choice: DeviceChoice, arguments: &RunArguments) -> Result<Outcome> {
+    let selected = arguments.selection.open(choice)?;
+    let manifest = Manifest::gather(&selected.machine, arguments.measuring.seed())?;
+    let folder = match &arguments.out {
+        Some(parent) => Some(OutputFolder::create(parent, &selected.label(), &manifest)?),
+        None => None,
+    };
+    let results = measure(&selected, &arguments.measuring, manifest, &mut |results| {
+        if let Some(file) = &arguments.json {
+            write_json(file, results)?;
+        }
+        if let Some(folder) = &folder {
+            folder.save(results)?;
+        }
+        Ok(())
+    })?;
+    print!("{}", compare::report(&results));
+    if let Some(folder) = &folder {
+        println!("\nresults: {}", folder.path().display());
+    }
+    Ok(outcome(&results))
+}
+
+/// Measures what was selected, showing how far it is; an end by Ctrl-C is no error.
+pub fn measure(
+    selected: &Selected,
+    measuring: &Measuring,
+    manifest: Manifest,
+    save: &mut dyn FnMut(&RunResults) -> Result<()>,
+) -> Result<RunResults> {
+    let plan = Plan {
+        pairs: selected.pairs.clone(),
+        shape_set: selected.shape_set,
+        protocol: measuring.protocol(selected.machine.is_cuda()),
+        seed: measuring.seed,
+    };
+    let progress = Progress::start()?;
+    let results = harness::run(&selected.machine, &plan, manifest, &progress, save);
+    progress.finish();
+    results
+}
+
+/// A run has passed if it went to its end, something was measured, and nothing failed.
+pub fn outcome(results: &RunResults) -> Outcome {
+    let mut num_measured = 0;
+    for entry in &results.entries {
+        match &entry.outcome {
+            results::Outcome::Measured(_) => num_measured += 1,
+            results::Outcome::Skipped { .. } => {}
+            results::Outcome::Failed { .. } => return Outcome::Violation,
+        }
+    }
+    match num_measured > 0 && !results.interrupted {
+        true => Outcome::Passed,
+        false => Outcome::Violation,
+    }
+}
