@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ptr;
+use std::sync::{Mutex, PoisonError};
 
 /// Zeroed pages, taken when touched, with a guard page at either end.
 pub(super) struct Mapping {
@@ -10,6 +11,15 @@ pub(super) struct Mapping {
     bytes: usize,
     page: usize,
 }
+
+// SAFETY: memory that any thread may own.
+unsafe impl Send for Mapping {}
+
+/// Small mappings that nobody has: the arguments of a launch take a few of them, and clearing one
+/// is far cheaper than asking the system for another.
+static KEPT: Mutex<Vec<Mapping>> = Mutex::new(Vec::new());
+const KEPT_MAPPINGS: usize = 64;
+const KEPT_BYTES: usize = 64 * 1024;
 
 impl Mapping {
     /// At least `bytes` bytes.
@@ -20,6 +30,9 @@ impl Mapping {
             .checked_next_multiple_of(page)
             .filter(|bytes| bytes.checked_add(2 * page).is_some())
             .ok_or(io::ErrorKind::OutOfMemory)?;
+        if let Some(kept) = Self::take_kept(bytes) {
+            return Ok(kept);
+        }
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a new mapping, at an address that the system chooses.
         let whole =
@@ -36,6 +49,15 @@ impl Mapping {
         Ok(mapping)
     }
 
+    fn take_kept(bytes: usize) -> Option<Self> {
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = kept.iter().position(|mapping| mapping.bytes == bytes)?;
+        let mapping = kept.swap_remove(found);
+        // SAFETY: a mapping of that size, which nobody else has.
+        unsafe { mapping.start.write_bytes(0, bytes) };
+        Some(mapping)
+    }
+
     pub fn start(&self) -> *mut u8 {
         self.start
     }
@@ -47,8 +69,16 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        let whole = self.start.wrapping_sub(self.page);
+        let Self { start, bytes, page } = *self;
+        if bytes <= KEPT_BYTES {
+            let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.len() < KEPT_MAPPINGS {
+                kept.push(Self { start, bytes, page });
+                return;
+            }
+        }
+        let whole = start.wrapping_sub(page);
         // SAFETY: what `new` mapped; its owner has no pointers into it left.
-        unsafe { libc::munmap(whole.cast(), self.bytes + 2 * self.page) };
+        unsafe { libc::munmap(whole.cast(), bytes + 2 * page) };
     }
 }
