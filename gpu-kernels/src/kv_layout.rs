@@ -49,6 +49,11 @@ impl core::fmt::Display for KvPagePlace {
 
 #[cfg(feature = "host")]
 impl KvPagePlace {
+    /// Whether the place is in one of the pools of `pool_pages` pages, one pool a location.
+    pub fn lies_in(self, pool_pages: &[usize]) -> bool {
+        pool_pages.get(self.rank as usize).is_some_and(|&pages| (self.index as usize) < pages)
+    }
+
     /// Refuses a place outside the pools of `pool_pages` pages, one pool a location.
     pub fn check(
         self,

@@ -56,8 +56,13 @@ impl CopyShape {
         require_len("moves", self.num_moves as usize, moves.len())?;
         let mut written_by = HashMap::with_capacity(moves.len());
         for (i, &KvPageMove { src, dst }) in moves.iter().enumerate() {
-            src.check(&format!("moves[{i}].src"), pool_pages)?;
-            dst.check(&format!("moves[{i}].dst"), pool_pages)?;
+            // Messages are made only for what is wrong.
+            if !src.lies_in(pool_pages) {
+                src.check(&format!("moves[{i}].src"), pool_pages)?;
+            }
+            if !dst.lies_in(pool_pages) {
+                dst.check(&format!("moves[{i}].dst"), pool_pages)?;
+            }
             if let Some(earlier) = written_by.insert(dst, i) {
                 return Err(ContractError::new(
                     &format!("moves[{i}].dst"),

@@ -8,7 +8,7 @@ use super::pattern::{checksum_term, content};
 use super::{KvTokenPlace, NUM_THREADS, PatternParams, TOKENS_PER_BLOCK};
 use crate::kv_layout::KvPagePlace;
 
-/// One warp per 8 tokens.
+/// One warp per 32 tokens, a word per lane and turn.
 #[kernel(threads = 32)]
 pub unsafe fn kv_page_pattern_fill(
     identities: Global<u64>,      // [num_tokens]
@@ -19,17 +19,18 @@ pub unsafe fn kv_page_pattern_fill(
 ) {
     let first_token = thread::block_idx_x() * TOKENS_PER_BLOCK;
     let end_token = num_tokens.min(first_token + TOKENS_PER_BLOCK);
-    for token in first_token..end_token {
-        let identity = identities.load(token as usize);
-        let place = places.load(token as usize);
+    let token_words = params.token_words();
+    let num_words = (end_token - first_token) * token_words;
+    let mut block_word = thread::thread_idx_x();
+    while block_word < num_words {
+        let token = (first_token + block_word / token_words) as usize;
+        let word_idx = block_word % token_words;
+        let place = places.load(token);
         let page = page_elements(place.page, peer_kv_ptrs, params);
-        let token_start = place.token_idx * params.strides.token;
-        let mut word_idx = thread::thread_idx_x();
-        while word_idx < params.token_words() {
-            let element_idx = token_start + params.word_start(word_idx);
-            page.store_x4(element_idx as usize, content(identity, word_idx, params.format));
-            word_idx += NUM_THREADS;
-        }
+        let element_idx = place.token_idx * params.strides.token + params.word_start(word_idx);
+        let word = content(identities.load(token), word_idx, params.format);
+        page.store_x4(element_idx as usize, word);
+        block_word += NUM_THREADS;
     }
 }
 

@@ -22,7 +22,7 @@
 //! `[num_locations]`; pages may lie in any location.
 //!
 //! # Who does what
-//! Blocks of one warp, whose lanes take words in turn. A fill block writes 8 tokens; a checksum
+//! Blocks of one warp, whose lanes take words in turn. A fill block writes 32 tokens; a checksum
 //! block reads one page, each lane the same words of all tokens, and lane 0 adds up the lanes'
 //! sums in shared memory.
 //!
@@ -46,7 +46,7 @@ use crate::kv_layout::{KvPagePlace, KvStrides};
 /// Threads of a block.
 pub const NUM_THREADS: u32 = 32;
 /// Tokens that a block fills.
-pub const TOKENS_PER_BLOCK: u32 = 8;
+pub const TOKENS_PER_BLOCK: u32 = 32;
 /// Elements of a word of 16 bytes.
 pub const WORD_ELEMENTS: u32 = 8;
 
