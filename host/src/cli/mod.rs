@@ -7,6 +7,7 @@ mod ceilings;
 mod compare;
 mod doctor;
 mod expectations;
+mod kv_validate;
 mod list;
 mod progress;
 mod run;
@@ -47,6 +48,8 @@ enum Command {
     Ceilings(ceilings::CeilingsArguments),
     /// Holds runs against what their machine is expected to reach, or moves that.
     Expectations(expectations::Arguments),
+    /// Replays requests through the KV pool and the kernels, and checks every answer.
+    KvValidate(Box<kv_validate::KvValidateArguments>),
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -92,6 +95,7 @@ pub fn run() -> ExitCode {
         Command::Verify(arguments) => verify::run(choice, &arguments),
         Command::Ceilings(arguments) => ceilings::run(choice, &arguments),
         Command::Expectations(arguments) => expectations::run(arguments),
+        Command::KvValidate(arguments) => kv_validate::run(choice, *arguments),
     };
     match outcome {
         Ok(Outcome::Passed) => ExitCode::SUCCESS,

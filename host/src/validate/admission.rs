@@ -14,13 +14,15 @@ pub(super) struct Head {
     keys: Vec<PageKey>,
     /// Leading pages it shares already.
     num_hits: usize,
+    /// Pages of the prompt that have to be filled, when last counted.
+    num_missing: usize,
 }
 
 impl Replay<'_> {
     /// Admits waiting requests in order, as long as pages can be had.
     pub(super) fn admit_waiting(&mut self) -> Result<(), End> {
         while let Some(&number) = self.queue.front() {
-            if !self.open_head(number)? || !self.make_room_for_head(number)? {
+            if !self.open_head(number)? || !self.make_room_for_head()? {
                 break;
             }
             if !self.admit_head(number)? {
@@ -33,10 +35,7 @@ impl Replay<'_> {
 
     /// Pages that local memory still needs for the head of the queue.
     pub(super) fn pages_wanted_by_head(&self) -> u32 {
-        match (&self.head, self.queue.front()) {
-            (Some(head), Some(&number)) => self.num_missing(head, number) as u32,
-            _ => 0,
-        }
+        self.head.as_ref().map_or(0, |head| head.num_missing as u32)
     }
 
     /// Lets the head of the queue share what is cached of its prefix, so that making room for
@@ -60,24 +59,26 @@ impl Replay<'_> {
         );
         let hits = self.pool.open(SequenceId(number as u64), &keys)?;
         self.committed_pages += pages;
-        self.head = Some(Head { keys, num_hits: hits.total() as usize });
+        let num_hits = hits.total() as usize;
+        let num_missing = self.count_missing(number, &keys[num_hits..]);
+        self.head = Some(Head { keys, num_hits, num_missing });
         Ok(true)
     }
 
-    /// Pages of the prompt that have to be filled.
-    fn num_missing(&self, head: &Head, number: usize) -> usize {
+    /// Pages of a prompt that have to be filled: those of `keys` that are cached nowhere, and its
+    /// last one, if partial.
+    fn count_missing(&self, number: usize, keys: &[PageKey]) -> usize {
         let input_length = self.plan.requests[number].input_length;
-        let partial = usize::from(!input_length.is_multiple_of(self.plan.options.page_size));
-        self.pool.num_missing(&head.keys[head.num_hits..]) + partial
+        let partial = !input_length.is_multiple_of(self.plan.options.page_size);
+        self.pool.num_missing(keys) + usize::from(partial)
     }
 
     /// Evicts cached pages for the head of the queue. False while it should wait: for pages on
     /// their way out, or for another request to end. What local memory cannot take goes to peers,
     /// but to the host only when nobody else is left to wait for: its pages would be read from
     /// there in every step.
-    fn make_room_for_head(&mut self, number: usize) -> Result<bool, End> {
-        let head = self.head.as_ref().expect("opened before");
-        let missing = self.num_missing(head, number) as u32;
+    fn make_room_for_head(&mut self) -> Result<bool, End> {
+        let missing = self.pages_wanted_by_head();
         let wanted = missing + self.decode_reserve();
         if self.pool.num_free(0) >= wanted {
             return Ok(true);
@@ -102,7 +103,7 @@ impl Replay<'_> {
     /// Gives the head of the queue its pages and fills them. False when that fails for want of
     /// pages after all: cached pages of its own were counted as room.
     fn admit_head(&mut self, number: usize) -> Result<bool, End> {
-        let head = self.head.take().expect("opened before");
+        let mut head = self.head.take().expect("opened before");
         let id = SequenceId(number as u64);
         let page_size = self.plan.options.page_size;
         let request = &self.plan.requests[number];
@@ -110,6 +111,7 @@ impl Replay<'_> {
         let mut filled = match self.pool.extend(id, &head.keys[head.num_hits..]) {
             Ok(filled) => filled,
             Err(PoolError::OutOfPages { .. }) => {
+                head.num_missing = self.count_missing(number, &head.keys[head.num_hits..]);
                 self.head = Some(head);
                 return Ok(false);
             }

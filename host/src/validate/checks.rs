@@ -66,7 +66,7 @@ impl Replay<'_> {
             self.wait_for_a_migration()?;
         }
         let mut cached = Vec::new();
-        let mut sampler = Sampler::new(self.plan.sample);
+        let mut sampler = Sampler::new(self.plan.sample_pages);
         let pages: Vec<PageId> = self.pool.pages().collect();
         for page in pages {
             let references = self.pool.num_references(page)?;

@@ -1,8 +1,8 @@
 //! Planes and policies that are wrong in one way, to see it caught.
 
-use super::{Attended, DataPlane, DecodeBatch, PlaneError, TokenRun, TokenSource};
+use super::{Attended, DataPlane, DecodeBatch, Plan, PlaneError, TokenRun, TokenSource};
 use crate::kv::policy::{EvictionPolicy, Lru, PageFacts, PromotionCase};
-use crate::kv::{Location, Migration, MigrationId, PageId, PageTable};
+use crate::kv::{Budgets, Location, Migration, MigrationId, PageId, PageTable};
 
 /// What a [`FaultyPlane`] does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,21 +21,25 @@ pub(super) enum Fault {
 
 /// Another plane with a fault planted.
 pub(super) struct FaultyPlane<P> {
-    pub inner: P,
-    pub fault: Fault,
-    /// Pages per entry of `peer_kv_ptrs`: a wrong index still has to lie inside.
-    pub capacities: Vec<u32>,
-    pub page_size: u32,
+    inner: P,
+    fault: Fault,
+    budgets: Budgets,
+    page_size: u32,
 }
 
 impl<P> FaultyPlane<P> {
+    pub fn new(inner: P, fault: Fault, plan: &Plan) -> Self {
+        Self { inner, fault, budgets: plan.budgets, page_size: plan.options.page_size }
+    }
+
     fn broken_table(&self, table: &PageTable) -> PageTable {
         let mut table = table.clone();
         for batch_idx in 0..table.batch() {
             let last = table.kv_indptr[batch_idx + 1] as usize - 1;
             match self.fault {
                 Fault::PageIndexOffByOne => {
-                    let capacity = self.capacities[table.kv_page_rank[last] as usize] as i32;
+                    // It still has to lie inside.
+                    let capacity = self.budgets.capacity(table.kv_page_rank[last] as u32) as i32;
                     table.kv_indices[last] = (table.kv_indices[last] + 1) % capacity;
                 }
                 Fault::LastPageLenOffByOne => {

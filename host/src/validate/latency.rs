@@ -33,7 +33,7 @@ impl Latencies {
             p50_us: percentile(&self.steps_us, 0.50),
             p99_us: percentile(&self.steps_us, 0.99),
             max_us: self.steps_us.last().copied().unwrap_or(0.0),
-            budget_us: plan.budget_us,
+            budget_us: plan.budget_us(self.measured),
             stalled_us: self.stalled_us,
             rates: plan.costs.rates,
         }

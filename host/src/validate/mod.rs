@@ -25,8 +25,8 @@
 //! # Checks
 //! | kind | what must hold | how often |
 //! |---|---|---|
-//! | attention | outputs equal the f64 oracle | one in `sample` (step, request) pairs |
-//! | page checksum | the bytes at a move's destination derive from the page's tokens | one in `sample` moved pages, and all cached pages (one in `sample`) at the end |
+//! | attention | outputs equal the f64 oracle | one in [`Plan::sample_outputs`] (step, request) pairs |
+//! | page checksum | the bytes derive from the page's tokens | one in [`Plan::sample_pages`] moved pages at their destination, and as many cached at the end |
 //! | invariants | no page is lost, leaked or owned twice; every reference count is right | every [`ValidateOptions::invariants_every`] steps, and at the end |
 //! | references | none is left when all requests have ended | at the end |
 //! | policy | no page in use is chosen for eviction | always |
@@ -36,9 +36,11 @@
 mod admission;
 mod checks;
 mod decode;
+mod device_plane;
 mod latency;
 mod links;
 mod options;
+mod oracle;
 mod plan;
 mod plane;
 mod render;
@@ -47,12 +49,15 @@ mod report;
 mod tokens;
 
 #[cfg(test)]
+mod device_tests;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod mock;
 #[cfg(test)]
 mod tests;
 
+pub use device_plane::DevicePlane;
 pub use options::{PolicyKind, ValidateError, ValidateOptions};
 pub use plan::Plan;
 pub use plane::{Attended, DataPlane, DecodeBatch, PlaneError, SequenceView, WrongOutput};

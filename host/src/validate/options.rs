@@ -3,9 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 
+use gpu_kernels::contract::ContractError;
 use serde::Serialize;
 
 use super::PlaneError;
+use crate::device::DeviceError;
 use crate::kv::trace::{PREFIX_BLOCK_TOKENS, TraceError};
 use crate::kv::{PoolError, Rates};
 
@@ -51,7 +53,8 @@ pub struct ValidateOptions {
     pub head_dim: u32,
     /// Query heads per KV head.
     pub group_size: u32,
-    /// Check one in this many pages and outputs; chosen from the trace when not given.
+    /// Check one in this many pages and one in this many outputs; chosen from the trace when not
+    /// given, for each of the two.
     pub sample: Option<u64>,
     /// Limit for p99 of a decode step, µs; chosen from the trace and page shape when not given.
     pub budget_us: Option<f64>,
@@ -118,12 +121,21 @@ pub enum ValidateError {
     /// The trace has no requests.
     #[error("the trace holds no requests")]
     EmptyTrace,
+    /// Pages or heads that the kernels do not take.
+    #[error("page shape: {0}")]
+    Shape(#[from] ContractError),
     /// Budgets that make no pool.
     #[error(transparent)]
     Budgets(#[from] PoolError),
     /// The device failed.
-    #[error("the device failed: {0}")]
-    Plane(#[from] PlaneError),
+    #[error("the device refused or failed: {0}")]
+    Plane(PlaneError),
+}
+
+impl From<DeviceError> for ValidateError {
+    fn from(error: DeviceError) -> Self {
+        Self::Plane(Box::new(error))
+    }
 }
 
 impl ValidateOptions {

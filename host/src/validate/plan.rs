@@ -4,6 +4,9 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
+use gpu_kernels::kv_layout::{KvLayout, KvPageShape};
+use gpu_kernels::paged_attention::contract::DecodeShape;
+
 use super::{PolicyKind, ValidateError, ValidateOptions};
 use crate::kv::policy::{CostAware, EvictionPolicy, Lru};
 use crate::kv::trace::{GeneratorOptions, TraceReader, TraceRequest, generate};
@@ -20,10 +23,12 @@ pub struct Plan {
     pub budgets: Budgets,
     /// Bytes of a page and what it costs to read and move one.
     pub costs: CostModel,
-    /// Limit for p99 of a decode step, µs, given or chosen.
-    pub budget_us: f64,
-    /// Check one in this many pages and outputs, given or chosen.
-    pub sample: u64,
+    /// What the busiest step takes by the cost model when no page lies farther than it must, µs.
+    busiest_step_us: f64,
+    /// Check one in this many pages, given or chosen.
+    pub sample_pages: u64,
+    /// Check one in this many attention outputs, given or chosen.
+    pub sample_outputs: u64,
     /// Steps between invariant checks, given or chosen.
     pub invariants_every: u64,
 }
@@ -34,6 +39,15 @@ const LOCAL_SHARE: f64 = 0.5;
 const LOCAL_SHARE_WITHOUT_PEERS: f64 = 0.75;
 const PEERS_SHARE: f64 = 0.5;
 const HOST_SHARE: f64 = 1.0;
+
+/// Kernels reach no less than half of the cost model's rates.
+const MEASURED_SLACK: f64 = 2.0;
+
+/// Chosen samples: about this many pages, and outputs over about this many tokens in all, so that
+/// checks take seconds on two cores; of a real trace, a minute.
+const CHECKED_PAGES: u64 = 10_000;
+const CHECKED_TOKENS: u64 = 1_000_000;
+const CHECKED_TOKENS_OF_TRACE: u64 = 6_000_000;
 
 impl Plan {
     /// Reads or generates the trace and chooses what the options leave open.
@@ -54,13 +68,11 @@ impl Plan {
         if requests.is_empty() {
             return Err(ValidateError::EmptyTrace);
         }
-        let page_elements = 2
-            * u64::from(options.page_size)
-            * u64::from(options.num_kv_heads)
-            * u64::from(options.head_dim);
+        let shape = decode_shape(&options, 1);
+        shape.check()?;
         let costs = CostModel {
             rates: options.rates,
-            page_bytes: 2 * page_elements,
+            page_bytes: shape.page.page_bytes() as u64,
             page_size: options.page_size,
         };
         let peak = peak_pages(&requests, &options, &costs);
@@ -76,11 +88,18 @@ impl Plan {
             host_pages: options.host_pages.unwrap_or(share(HOST_SHARE)),
         };
         budgets.check()?;
+        let checked_tokens = match options.trace {
+            None => CHECKED_TOKENS,
+            Some(_) => CHECKED_TOKENS_OF_TRACE,
+        };
         Ok(Self {
-            budget_us: options
-                .budget_us
-                .unwrap_or_else(|| chosen_budget_us(peak, &budgets, &costs)),
-            sample: options.sample.unwrap_or(total_pages(&requests, &options).div_ceil(10_000)),
+            busiest_step_us: busiest_step_us(peak, &budgets, &costs),
+            sample_pages: options
+                .sample
+                .unwrap_or_else(|| total_pages(&requests, &options).div_ceil(CHECKED_PAGES)),
+            sample_outputs: options
+                .sample
+                .unwrap_or_else(|| attended_tokens(&requests).div_ceil(checked_tokens)),
             invariants_every: options.invariants_every.unwrap_or(1 + budgets.total_pages() / 200),
             options,
             requests,
@@ -95,6 +114,18 @@ impl Plan {
             PolicyKind::Lru => Box::<Lru>::default(),
             PolicyKind::CostAware => Box::new(CostAware::new(self.budgets, self.costs)),
         }
+    }
+
+    /// Limit for p99 of a decode step, µs: as given, or what the busiest step takes by the cost
+    /// model; where it is measured, kernels are granted twice that.
+    pub fn budget_us(&self, measured: bool) -> f64 {
+        let slack = if measured { MEASURED_SLACK } else { 1.0 };
+        self.options.budget_us.unwrap_or(slack * self.busiest_step_us)
+    }
+
+    /// Sizes of decode attention for this many sequences.
+    pub(super) fn decode_shape(&self, batch: u32) -> DecodeShape {
+        decode_shape(&self.options, batch)
     }
 
     /// The trace in the report.
@@ -113,6 +144,20 @@ impl Plan {
     /// Pages that hold this many tokens.
     pub(super) fn pages(&self, tokens: u32) -> u64 {
         u64::from(tokens.div_ceil(self.options.page_size))
+    }
+}
+
+fn decode_shape(options: &ValidateOptions, batch: u32) -> DecodeShape {
+    DecodeShape {
+        batch,
+        num_qo_heads: options.num_kv_heads.saturating_mul(options.group_size),
+        page: KvPageShape {
+            page_size: options.page_size,
+            num_kv_heads: options.num_kv_heads,
+            head_dim: options.head_dim,
+            layout: KvLayout::Nhd,
+        },
+        sm_scale: 1.0 / (options.head_dim as f32).sqrt(),
     }
 }
 
@@ -152,9 +197,18 @@ fn total_pages(requests: &[TraceRequest], options: &ValidateOptions) -> u64 {
     requests.iter().map(pages).sum()
 }
 
+/// Tokens that all decode steps attend over, a token counting in every step.
+fn attended_tokens(requests: &[TraceRequest]) -> u64 {
+    let tokens = |request: &TraceRequest| {
+        let (input, output) = (u64::from(request.input_length), u64::from(request.output_length));
+        output * input + output * (output + 1) / 2
+    };
+    requests.iter().map(tokens).sum()
+}
+
 /// What the busiest step takes when local memory is full of pages in use, and what it cannot hold
 /// lies on the nearest other tier. A pool that leaves more than it must in far tiers exceeds it.
-fn chosen_budget_us(peak: u64, budgets: &Budgets, costs: &CostModel) -> f64 {
+fn busiest_step_us(peak: u64, budgets: &Budgets, costs: &CostModel) -> f64 {
     let local = peak.min(u64::from(budgets.local_pages));
     let nearest = if budgets.num_ranks > 1 { Tier::Peer(1) } else { Tier::Host };
     costs.rates.launch_us

@@ -116,14 +116,16 @@ impl Report {
     }
 
     fn write_checks(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let checks = &self.checks;
         writeln!(
             f,
-            "\nchecks (one in {} sampled): {} attention outputs, {} moved pages, {} cached pages at the end; invariants {} times",
-            self.sample,
-            self.checks.attention_outputs,
-            self.checks.moved_pages,
-            self.checks.cached_pages,
-            self.checks.invariants
+            "\nchecks\n  {} attention outputs against the oracle, one in {}\n  {} pages after a move and {} at the end against their tokens, one in {}\n  invariants of the pool, {} times",
+            checks.attention_outputs,
+            self.sample_outputs,
+            checks.moved_pages,
+            checks.cached_pages,
+            self.sample_pages,
+            checks.invariants
         )?;
         if self.passed() {
             return writeln!(f, "no violations");

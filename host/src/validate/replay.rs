@@ -188,8 +188,8 @@ impl<'a> Replay<'a> {
             in_flight: Vec::new(),
             links: Links::default(),
             counted_moves: 0,
-            moves_sampler: Sampler::new(plan.sample),
-            outputs_sampler: Sampler::new(plan.sample),
+            moves_sampler: Sampler::new(plan.sample_pages),
+            outputs_sampler: Sampler::new(plan.sample_outputs),
         })
     }
 

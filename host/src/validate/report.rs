@@ -155,8 +155,10 @@ pub struct Report {
     pub page_size: u32,
     /// Bytes of a page.
     pub page_bytes: u64,
-    /// One in this many pages and outputs was checked.
-    pub sample: u64,
+    /// One in this many moved pages, and pages cached at the end, was checked.
+    pub sample_pages: u64,
+    /// One in this many attention outputs was checked.
+    pub sample_outputs: u64,
     /// Requests of the trace.
     pub requests: u64,
     /// Those that decoded all their tokens.
@@ -253,7 +255,8 @@ impl Replay<'_> {
             policy: self.pool.policy_name().to_string(),
             page_size: plan.options.page_size,
             page_bytes: plan.costs.page_bytes,
-            sample: plan.sample,
+            sample_pages: plan.sample_pages,
+            sample_outputs: plan.sample_outputs,
             requests: plan.requests.len() as u64,
             completed: tally.completed,
             refused: tally.refused,

@@ -84,14 +84,7 @@ fn planted_faults_are_caught_by_their_checks() {
         (Fault::LastPageLenOffByOne, &[Attention]),
         (Fault::AppendOffByOne, &[Attention]),
     ] {
-        let mut plane = FaultyPlane {
-            inner: mock(&plan),
-            fault,
-            capacities: (0..plan.budgets.num_locations())
-                .map(|rank| plan.budgets.capacity(rank))
-                .collect(),
-            page_size: plan.options.page_size,
-        };
+        let mut plane = FaultyPlane::new(mock(&plan), fault, &plan);
         let report = run(&plan, &mut plane);
         let found = kinds(&report);
         for kind in expected {
