@@ -99,9 +99,13 @@ fn decode_is_the_oracle_on_the_cpu() {
 #[test]
 #[ignore = "needs 1 GPU"]
 fn decode_is_the_oracle_on_a_gpu() {
-    let devices = [Device::cuda(0).unwrap()];
-    check_all(&devices, cases());
-    check_all(&devices, large_cases());
+    check_all(&[Device::cuda(0).unwrap()], cases());
+}
+
+#[test]
+#[ignore = "needs 1 GPU"]
+fn decode_of_large_batches_is_right_on_a_gpu() {
+    check_all(&[Device::cuda(0).unwrap()], large_cases());
 }
 
 #[test]

@@ -33,11 +33,17 @@ pub unsafe fn copy_16<T: AnyBitPattern, U: AnyBitPattern>(
     arch::async_copy::copy_16(dst.raw, src.raw, policy.0);
 }
 
-/// Writes 16 bytes of zeros to `dst`, as a copy of the current group.
+/// As [`copy_16`] if `copies`; else writes 16 bytes of zeros, and does not read `src`, which must be
+/// an address all the same.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn zero_16<T: AnyBitPattern>(dst: Shared<T>) {
-    arch::async_copy::zero_16(dst.raw);
+pub unsafe fn copy_16_or_zero<T: AnyBitPattern, U: AnyBitPattern>(
+    dst: Shared<T>,
+    src: Global<U>,
+    copies: bool,
+    policy: CachePolicy,
+) {
+    arch::async_copy::copy_16_or_zero(dst.raw, src.raw, copies, policy.0);
 }
 
 /// Closes the copies issued since the last call into a group.

@@ -68,12 +68,12 @@ fn a_missing_wait_reads_what_nothing_wrote() {
 pub unsafe fn zeros(x: Global<u32>, y: GlobalMut<u32>, offset: u32) {
     let words = shared::dynamic_shared_mem::<u32>();
     words.store_x4(0, [7; 4]);
-    async_copy::zero_16(words);
+    let policy = async_copy::CachePolicy::evict_first();
+    async_copy::copy_16_or_zero(words, x, false, policy);
     async_copy::commit_group();
     y.store_x4(0, words.load_x4(0));
     async_copy::wait_group::<0>();
     y.store_x4(4, words.load_x4(0));
-    let policy = async_copy::CachePolicy::evict_first();
     async_copy::copy_16(words.offset(offset as usize), x, policy);
 }
 

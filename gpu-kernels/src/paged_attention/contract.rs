@@ -5,7 +5,7 @@ use std::vec::Vec;
 use cuda_std::cpu::LaunchDims;
 
 use super::plan::DecodePlan;
-use super::{DecodeParams, MAX_GROUP_SIZE, NUM_THREADS, split_shared_bytes};
+use super::{DecodeParams, MAX_GROUP_SIZE, MAX_LOCATIONS, NUM_THREADS, split_shared_bytes};
 use crate::contract::{ContractError, Work, require, require_len};
 use crate::kv_layout::KvPageShape;
 
@@ -75,12 +75,13 @@ impl DecodeShape {
         require(self.batch > 0, "batch", "at least 1", self.batch)
     }
 
-    /// The sizes that the kernels take.
-    pub fn params(&self) -> DecodeParams {
+    /// The sizes that the kernels take, for pages in `num_locations` places.
+    pub fn params(&self, num_locations: usize) -> DecodeParams {
         DecodeParams {
             num_qo_heads: self.num_qo_heads,
             group_size: self.group_size(),
             page_size: self.page.page_size,
+            num_locations: num_locations as u32,
             sm_scale_log2: self.sm_scale * core::f32::consts::LOG2_E,
             strides: self.page.strides(),
         }
@@ -108,29 +109,20 @@ impl DecodeShape {
     /// Launch of the split kernel.
     pub fn split_dims(&self, plan: &DecodePlan) -> LaunchDims {
         LaunchDims {
-            grid: [plan.num_blocks(), 1, 1],
+            grid: [plan.num_blocks, 1, 1],
             block: [NUM_THREADS, 1, 1],
             shared_bytes: split_shared_bytes(self.page.head_dim, self.head_tiles()),
         }
     }
 
-    /// Launch of the merge kernel: a block for each cut pair.
-    pub fn merge_dims(&self, plan: &DecodePlan) -> LaunchDims {
-        LaunchDims {
-            grid: [plan.merges.len() as u32, 1, 1],
-            block: [NUM_THREADS, 1, 1],
-            shared_bytes: 0,
-        }
-    }
-
     /// Elements of the workspace for partial outputs.
     pub fn partial_elements(&self, plan: &DecodePlan) -> usize {
-        (plan.num_partials * self.group_size() * self.page.head_dim) as usize
+        (plan.num_parts * self.group_size() * self.page.head_dim) as usize
     }
 
     /// Elements of the workspace for partial log-sum-exps.
     pub fn partial_lse_elements(&self, plan: &DecodePlan) -> usize {
-        (plan.num_partials * self.group_size()) as usize
+        (plan.num_parts * self.group_size()) as usize
     }
 
     /// What the attention itself needs, with no variant's overhead: K and V of `num_tokens` in
@@ -155,6 +147,12 @@ impl PageTable<'_> {
         page_size: u32,
         pool_pages: &[usize],
     ) -> Result<(), ContractError> {
+        require(
+            (1..=MAX_LOCATIONS as usize).contains(&pool_pages.len()),
+            "locations",
+            std::format!("1 to {MAX_LOCATIONS}"),
+            pool_pages.len(),
+        )?;
         require_len("kv_indptr", batch as usize + 1, self.kv_indptr.len())?;
         require_len("kv_last_page_len", batch as usize, self.kv_last_page_len.len())?;
         require_len("kv_page_rank", self.kv_indices.len(), self.kv_page_rank.len())?;

@@ -35,8 +35,9 @@
 //! O^T[head_dim, 8 heads] += V^T[head_dim, 16] P^T   P^T by one transpose in registers
 //! ```
 //!
-//! Warps merge in shared memory; shares of a pair that was cut go to a workspace in f32, and
-//! *merge* combines them in a fixed order. Nothing is atomic: results repeat bit by bit.
+//! Warps merge in shared memory. Parts of a pair that was cut go to a workspace in f32; the block
+//! whose part arrives last merges them, in the order of the parts whoever it is, so that results
+//! repeat bit by bit.
 //!
 //! # What bounds it
 //! Memory: 2 flops a byte and query head, far below the ridge. The floor is KV bytes over the
@@ -69,6 +70,9 @@ pub const NUM_THREADS: u32 = 32 * NUM_WARPS;
 /// Largest group of query heads that share a KV head.
 pub const MAX_GROUP_SIZE: u32 = 16;
 
+/// Most locations that pages can lie in: a lane of a warp holds the address of each.
+pub const MAX_LOCATIONS: u32 = 32;
+
 /// The sizes that kernels take by value.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
@@ -79,6 +83,8 @@ pub struct DecodeParams {
     pub group_size: u32,
     /// Tokens of a page.
     pub page_size: u32,
+    /// Entries of `peer_kv_ptrs`.
+    pub num_locations: u32,
     /// `sm_scale * log2(e)`: scores in the base of `exp2`.
     pub sm_scale_log2: f32,
     /// Where a page's elements lie.
@@ -86,6 +92,9 @@ pub struct DecodeParams {
 }
 
 /// One piece of the split kernel's work: some tiles of one (request, KV head) pair.
+///
+/// It repeats what the page table says of lengths, so that a block finds its first page with one
+/// load less in the chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct WorkItem {
@@ -97,40 +106,39 @@ pub struct WorkItem {
     pub tile_begin: u32,
     /// One past the last tile.
     pub tile_end: u32,
-    /// Row of the workspace for the result, or [`WHOLE`](Self::WHOLE) if this is the whole pair.
-    pub partial: u32,
+    /// Tokens of the request.
+    pub kv_len: u32,
+    /// The request's first entry of the page table.
+    pub first_entry: u32,
+    /// The block's next item, or [`END`](Self::END).
+    pub next: u32,
+    /// Which part of the pair this is: a row of the workspace, if there are several.
+    pub part: u32,
+    /// First part of the pair.
+    pub part_begin: u32,
+    /// Parts of the pair; the result of a single one goes straight to `out`.
+    pub num_parts: u32,
+    /// Where the blocks that have the parts meet: the last to arrive merges them.
+    pub meeting: u32,
+    #[doc(hidden)]
+    pub padding: u32,
 }
 
 impl WorkItem {
-    /// `partial` of an item whose result goes straight to `out`.
-    pub const WHOLE: u32 = u32::MAX;
+    /// `next` of a block's last item.
+    pub const END: u32 = u32::MAX;
     /// Words of an item in device memory.
-    pub const WORDS: usize = 5;
-}
-
-/// One (request, KV head) pair whose parts the merge kernel combines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct MergeItem {
-    /// Row of the batch.
-    pub request: u32,
-    /// KV head.
-    pub kv_head: u32,
-    /// First row of the workspace.
-    pub partial_begin: u32,
-    /// One past the last row.
-    pub partial_end: u32,
-}
-
-impl MergeItem {
-    /// Words of an item in device memory.
-    pub const WORDS: usize = 4;
+    pub const WORDS: usize = 12;
 }
 
 /// Bytes of shared memory that the split kernel asks for.
 pub const fn split_shared_bytes(head_dim: u32, head_tiles: u32) -> u32 {
-    NUM_WARPS * (ring_bytes(head_dim) + merge_bytes(head_dim, head_tiles))
+    let warp_bytes = ring_bytes(head_dim) + merge_bytes(head_dim, head_tiles);
+    NUM_WARPS * warp_bytes + ARRIVED_BYTES
 }
+
+/// Bytes in which a thread tells its block how many parts of a pair arrived before.
+const ARRIVED_BYTES: u32 = 16;
 
 /// Stages of a warp's ring of tiles: one is worked on, the others are on their way.
 const fn num_stages(head_dim: u32) -> u32 {

@@ -1,93 +1,131 @@
 //! Who reads what: the batch cut into equal shares, one for each block of the split kernel.
 //!
-//! A plan is data. It depends on the lengths of the requests and the number of blocks alone, can
-//! be printed, and is checked without a GPU.
+//! A plan is data. It depends on the lengths of the requests, the page size and the number of
+//! blocks alone, can be printed, and is checked without a GPU.
 
 use std::vec::Vec;
 
-use super::{MergeItem, TILE_TOKENS, WorkItem};
+use super::{TILE_TOKENS, WorkItem};
 
-/// The split kernel's work, and what is left to merge after it.
+/// The split kernel's work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecodePlan {
-    /// Pieces of work, a block's pieces one after the other.
+    /// Block `b` begins with item `b`, and goes on with each item's `next`.
     pub items: Vec<WorkItem>,
-    /// Where each block's items start: `[blocks + 1]`.
-    pub block_items: Vec<u32>,
-    /// Pairs that were cut.
-    pub merges: Vec<MergeItem>,
-    /// Rows of the workspace.
-    pub num_partials: u32,
+    /// Blocks to launch.
+    pub num_blocks: u32,
+    /// Rows of the workspace: parts of pairs that were cut.
+    pub num_parts: u32,
+    /// Pairs that were cut, each with a place where its blocks meet.
+    pub num_meetings: u32,
 }
 
 impl DecodePlan {
     /// Cuts requests of `kv_lens` tokens with `num_kv_heads` heads into at most `num_max_blocks`
     /// shares, equal to a tile. Requests without tokens have an item too: it writes zeros.
-    pub fn new(kv_lens: &[u32], num_kv_heads: u32, num_max_blocks: u32) -> Self {
+    pub fn new(kv_lens: &[u32], page_size: u32, num_kv_heads: u32, num_max_blocks: u32) -> Self {
         let tiles_of = |kv_len: u32| u64::from(kv_len.div_ceil(TILE_TOKENS));
         let num_tiles: u64 =
             kv_lens.iter().map(|&len| tiles_of(len) * u64::from(num_kv_heads)).sum();
         let num_blocks = u64::from(num_max_blocks.max(1)).min(num_tiles.max(1));
 
-        let mut plan = Self {
-            items: Vec::new(),
-            block_items: std::vec![0],
-            merges: Vec::new(),
-            num_partials: 0,
+        let mut cutter = Cutter {
+            share_end: |block: usize| num_tiles * (block as u64 + 1) / num_blocks,
+            blocks: std::vec![Vec::new()],
+            num_tiles_dealt: 0,
+            num_parts: 0,
+            num_meetings: 0,
         };
-        let mut tiles_done = 0;
+        let mut first_entry = 0;
         for (request, &kv_len) in kv_lens.iter().enumerate() {
             for kv_head in 0..num_kv_heads {
-                let pair = (request as u32, kv_head, tiles_of(kv_len) as u32);
-                plan.cut_pair(pair, &mut tiles_done, |block| num_tiles * block / num_blocks);
+                cutter.deal(request as u32, kv_head, kv_len, first_entry);
             }
+            first_entry += kv_len.div_ceil(page_size);
         }
-        plan.block_items.resize(num_blocks as usize + 1, plan.items.len() as u32);
-        plan
+        Self {
+            num_blocks: num_blocks as u32,
+            num_parts: cutter.num_parts,
+            num_meetings: cutter.num_meetings,
+            items: link(cutter.blocks),
+        }
     }
 
-    /// Blocks to launch.
-    pub fn num_blocks(&self) -> u32 {
-        self.block_items.len() as u32 - 1
+    /// The items of a block, in the order in which it works on them.
+    pub fn items_of(&self, block: u32) -> impl Iterator<Item = &WorkItem> {
+        let mut next = block;
+        core::iter::from_fn(move || {
+            let item = self.items.get(next as usize)?;
+            next = item.next;
+            Some(item)
+        })
     }
+}
 
-    /// Deals the tiles of one pair to the blocks; `share_begin(block)` is a block's first tile,
-    /// counted over all pairs.
-    fn cut_pair(
-        &mut self,
-        (request, kv_head, num_tiles): (u32, u32, u32),
-        tiles_done: &mut u64,
-        share_begin: impl Fn(u64) -> u64,
-    ) {
-        let first_item = self.items.len();
-        let first_partial = self.num_partials;
+/// Deals pairs to blocks, one share after the other.
+struct Cutter<F> {
+    /// One past a block's last tile, counted over all pairs.
+    share_end: F,
+    blocks: Vec<Vec<WorkItem>>,
+    num_tiles_dealt: u64,
+    num_parts: u32,
+    num_meetings: u32,
+}
+
+impl<F: Fn(usize) -> u64> Cutter<F> {
+    fn deal(&mut self, request: u32, kv_head: u32, kv_len: u32, first_entry: u32) {
+        let num_tiles = kv_len.div_ceil(TILE_TOKENS);
+        let mut parts = Vec::new();
         let mut tile_begin = 0;
         loop {
-            let room = share_begin(self.block_items.len() as u64) - *tiles_done;
+            let block = self.blocks.len() - 1;
+            let room = (self.share_end)(block) - self.num_tiles_dealt;
             let taken = room.min(u64::from(num_tiles - tile_begin)) as u32;
             let tile_end = tile_begin + taken;
             if taken > 0 || num_tiles == 0 {
-                let partial = self.num_partials;
-                self.items.push(WorkItem { request, kv_head, tile_begin, tile_end, partial });
-                self.num_partials += 1;
+                parts.push((block, tile_begin, tile_end));
             }
-            *tiles_done += u64::from(taken);
+            self.num_tiles_dealt += u64::from(taken);
             tile_begin = tile_end;
             if tile_begin == num_tiles {
                 break;
             }
-            self.block_items.push(self.items.len() as u32);
+            self.blocks.push(Vec::new());
         }
-        if self.items.len() - first_item == 1 {
-            self.items[first_item].partial = WorkItem::WHOLE;
-            self.num_partials = first_partial;
-        } else {
-            self.merges.push(MergeItem {
+        let num_parts = parts.len() as u32;
+        for ((block, tile_begin, tile_end), part) in parts.into_iter().zip(self.num_parts..) {
+            self.blocks[block].push(WorkItem {
                 request,
                 kv_head,
-                partial_begin: first_partial,
-                partial_end: self.num_partials,
+                tile_begin,
+                tile_end,
+                kv_len,
+                first_entry,
+                next: WorkItem::END,
+                part,
+                part_begin: self.num_parts,
+                num_parts,
+                meeting: self.num_meetings,
+                padding: 0,
             });
         }
+        if num_parts > 1 {
+            self.num_parts += num_parts;
+            self.num_meetings += 1;
+        }
     }
+}
+
+/// Puts the blocks' first items first, and chains the others to them.
+fn link(blocks: Vec<Vec<WorkItem>>) -> Vec<WorkItem> {
+    let mut items: Vec<WorkItem> = blocks.iter().map(|block| block[0]).collect();
+    for (block, block_items) in blocks.iter().enumerate() {
+        let mut last = block;
+        for &item in &block_items[1..] {
+            items[last].next = items.len() as u32;
+            last = items.len();
+            items.push(item);
+        }
+    }
+    items
 }

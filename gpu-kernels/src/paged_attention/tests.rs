@@ -7,11 +7,11 @@ use cuda_std::float::HalfFloat;
 use half::{bf16, f16};
 use proptest::prelude::*;
 
+use super::WorkItem;
 use super::contract::{DecodeShape, PageTable};
 use super::device::*;
 use super::plan::DecodePlan;
 use super::reference::{DecodeCase, DecodeProblem, DecodeResult, Tolerance, cases};
-use super::{MergeItem, WorkItem};
 use crate::kv_layout::{KvLayout, KvPageShape};
 use crate::testing::{DeviceMemory, TestDevice, digest};
 
@@ -19,6 +19,7 @@ use crate::testing::{DeviceMemory, TestDevice, digest};
 struct OnDevice<T> {
     shape: DecodeShape,
     kv_lens: Vec<u32>,
+    num_locations: usize,
     kv_indptr: DeviceMemory<i32>,
     kv_indices: DeviceMemory<i32>,
     kv_page_rank: DeviceMemory<i32>,
@@ -45,6 +46,7 @@ impl<T: HalfFloat> OnDevice<T> {
         Self {
             shape,
             kv_lens: table.table().kv_lens(shape.page.page_size),
+            num_locations: problem.pools.len(),
             kv_indptr: DeviceMemory::from_slice(&table.kv_indptr),
             kv_indices: DeviceMemory::from_slice(&table.kv_indices),
             kv_page_rank: DeviceMemory::from_slice(&table.kv_page_rank),
@@ -66,12 +68,10 @@ impl<T: HalfFloat> OnDevice<T> {
 macro_rules! launch {
     ($device:expr, $on:expr, $dims:expr, $entry:ident { $($field:ident: $value:expr),* $(,)? }) => {
         $device.launch($dims, $entry {
-            kv_indptr: $on.kv_indptr.view(),
             kv_indices: $on.kv_indices.view(),
             kv_page_rank: $on.kv_page_rank.view(),
-            kv_last_page_len: $on.kv_last_page_len.view(),
             peer_kv_ptrs: $on.peer_kv_ptrs.view(),
-            params: $on.shape.params(),
+            params: $on.shape.params($on.num_locations),
             q: $on.q.view(),
             out: $on.out.view_mut(),
             lse: $on.lse.view_mut(),
@@ -93,7 +93,7 @@ trait Entries: HalfFloat {
 }
 
 macro_rules! entries {
-    ($T:ty, $tolerance:expr, $base64:ident, $base128:ident, $split64:ident, $wide64:ident, $split128:ident, $wide128:ident, $merge64:ident, $merge128:ident) => {
+    ($T:ty, $tolerance:expr, $base64:ident, $base128:ident, $split64:ident, $wide64:ident, $split128:ident, $wide128:ident) => {
         impl Entries for $T {
             const TOLERANCE: Tolerance = $tolerance;
 
@@ -102,9 +102,22 @@ macro_rules! entries {
                 problem: &DecodeProblem<Self>,
             ) -> (Vec<Self>, Vec<f32>) {
                 let on = OnDevice::new(problem);
+                macro_rules! baseline {
+                    ($entry:ident) => {
+                        launch!(
+                            device,
+                            on,
+                            on.shape.baseline_dims(),
+                            $entry {
+                                kv_indptr: on.kv_indptr.view(),
+                                kv_last_page_len: on.kv_last_page_len.view(),
+                            }
+                        )
+                    };
+                }
                 match on.shape.page.head_dim {
-                    64 => launch!(device, on, on.shape.baseline_dims(), $base64 {}),
-                    _ => launch!(device, on, on.shape.baseline_dims(), $base128 {}),
+                    64 => baseline!($base64),
+                    _ => baseline!($base128),
                 }
                 on.results()
             }
@@ -115,14 +128,13 @@ macro_rules! entries {
                 num_max_blocks: u32,
             ) -> (Vec<Self>, Vec<f32>) {
                 let on = OnDevice::new(problem);
-                let shape = on.shape;
-                let plan = DecodePlan::new(&on.kv_lens, shape.page.num_kv_heads, num_max_blocks);
+                let (shape, page) = (on.shape, on.shape.page);
+                let plan =
+                    DecodePlan::new(&on.kv_lens, page.page_size, page.num_kv_heads, num_max_blocks);
                 let items = DeviceMemory::from_slice(bytemuck::cast_slice(&plan.items));
-                let block_items = DeviceMemory::from_slice(&plan.block_items);
-                let merge_items =
-                    DeviceMemory::<u32>::from_slice(bytemuck::cast_slice(&plan.merges));
                 let partial_out = DeviceMemory::<f32>::poisoned(shape.partial_elements(&plan));
                 let partial_lse = DeviceMemory::<f32>::poisoned(shape.partial_lse_elements(&plan));
+                let arrived = DeviceMemory::from_slice(&vec![0; plan.num_meetings as usize]);
                 macro_rules! split {
                     ($entry:ident) => {
                         launch!(
@@ -131,39 +143,23 @@ macro_rules! entries {
                             shape.split_dims(&plan),
                             $entry {
                                 items: items.view(),
-                                block_items: block_items.view(),
                                 partial_out: partial_out.view_mut(),
                                 partial_lse: partial_lse.view_mut(),
+                                arrived: arrived.view_mut(),
                             }
                         )
                     };
                 }
-                match (shape.page.head_dim, shape.head_tiles()) {
+                match (page.head_dim, shape.head_tiles()) {
                     (64, 1) => split!($split64),
                     (64, _) => split!($wide64),
                     (_, 1) => split!($split128),
                     (_, _) => split!($wide128),
                 }
-                macro_rules! merge {
-                    ($entry:ident) => {
-                        device.launch(
-                            shape.merge_dims(&plan),
-                            $entry {
-                                params: shape.params(),
-                                merge_items: merge_items.view(),
-                                partial_out: partial_out.view(),
-                                partial_lse: partial_lse.view(),
-                                out: on.out.view_mut(),
-                                lse: on.lse.view_mut(),
-                            },
-                        )
-                    };
-                }
-                match shape.page.head_dim {
-                    _ if plan.merges.is_empty() => {}
-                    64 => merge!($merge64),
-                    _ => merge!($merge128),
-                }
+                assert!(
+                    arrived.to_vec().iter().all(|&parts| parts == 0),
+                    "ready for the next launch"
+                );
                 on.results()
             }
         }
@@ -174,16 +170,14 @@ entries! {
     bf16, Tolerance::BF16,
     paged_attention_decode_baseline_bf16_d64, paged_attention_decode_baseline_bf16_d128,
     paged_attention_decode_split_bf16_d64_g8, paged_attention_decode_split_bf16_d64_g16,
-    paged_attention_decode_split_bf16_d128_g8, paged_attention_decode_split_bf16_d128_g16,
-    paged_attention_merge_bf16_d64, paged_attention_merge_bf16_d128
+    paged_attention_decode_split_bf16_d128_g8, paged_attention_decode_split_bf16_d128_g16
 }
 
 entries! {
     f16, Tolerance::F16,
     paged_attention_decode_baseline_f16_d64, paged_attention_decode_baseline_f16_d128,
     paged_attention_decode_split_f16_d64_g8, paged_attention_decode_split_f16_d64_g16,
-    paged_attention_decode_split_f16_d128_g8, paged_attention_decode_split_f16_d128_g16,
-    paged_attention_merge_f16_d64, paged_attention_merge_f16_d128
+    paged_attention_decode_split_f16_d128_g8, paged_attention_decode_split_f16_d128_g16
 }
 
 fn check<T: HalfFloat>(
@@ -291,23 +285,21 @@ fn zeros_and_nan_are_not_within_tolerance() {
 
 #[test]
 fn a_plan_is_as_reviewed() {
-    let plan = DecodePlan::new(&[100, 0, 17], 2, 4);
-    let item = |item: &WorkItem| {
-        let WorkItem { request, kv_head, tile_begin, tile_end, partial } = *item;
-        let result =
-            if partial == WorkItem::WHOLE { "out".into() } else { format!("partial {partial}") };
-        format!("request {request} head {kv_head} tiles {tile_begin}..{tile_end} -> {result}")
-    };
+    let plan = DecodePlan::new(&[100, 0, 17], 16, 2, 4);
     let mut text = String::new();
-    for (block, ends) in plan.block_items.windows(2).enumerate() {
-        for work in &plan.items[ends[0] as usize..ends[1] as usize] {
-            text += &format!("block {block}: {}\n", item(work));
+    for block in 0..plan.num_blocks {
+        for item in plan.items_of(block) {
+            let WorkItem { request, kv_head, tile_begin, tile_end, part_begin, .. } = *item;
+            let result = match item.num_parts {
+                1 => "out".into(),
+                num_parts => format!("part {} of {num_parts}", item.part - part_begin),
+            };
+            text += &format!(
+                "block {block}: request {request} head {kv_head} from entry {}, \
+                 tiles {tile_begin}..{tile_end} -> {result}\n",
+                item.first_entry,
+            );
         }
-    }
-    for MergeItem { request, kv_head, partial_begin, partial_end } in &plan.merges {
-        text += &format!(
-            "merge request {request} head {kv_head}: partials {partial_begin}..{partial_end}\n"
-        );
     }
     insta::assert_snapshot!(text);
 }
@@ -316,43 +308,47 @@ proptest! {
     #[test]
     fn a_plan_covers_every_tile_once_in_equal_shares(
         kv_lens in proptest::collection::vec(0u32..3000, 1..20),
+        page_size in 1u32..=64,
         num_kv_heads in 1u32..9,
         num_max_blocks in 1u32..200,
     ) {
-        let plan = DecodePlan::new(&kv_lens, num_kv_heads, num_max_blocks);
-        prop_assert!(plan.num_blocks() <= num_max_blocks);
-
-        let shares: Vec<u32> = plan.block_items.windows(2).map(|ends| {
-            plan.items[ends[0] as usize..ends[1] as usize].iter().map(|i| i.tile_end - i.tile_begin).sum()
-        }).collect();
+        let plan = DecodePlan::new(&kv_lens, page_size, num_kv_heads, num_max_blocks);
+        prop_assert!(plan.num_blocks <= num_max_blocks);
+        let shares: Vec<u32> = (0..plan.num_blocks)
+            .map(|block| plan.items_of(block).map(|i| i.tile_end - i.tile_begin).sum())
+            .collect();
         prop_assert!(shares.iter().max().unwrap() - shares.iter().min().unwrap() <= 1);
 
-        let mut partials = 0..plan.num_partials;
-        let mut merges = plan.merges.iter();
-        let mut items = plan.items.iter().peekable();
+        let mut items = (0..plan.num_blocks).flat_map(|block| plan.items_of(block)).peekable();
+        let (mut first_entry, mut part, mut meetings) = (0, 0, 0);
         for (request, &kv_len) in kv_lens.iter().enumerate() {
             for kv_head in 0..num_kv_heads {
-                let of_pair = |i: &&&WorkItem| (i.request, i.kv_head) == (request as u32, kv_head);
-                let mut parts = Vec::new();
-                while let Some(part) = items.next_if(|i| of_pair(&i)) {
-                    parts.push(*part);
+                let mut of_pair = Vec::new();
+                while let Some(item) =
+                    items.next_if(|i| (i.request, i.kv_head) == (request as u32, kv_head))
+                {
+                    of_pair.push(*item);
                 }
-                prop_assert_eq!(parts[0].tile_begin, 0);
-                prop_assert_eq!(parts[parts.len() - 1].tile_end, kv_len.div_ceil(super::TILE_TOKENS));
-                prop_assert!(parts.windows(2).all(|two| two[0].tile_end == two[1].tile_begin));
-                if let [whole] = parts[..] {
-                    prop_assert_eq!(whole.partial, WorkItem::WHOLE);
-                } else {
-                    let merge = merges.next().unwrap();
-                    prop_assert_eq!((merge.request, merge.kv_head), (request as u32, kv_head));
-                    prop_assert_eq!(merge.partial_begin..merge.partial_end, parts[0].partial..parts[0].partial + parts.len() as u32);
-                    for part in parts {
-                        prop_assert_eq!(Some(part.partial), partials.next());
+                prop_assert_eq!(of_pair[0].tile_begin, 0);
+                prop_assert_eq!(of_pair[of_pair.len() - 1].tile_end, kv_len.div_ceil(super::TILE_TOKENS));
+                prop_assert!(of_pair.windows(2).all(|two| two[0].tile_end == two[1].tile_begin));
+                for (i, item) in of_pair.iter().enumerate() {
+                    prop_assert_eq!((item.kv_len, item.first_entry), (kv_len, first_entry));
+                    prop_assert_eq!(item.num_parts as usize, of_pair.len());
+                    if of_pair.len() > 1 {
+                        prop_assert_eq!((item.part, item.part_begin), (part + i as u32, part));
+                        prop_assert_eq!(item.meeting, meetings);
                     }
                 }
+                if of_pair.len() > 1 {
+                    part += of_pair.len() as u32;
+                    meetings += 1;
+                }
             }
+            first_entry += kv_len.div_ceil(page_size);
         }
-        prop_assert!(items.next().is_none() && merges.next().is_none() && partials.next().is_none());
+        prop_assert!(items.next().is_none());
+        prop_assert_eq!((plan.num_parts, plan.num_meetings), (part, meetings));
     }
 }
 

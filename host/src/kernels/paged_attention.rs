@@ -9,7 +9,7 @@ use gpu_kernels::paged_attention::plan::DecodePlan;
 use half::{bf16, f16};
 
 use super::KernelError;
-use crate::device::{Buffer, LaunchDims, Stream};
+use crate::device::{Buffer, Stream};
 use crate::kv::memory::KvMemory;
 
 /// Which decode kernel runs.
@@ -17,7 +17,7 @@ use crate::kv::memory::KvMemory;
 pub enum DecodeVariant {
     /// A block for each (request, KV head), plain loads.
     Baseline,
-    /// Equal shares of the batch for all SMs, tensor cores, then a merge.
+    /// Equal shares of the batch for all SMs, on tensor cores.
     Split,
 }
 
@@ -81,10 +81,9 @@ pub struct Decode {
     kv_lens: Vec<u32>,
     plan: DecodePlan,
     items: Buffer<u32>,
-    block_items: Buffer<u32>,
-    merge_items: Buffer<u32>,
     partial_out: Buffer<f32>,
     partial_lse: Buffer<f32>,
+    arrived: Buffer<u32>,
 }
 
 /// What one run of [`Decode`] reads and writes.
@@ -111,13 +110,12 @@ impl Decode {
         require_len("kv_lens", shape.batch as usize, kv_lens.len())?;
         let device = stream.device();
         let num_sms = device.properties()?.num_multiprocessors;
-        let plan = DecodePlan::new(kv_lens, shape.page.num_kv_heads, num_sms);
+        let plan = DecodePlan::new(kv_lens, shape.page.page_size, shape.page.num_kv_heads, num_sms);
         Ok(Self {
             items: Buffer::from_slice(stream, bytemuck::cast_slice(&plan.items))?,
-            block_items: Buffer::from_slice(stream, &plan.block_items)?,
-            merge_items: Buffer::from_slice(stream, bytemuck::cast_slice(&plan.merges))?,
             partial_out: device.alloc(shape.partial_elements(&plan))?,
             partial_lse: device.alloc(shape.partial_lse_elements(&plan))?,
+            arrived: device.alloc_zeroed(plan.num_meetings as usize)?,
             shape,
             kv_lens: kv_lens.to_vec(),
             plan,
@@ -134,7 +132,8 @@ impl Decode {
         &self.plan
     }
 
-    /// Attends: `out` and `lse` from `q` and the pages, which nobody may write meanwhile.
+    /// Attends: `out` and `lse` from `q` and the pages, which nobody may write meanwhile. Runs of
+    /// one plan share its workspace: one after the other, on one stream.
     ///
     /// # Errors
     /// Before any launch: arguments of the wrong length, a table for other lengths than planned or
@@ -146,27 +145,16 @@ impl Decode {
         args: &DecodeArgs<'_, T>,
     ) -> Result<(), KernelError> {
         self.check(args)?;
-        let views = Views { decode: self, args, params: self.shape.params() };
-        match variant {
-            DecodeVariant::Baseline => {
-                // SAFETY: `check` passed.
-                unsafe { T::launch_baseline(stream, self.shape.baseline_dims(), &views)? };
-            }
-            DecodeVariant::Split => {
-                // SAFETY: `check` passed; the plan and the workspace are this shape's.
-                unsafe { T::launch_split(stream, self.shape.split_dims(&self.plan), &views)? };
-                if !self.plan.merges.is_empty() {
-                    // SAFETY: as above.
-                    unsafe { T::launch_merge(stream, self.shape.merge_dims(&self.plan), &views)? };
-                }
-            }
-        }
+        let views =
+            Views { decode: self, args, params: self.shape.params(args.memory.pool_pages().len()) };
+        // SAFETY: `check` passed; the plan and the workspace are this shape's.
+        unsafe { T::launch(stream, variant, &views)? };
         self.keep(stream, args);
         Ok(())
     }
 
     fn keep<T: DecodeElement>(&self, stream: &Stream, args: &DecodeArgs<'_, T>) {
-        for part in [&self.items, &self.block_items, &self.merge_items] {
+        for part in [&self.items, &self.arrived] {
             stream.keep(part);
         }
         for part in [&self.partial_out, &self.partial_lse, args.lse] {
@@ -210,111 +198,68 @@ pub struct Views<'a, T> {
 /// An element type that decode has kernels for: bf16 and f16.
 pub trait DecodeElement: HalfFloat {
     #[doc(hidden)]
-    unsafe fn launch_baseline(
+    unsafe fn launch(
         stream: &Stream,
-        dims: LaunchDims,
+        variant: DecodeVariant,
         views: &Views<'_, Self>,
     ) -> Result<(), KernelError>;
-    #[doc(hidden)]
-    unsafe fn launch_split(
-        stream: &Stream,
-        dims: LaunchDims,
-        views: &Views<'_, Self>,
-    ) -> Result<(), KernelError>;
-    #[doc(hidden)]
-    unsafe fn launch_merge(
-        stream: &Stream,
-        dims: LaunchDims,
-        views: &Views<'_, Self>,
-    ) -> Result<(), KernelError>;
-}
-
-/// Launches entry `$kernel` with the page table, `params`, and the fields given.
-macro_rules! launch {
-    ($stream:expr, $dims:expr, $views:expr, $kernel:ident { $($field:ident: $value:expr),* $(,)? }) => {{
-        let table = $views.args.table;
-        let kernel = entries::$kernel {
-            kv_indptr: table.kv_indptr.view(),
-            kv_indices: table.kv_indices.view(),
-            kv_page_rank: table.kv_page_rank.view(),
-            kv_last_page_len: table.kv_last_page_len.view(),
-            peer_kv_ptrs: $views.args.memory.peer_kv_ptrs().view(),
-            params: $views.params,
-            q: $views.args.q.view(),
-            out: $views.args.out.view_mut(),
-            lse: $views.args.lse.view_mut(),
-            $($field: $value),*
-        };
-        // SAFETY: the caller of this trait's functions vouches for a checked run.
-        Ok(unsafe { $stream.launch($dims, kernel) }?)
-    }};
 }
 
 macro_rules! decode_element {
-    ($T:ty: $base64:ident, $base128:ident, $split64:ident, $split64_wide:ident, $split128:ident, $split128_wide:ident, $merge64:ident, $merge128:ident) => {
+    ($T:ty: $base64:ident, $base128:ident, $split64:ident, $split64_wide:ident, $split128:ident, $split128_wide:ident) => {
         impl DecodeElement for $T {
-            unsafe fn launch_baseline(
+            unsafe fn launch(
                 stream: &Stream,
-                dims: LaunchDims,
+                variant: DecodeVariant,
                 views: &Views<'_, Self>,
             ) -> Result<(), KernelError> {
-                match views.decode.shape.page.head_dim {
-                    64 => launch!(stream, dims, views, $base64 {}),
-                    _ => launch!(stream, dims, views, $base128 {}),
-                }
-            }
-
-            unsafe fn launch_split(
-                stream: &Stream,
-                dims: LaunchDims,
-                views: &Views<'_, Self>,
-            ) -> Result<(), KernelError> {
-                macro_rules! split {
-                    ($kernel:ident) => {
-                        launch!(
-                            stream,
-                            dims,
-                            views,
-                            $kernel {
-                                items: views.decode.items.view(),
-                                block_items: views.decode.block_items.view(),
-                                partial_out: views.decode.partial_out.view_mut(),
-                                partial_lse: views.decode.partial_lse.view_mut(),
-                            }
-                        )
-                    };
-                }
-                match (views.decode.shape.page.head_dim, views.decode.shape.head_tiles()) {
-                    (64, 1) => split!($split64),
-                    (64, _) => split!($split64_wide),
-                    (_, 1) => split!($split128),
-                    (_, _) => split!($split128_wide),
-                }
-            }
-
-            unsafe fn launch_merge(
-                stream: &Stream,
-                dims: LaunchDims,
-                views: &Views<'_, Self>,
-            ) -> Result<(), KernelError> {
-                macro_rules! merge {
+                let Views { decode, args, params } = *views;
+                let (shape, table) = (decode.shape, args.table);
+                macro_rules! baseline {
                     ($kernel:ident) => {{
                         let kernel = entries::$kernel {
-                            params: views.params,
-                            merge_items: views.decode.merge_items.view(),
-                            partial_out: views.decode.partial_out.view(),
-                            partial_lse: views.decode.partial_lse.view(),
-                            out: views.args.out.view_mut(),
-                            lse: views.args.lse.view_mut(),
+                            kv_indptr: table.kv_indptr.view(),
+                            kv_indices: table.kv_indices.view(),
+                            kv_page_rank: table.kv_page_rank.view(),
+                            kv_last_page_len: table.kv_last_page_len.view(),
+                            peer_kv_ptrs: args.memory.peer_kv_ptrs().view(),
+                            params,
+                            q: args.q.view(),
+                            out: args.out.view_mut(),
+                            lse: args.lse.view_mut(),
                         };
-                        // SAFETY: as in `launch!`.
-                        Ok(unsafe { stream.launch(dims, kernel) }?)
+                        // SAFETY: the caller vouches for a checked run.
+                        unsafe { stream.launch(shape.baseline_dims(), kernel) }?
                     }};
                 }
-                match views.decode.shape.page.head_dim {
-                    64 => merge!($merge64),
-                    _ => merge!($merge128),
+                macro_rules! split {
+                    ($kernel:ident) => {{
+                        let kernel = entries::$kernel {
+                            kv_indices: table.kv_indices.view(),
+                            kv_page_rank: table.kv_page_rank.view(),
+                            peer_kv_ptrs: args.memory.peer_kv_ptrs().view(),
+                            params,
+                            items: decode.items.view(),
+                            q: args.q.view(),
+                            out: args.out.view_mut(),
+                            lse: args.lse.view_mut(),
+                            partial_out: decode.partial_out.view_mut(),
+                            partial_lse: decode.partial_lse.view_mut(),
+                            arrived: decode.arrived.view_mut(),
+                        };
+                        // SAFETY: the caller vouches for a checked run.
+                        unsafe { stream.launch(shape.split_dims(&decode.plan), kernel) }?
+                    }};
                 }
+                match (variant, shape.page.head_dim, shape.head_tiles()) {
+                    (DecodeVariant::Baseline, 64, _) => baseline!($base64),
+                    (DecodeVariant::Baseline, _, _) => baseline!($base128),
+                    (DecodeVariant::Split, 64, 1) => split!($split64),
+                    (DecodeVariant::Split, 64, _) => split!($split64_wide),
+                    (DecodeVariant::Split, _, 1) => split!($split128),
+                    (DecodeVariant::Split, _, _) => split!($split128_wide),
+                }
+                Ok(())
             }
         }
     };
@@ -327,9 +272,7 @@ decode_element! {
     paged_attention_decode_split_bf16_d64_g8,
     paged_attention_decode_split_bf16_d64_g16,
     paged_attention_decode_split_bf16_d128_g8,
-    paged_attention_decode_split_bf16_d128_g16,
-    paged_attention_merge_bf16_d64,
-    paged_attention_merge_bf16_d128
+    paged_attention_decode_split_bf16_d128_g16
 }
 
 decode_element! {
@@ -339,7 +282,5 @@ decode_element! {
     paged_attention_decode_split_f16_d64_g8,
     paged_attention_decode_split_f16_d64_g16,
     paged_attention_decode_split_f16_d128_g8,
-    paged_attention_decode_split_f16_d128_g16,
-    paged_attention_merge_f16_d64,
-    paged_attention_merge_f16_d128
+    paged_attention_decode_split_f16_d128_g16
 }

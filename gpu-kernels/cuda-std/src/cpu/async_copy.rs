@@ -31,17 +31,16 @@ pub fn evict_first_policy() -> u64 {
 
 #[inline(always)]
 #[track_caller]
-pub unsafe fn copy_16(dst: RawShared, src: RawGlobal, _policy: u64) {
-    dst.check_store(BYTES, BYTES);
-    let src = src.check_load(0, BYTES, BYTES).cast();
-    lane::current().copies.borrow_mut().push(Copy { dst, src });
+pub unsafe fn copy_16(dst: RawShared, src: RawGlobal, policy: u64) {
+    copy_16_or_zero(dst, src, true, policy);
 }
 
 #[inline(always)]
 #[track_caller]
-pub unsafe fn zero_16(dst: RawShared) {
+pub unsafe fn copy_16_or_zero(dst: RawShared, src: RawGlobal, copies: bool, _policy: u64) {
     dst.check_store(BYTES, BYTES);
-    lane::current().copies.borrow_mut().push(Copy { dst, src: std::ptr::null() });
+    let src = if copies { src.check_load(0, BYTES, BYTES).cast() } else { std::ptr::null() };
+    lane::current().copies.borrow_mut().push(Copy { dst, src });
 }
 
 #[inline(always)]

@@ -21,10 +21,11 @@ pub unsafe fn copy_16(dst: RawShared, src: RawGlobal, policy: u64) {
 }
 
 #[inline(always)]
-pub unsafe fn zero_16(dst: RawShared) {
-    // With no source bytes the copy is all padding; the source is not read.
-    asm!("{{ .reg .u64 s; cvta.shared.u64 s, 0; cp.async.cg.shared.global [{d}], [s], 16, 0; }}",
-        d = in(reg32) dst.address(), options(nostack, preserves_flags));
+pub unsafe fn copy_16_or_zero(dst: RawShared, src: RawGlobal, copies: bool, policy: u64) {
+    let src_bytes = if copies { 16 } else { 0 };
+    asm!("cp.async.cg.shared.global.L2::cache_hint [{d}], [{s}], 16, {n}, {h};",
+        d = in(reg32) dst.address(), s = in(reg64) src.address(), n = in(reg32) src_bytes,
+        h = in(reg64) policy, options(nostack, preserves_flags));
 }
 
 #[inline(always)]

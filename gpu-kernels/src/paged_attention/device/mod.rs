@@ -1,4 +1,4 @@
-//! The kernels: baseline, split, merge; one body for each, one entry for each type and size.
+//! The kernels: baseline and split; one body for each, one entry for each type and size.
 
 // A kernel is one unsafe program: its launch vouches for it. Arrays stay in registers as long as
 // constants index them, in loops that unroll; iterators put them into local memory.
@@ -14,9 +14,9 @@ use half::{bf16, f16};
 
 use super::{DecodeParams, MAX_GROUP_SIZE, num_stages};
 use baseline::decode_baseline;
-use merge::merge;
+use merge::Parts;
 use paged_kv::PagedKv;
-use split::{DecodeOutput, decode_split};
+use split::{DecodeOutput, Pages, decode_split};
 
 const _: () = assert!(MAX_GROUP_SIZE == 16, "entries exist for one and two tiles of 8 heads");
 
@@ -53,76 +53,48 @@ baseline_entries! {
 }
 
 macro_rules! split_entries {
-    ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal, $HT:literal, $AHEAD:literal;)*) => {$(
-        const _: () = assert!($AHEAD + 1 == num_stages($D));
+    ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal, $HT:literal, $STAGES:literal, $AHEAD:literal;)*) => {$(
+        const _: () = assert!($STAGES == num_stages($D) && $AHEAD + 1 == $STAGES);
 
         $(#[$doc])*
         #[kernel(threads = 256, min_blocks = 1)]
         pub unsafe fn $name(
-            kv_indptr: Global<i32>,        // [batch + 1]
-            kv_indices: Global<i32>,       // [entries]
-            kv_page_rank: Global<i32>,     // [entries]
-            kv_last_page_len: Global<i32>, // [batch]
-            peer_kv_ptrs: Global<u64>,     // [locations]
+            kv_indices: Global<i32>,     // [entries]
+            kv_page_rank: Global<i32>,   // [entries]
+            peer_kv_ptrs: Global<u64>,   // [num_locations]
             params: DecodeParams,
-            items: Global<u32>,            // [items, WorkItem::WORDS]
-            block_items: Global<u32>,      // [blocks + 1]
-            q: Global<$T>,                 // [batch, num_qo_heads, head_dim]
-            out: GlobalMut<$T>,            // [batch, num_qo_heads, head_dim]
-            lse: GlobalMut<f32>,           // [batch, num_qo_heads]
-            partial_out: GlobalMut<f32>,   // [partials, group_size, head_dim]
-            partial_lse: GlobalMut<f32>,   // [partials, group_size]
+            items: Global<u32>,          // [items, WorkItem::WORDS]
+            q: Global<$T>,               // [batch, num_qo_heads, head_dim]
+            out: GlobalMut<$T>,          // [batch, num_qo_heads, head_dim]
+            lse: GlobalMut<f32>,         // [batch, num_qo_heads]
+            partial_out: GlobalMut<f32>, // [parts, group_size, head_dim]
+            partial_lse: GlobalMut<f32>, // [parts, group_size]
+            arrived: GlobalMut<u32>,     // [meetings], 0 before and after
         ) {
-            let kv = PagedKv { kv_indptr, kv_indices, kv_page_rank, kv_last_page_len, peer_kv_ptrs, params };
-            let output = DecodeOutput { out, lse, partial_out, partial_lse };
-            decode_split::<$T, $D, $HT, $AHEAD>(kv, items, block_items, q, output);
+            let pages = Pages::new(kv_indices, kv_page_rank, peer_kv_ptrs, params);
+            let group_size = params.group_size;
+            let parts = Parts { out: partial_out, lse: partial_lse, arrived, group_size };
+            let output = DecodeOutput { out, lse, parts };
+            decode_split::<$T, $D, $HT, $STAGES, $AHEAD>(pages, items, q, output);
         }
     )*};
 }
 
 split_entries! {
     /// Decode by equal shares, groups of up to 8 heads.
-    paged_attention_decode_split_bf16_d64_g8: bf16, 64, 1, 3;
+    paged_attention_decode_split_bf16_d64_g8: bf16, 64, 1, 4, 3;
     /// Decode by equal shares, groups of up to 16 heads.
-    paged_attention_decode_split_bf16_d64_g16: bf16, 64, 2, 3;
+    paged_attention_decode_split_bf16_d64_g16: bf16, 64, 2, 4, 3;
     /// Decode by equal shares, groups of up to 8 heads.
-    paged_attention_decode_split_bf16_d128_g8: bf16, 128, 1, 1;
+    paged_attention_decode_split_bf16_d128_g8: bf16, 128, 1, 2, 1;
     /// Decode by equal shares, groups of up to 16 heads.
-    paged_attention_decode_split_bf16_d128_g16: bf16, 128, 2, 1;
+    paged_attention_decode_split_bf16_d128_g16: bf16, 128, 2, 2, 1;
     /// Decode by equal shares, groups of up to 8 heads.
-    paged_attention_decode_split_f16_d64_g8: f16, 64, 1, 3;
+    paged_attention_decode_split_f16_d64_g8: f16, 64, 1, 4, 3;
     /// Decode by equal shares, groups of up to 16 heads.
-    paged_attention_decode_split_f16_d64_g16: f16, 64, 2, 3;
+    paged_attention_decode_split_f16_d64_g16: f16, 64, 2, 4, 3;
     /// Decode by equal shares, groups of up to 8 heads.
-    paged_attention_decode_split_f16_d128_g8: f16, 128, 1, 1;
+    paged_attention_decode_split_f16_d128_g8: f16, 128, 1, 2, 1;
     /// Decode by equal shares, groups of up to 16 heads.
-    paged_attention_decode_split_f16_d128_g16: f16, 128, 2, 1;
-}
-
-macro_rules! merge_entries {
-    ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal;)*) => {$(
-        $(#[$doc])*
-        #[kernel(threads = 256)]
-        pub unsafe fn $name(
-            params: DecodeParams,
-            merge_items: Global<u32>, // [merges, MergeItem::WORDS]
-            partial_out: Global<f32>, // [partials, group_size, head_dim]
-            partial_lse: Global<f32>, // [partials, group_size]
-            out: GlobalMut<$T>,       // [batch, num_qo_heads, head_dim]
-            lse: GlobalMut<f32>,      // [batch, num_qo_heads]
-        ) {
-            merge::<$T, $D>(params, merge_items, partial_out, partial_lse, out, lse);
-        }
-    )*};
-}
-
-merge_entries! {
-    /// Combines the parts of pairs that the plan cut.
-    paged_attention_merge_bf16_d64: bf16, 64;
-    /// Combines the parts of pairs that the plan cut.
-    paged_attention_merge_bf16_d128: bf16, 128;
-    /// Combines the parts of pairs that the plan cut.
-    paged_attention_merge_f16_d64: f16, 64;
-    /// Combines the parts of pairs that the plan cut.
-    paged_attention_merge_f16_d128: f16, 128;
+    paged_attention_decode_split_f16_d128_g16: f16, 128, 2, 2, 1;
 }

@@ -43,14 +43,12 @@ impl PagedKv {
         if token >= tokens.kv_len {
             return 0;
         }
-        let strides = self.params.strides;
-        let page_of_request = token / self.params.page_size;
-        let token_of_page = token - page_of_request * self.params.page_size;
+        let (page_of_request, in_page) = page_and_token(&self.params, kv_head, token);
         let entry = (tokens.first_entry + page_of_request) as usize;
         let location = self.kv_page_rank.load(entry) as usize;
         let page = self.kv_indices.load(entry) as u64;
-        let in_page = token_of_page * strides.token + kv_head * strides.head;
-        self.peer_kv_ptrs.load(location) + 2 * (page * u64::from(strides.page) + u64::from(in_page))
+        let page_elements = u64::from(self.params.strides.page);
+        self.peer_kv_ptrs.load(location) + 2 * (page * page_elements + u64::from(in_page))
     }
 
     /// Bytes from a token's K to its V.
@@ -58,6 +56,14 @@ impl PagedKv {
     pub(super) fn v_offset(&self) -> u64 {
         2 * u64::from(self.params.strides.value)
     }
+}
+
+/// Which page of its request a token lies in, and at which element of the page its K starts.
+#[inline(always)]
+pub(super) fn page_and_token(params: &DecodeParams, kv_head: u32, token: u32) -> (u32, u32) {
+    let page = token / params.page_size;
+    let token_of_page = token - page * params.page_size;
+    (page, token_of_page * params.strides.token + kv_head * params.strides.head)
 }
 
 /// The address that lane `lane` holds.

@@ -4,7 +4,8 @@ use cuda_std::async_copy::CachePolicy;
 use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, WARP_SIZE};
 
-use super::paged_kv::{PagedKv, Tokens, shuffle_address};
+use super::merge::Parts;
+use super::paged_kv::{page_and_token, shuffle_address};
 use crate::paged_attention::{
     DecodeParams, NUM_THREADS, NUM_WARPS, TILE_TOKENS, WorkItem, merge_bytes, merge_row,
     ring_bytes, tile_bytes,
@@ -32,89 +33,157 @@ fn tile_offset<const D: usize>(row: u32, chunk: u32) -> usize {
 #[inline(always)]
 unsafe fn load_item(items: Global<u32>, idx: u32) -> WorkItem {
     let item = items.offset(idx as usize * WorkItem::WORDS);
+    let [request, kv_head, tile_begin, tile_end] = item.load_x4(0);
+    let [kv_len, first_entry, next, part] = item.load_x4(4);
+    let [part_begin, num_parts, meeting, padding] = item.load_x4(8);
     WorkItem {
-        request: item.load(0),
-        kv_head: item.load(1),
-        tile_begin: item.load(2),
-        tile_end: item.load(3),
-        partial: item.load(4),
+        request,
+        kv_head,
+        tile_begin,
+        tile_end,
+        kv_len,
+        first_entry,
+        next,
+        part,
+        part_begin,
+        num_parts,
+        meeting,
+        padding,
+    }
+}
+
+/// Where the pages of the batch are.
+#[derive(Clone, Copy)]
+pub(super) struct Pages {
+    kv_indices: Global<i32>,   // [entries]
+    kv_page_rank: Global<i32>, // [entries]
+    /// Of location `lane`: one load less in the chain from page to address.
+    pool_address: u64,
+    params: DecodeParams,
+}
+
+impl Pages {
+    #[inline(always)]
+    pub(super) unsafe fn new(
+        kv_indices: Global<i32>,   // [entries]
+        kv_page_rank: Global<i32>, // [entries]
+        peer_kv_ptrs: Global<u64>, // [num_locations]
+        params: DecodeParams,
+    ) -> Self {
+        let location = warp::lane_id().min(params.num_locations - 1);
+        let pool_address = peer_kv_ptrs.load(location as usize);
+        Self { kv_indices, kv_page_rank, pool_address, params }
+    }
+
+    /// Address of the K of one token of an item's pair, or, past the end, of the last. All lanes
+    /// call it.
+    #[inline(always)]
+    unsafe fn k_address(&self, item: &WorkItem, token: u32) -> u64 {
+        let (page, in_page) =
+            page_and_token(&self.params, item.kv_head, token.min(item.kv_len - 1));
+        let entry = (item.first_entry + page) as usize;
+        let location = self.kv_page_rank.load(entry) as u32;
+        let page_elements = u64::from(self.params.strides.page);
+        let first = self.kv_indices.load(entry) as u64 * page_elements + u64::from(in_page);
+        shuffle_address(self.pool_address, location) + 2 * first
     }
 }
 
 /// A warp's place in its block's list of tiles, some tiles ahead of the arithmetic.
-struct Loader {
-    kv: PagedKv,
+struct Loader<const D: usize, const STAGES: u32> {
+    pages: Pages,
     items: Global<u32>, // [items, WorkItem::WORDS]
-    item_idx: u32,
-    item_end: u32,
+    item: WorkItem,
     tile: u32,
-    tile_end: u32,
-    kv_head: u32,
-    tokens: Tokens,
     /// Address of the K of token `lane % 16` of the tile: looked up one tile before it is needed.
     k_address: u64,
     policy: CachePolicy,
+    stage: u32,
+    /// Where this lane's first chunk of the stage goes. It moves on as a whole: ptxas 13.0 miscompiles
+    /// copies with a cache policy whose shared address it can split into a lane's and a warp's part.
+    place: Shared<u8>,
+    place_in_first_stage: Shared<u8>,
 }
 
-impl Loader {
+/// Rows that a warp copies at once, 16 bytes a lane.
+const fn rows_per_step(head_dim: u32) -> u32 {
+    WARP_SIZE / (head_dim / 8)
+}
+
+impl<const D: usize, const STAGES: u32> Loader<D, STAGES> {
+    const CHUNKS: u32 = D as u32 / 8;
+
     #[inline(always)]
-    unsafe fn start(kv: PagedKv, items: Global<u32>, item_begin: u32, item_end: u32) -> Self {
+    unsafe fn start(
+        pages: Pages,
+        items: Global<u32>, // [items, WorkItem::WORDS]
+        item: WorkItem,
+        ring: Shared<u8>,
+    ) -> Self {
+        let (row, chunk) = (warp::lane_id() / Self::CHUNKS, warp::lane_id() % Self::CHUNKS);
+        let place = ring.offset(tile_offset::<D>(row, chunk));
         let mut loader = Self {
-            kv,
+            pages,
             items,
-            item_idx: item_begin,
-            item_end,
-            tile: 0,
-            tile_end: 0,
-            kv_head: 0,
-            tokens: Tokens { first_entry: 0, kv_len: 0 },
+            item,
+            tile: item.tile_begin + thread::thread_idx_x() / WARP_SIZE,
             k_address: 0,
             policy: CachePolicy::evict_first(),
+            stage: 0,
+            place,
+            place_in_first_stage: place,
         };
         loader.find_tile();
         loader
     }
 
-    /// Goes to this warp's first tile from item `item_idx` on, unless it stands at one.
+    /// Whether there is no tile any more.
+    #[inline(always)]
+    fn is_done(&self) -> bool {
+        self.tile >= self.item.tile_end
+    }
+
+    /// Goes on to the next item that has a tile for this warp, unless it stands at a tile.
     #[inline(always)]
     unsafe fn find_tile(&mut self) {
-        while self.tile >= self.tile_end && self.item_idx < self.item_end {
-            let item = load_item(self.items, self.item_idx);
-            self.item_idx += 1;
-            self.tile = item.tile_begin + thread::thread_idx_x() / WARP_SIZE;
-            self.tile_end = item.tile_end;
-            self.kv_head = item.kv_head;
-            self.tokens = self.kv.tokens_of(item.request);
+        while self.is_done() && self.item.next != WorkItem::END {
+            self.item = load_item(self.items, self.item.next);
+            self.tile = self.item.tile_begin + thread::thread_idx_x() / WARP_SIZE;
         }
-        if self.tile < self.tile_end {
+        if !self.is_done() {
             let token = self.tile * TILE_TOKENS + warp::lane_id() % TILE_TOKENS;
-            self.k_address = self.kv.k_address(self.tokens, self.kv_head, token);
+            self.k_address = self.pages.k_address(&self.item, token);
         }
     }
 
-    /// Starts the copies of the tile, K then V, to `stage`; closes their group, an empty one past
-    /// the end. Tokens past the end become zeros, for 0 times what lay there could be NaN.
+    /// Starts the copies of the tile, K then V, to the next stage; closes their group, an empty one
+    /// past the end. Tokens past the end become zeros, for 0 times what lay there could be NaN.
     #[inline(always)]
-    unsafe fn load_tile<const D: usize>(&mut self, stage: Shared<u8>) {
-        if self.tile < self.tile_end {
-            let chunks = D as u32 / 8;
-            let rows_per_step = WARP_SIZE / chunks;
-            let (row_of_step, chunk) = (warp::lane_id() / chunks, warp::lane_id() % chunks);
+    unsafe fn load_tile(&mut self) {
+        if !self.is_done() {
+            let v_offset = 2 * u64::from(self.pages.params.strides.value);
+            let num_tokens = self.item.kv_len - self.tile * TILE_TOKENS;
+            let (first_row, chunk) =
+                (warp::lane_id() / Self::CHUNKS, warp::lane_id() % Self::CHUNKS);
             for step in 0..D as u32 / 16 {
-                let row = step * rows_per_step + row_of_step;
+                let row = step * rows_per_step(D as u32) + first_row;
                 let k_row = shuffle_address(self.k_address, row);
-                let k_stage = stage.offset(tile_offset::<D>(row, chunk));
-                let v_stage = k_stage.offset(tile_bytes(D as u32) as usize);
-                if k_row != 0 {
-                    let k_chunk = k_row + u64::from(chunk) * 16;
-                    let k = Global::<u32>::from_address(k_chunk, 4);
-                    let v = Global::<u32>::from_address(k_chunk + self.kv.v_offset(), 4);
-                    async_copy::copy_16(k_stage, k, self.policy);
-                    async_copy::copy_16(v_stage, v, self.policy);
-                } else {
-                    async_copy::zero_16(k_stage);
-                    async_copy::zero_16(v_stage);
-                }
+                let k_chunk = k_row + u64::from(chunk) * 16;
+                let k = Global::<u32>::from_address(k_chunk, 4);
+                let v = Global::<u32>::from_address(k_chunk + v_offset, 4);
+                let below_first = tile_offset::<D>(row, chunk) - tile_offset::<D>(first_row, chunk);
+                let k_place = self.place.offset(below_first);
+                let v_place = k_place.offset(tile_bytes(D as u32) as usize);
+                let is_token = row < num_tokens;
+                async_copy::copy_16_or_zero(k_place, k, is_token, self.policy);
+                async_copy::copy_16_or_zero(v_place, v, is_token, self.policy);
+            }
+            self.stage += 1;
+            if self.stage < STAGES {
+                self.place = self.place.offset(2 * tile_bytes(D as u32) as usize);
+            } else {
+                self.stage = 0;
+                self.place = self.place_in_first_stage;
             }
             self.tile += NUM_WARPS;
             self.find_tile();
@@ -235,8 +304,8 @@ struct WarpResult<const D: usize> {
 impl<const D: usize> WarpResult<D> {
     #[inline(always)]
     unsafe fn of_warp(warp_idx: u32, head_tiles: u32) -> Self {
-        let results =
-            shared::dynamic_shared_mem::<u8>().offset((NUM_WARPS * ring_bytes(D as u32)) as usize);
+        let rings = NUM_WARPS * ring_bytes(D as u32);
+        let results = shared::dynamic_shared_mem::<u8>().offset(rings as usize);
         let place = results.offset((warp_idx * merge_bytes(D as u32, head_tiles)) as usize);
         Self { place: place.cast(), num_heads: 8 * head_tiles }
     }
@@ -260,111 +329,160 @@ impl<const D: usize> WarpResult<D> {
 /// Where the split kernel's results go.
 #[derive(Clone, Copy)]
 pub(super) struct DecodeOutput<T> {
-    pub(super) out: GlobalMut<T>,           // [batch, num_qo_heads, D]
-    pub(super) lse: GlobalMut<f32>,         // [batch, num_qo_heads]
-    pub(super) partial_out: GlobalMut<f32>, // [partials, group_size, D]
-    pub(super) partial_lse: GlobalMut<f32>, // [partials, group_size]
+    pub(super) out: GlobalMut<T>,   // [batch, num_qo_heads, D]
+    pub(super) lse: GlobalMut<f32>, // [batch, num_qo_heads]
+    pub(super) parts: Parts,
 }
 
 impl<T: HalfFloat> DecodeOutput<T> {
-    /// Merges what the warps left and writes it: a thread for each two dimensions of a head.
+    /// Merges what the warps left and writes it, as the result or as a part of it.
     #[inline(always)]
-    unsafe fn merge_warps<const D: usize>(
+    unsafe fn write<const D: usize>(
         &self,
         params: &DecodeParams,
         item: &WorkItem,
         head_tiles: u32,
     ) {
-        let pairs_per_head = D as u32 / 2;
-        let mut pair = thread::thread_idx_x();
-        while pair < params.group_size * pairs_per_head {
-            let (head, d) = (pair / pairs_per_head, pair % pairs_per_head * 2);
-            let mut maximum = f32::NEG_INFINITY;
-            for warp_idx in 0..NUM_WARPS {
-                maximum = maximum
-                    .max(WarpResult::<D>::of_warp(warp_idx, head_tiles).maximum(head).load(0));
-            }
-            let (mut sum, mut output) = (0.0, [0.0f32; 2]);
-            if maximum > f32::NEG_INFINITY {
-                for warp_idx in 0..NUM_WARPS {
-                    let result = WarpResult::<D>::of_warp(warp_idx, head_tiles);
-                    let weight = float::exp2(result.maximum(head).load(0) - maximum);
-                    let [low, high] = result.output(head, d).load_x2(0);
-                    sum += weight * result.sum(head).load(0);
-                    output[0] += weight * f32::from_bits(low);
-                    output[1] += weight * f32::from_bits(high);
-                }
-            }
-            let normalize = if sum > 0.0 { float::reciprocal(sum) } else { 0.0 };
-            let (low, high) = (output[0] * normalize, output[1] * normalize);
-            let log_sum = maximum + float::log2(sum);
-            if item.partial == WorkItem::WHOLE {
-                let row =
-                    item.request * params.num_qo_heads + item.kv_head * params.group_size + head;
-                self.out
-                    .offset(row as usize * D + d as usize)
-                    .cast::<u32>()
-                    .store(0, T::pack(low, high));
-                if d == 0 {
-                    self.lse.store(row as usize, log_sum);
-                }
+        let is_whole = item.num_parts == 1;
+        for_each_pair::<D>(params, |head, d| {
+            let (output, log_sum) = merge_warps::<D>(head_tiles, head, d);
+            if is_whole {
+                self.store::<D>(params, item, head, d, output, log_sum);
             } else {
-                let row = (item.partial * params.group_size + head) as usize;
-                self.partial_out.store_x2(row * D + d as usize, [low.to_bits(), high.to_bits()]);
+                let row = self.parts.row(item.part, head);
+                self.parts.out.store_x2(row * D + d as usize, output.map(f32::to_bits));
                 if d == 0 {
-                    self.partial_lse.store(row, log_sum);
+                    self.parts.lse.store(row, log_sum);
                 }
             }
-            pair += NUM_THREADS;
+        });
+        if !is_whole {
+            self.merge_if_last::<D>(params, item, head_tiles);
+        }
+    }
+
+    /// The block whose part arrives last merges all of them.
+    #[inline(always)]
+    unsafe fn merge_if_last<const D: usize>(
+        &self,
+        params: &DecodeParams,
+        item: &WorkItem,
+        head_tiles: u32,
+    ) {
+        let arrived_before = WarpResult::<D>::of_warp(NUM_WARPS, head_tiles).place.cast::<u32>();
+        let arrived = self.parts.arrived.offset(item.meeting as usize);
+        thread::sync_threads();
+        if thread::thread_idx_x() == 0 {
+            arrived_before.store(0, atomic::fetch_add_acq_rel_gpu(arrived, 0, 1));
+        }
+        thread::sync_threads();
+        if arrived_before.load(0) + 1 == item.num_parts {
+            for_each_pair::<D>(params, |head, d| {
+                let (output, log_sum) =
+                    self.parts.merge::<D>(item.part_begin, item.num_parts, head, d);
+                self.store::<D>(params, item, head, d, output, log_sum);
+            });
+            if thread::thread_idx_x() == 0 {
+                arrived.store(0, 0);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store<const D: usize>(
+        &self,
+        params: &DecodeParams,
+        item: &WorkItem,
+        head: u32,
+        d: u32,
+        output: [f32; 2],
+        log_sum: f32,
+    ) {
+        let first_row = item.request * params.num_qo_heads + item.kv_head * params.group_size;
+        let row = (first_row + head) as usize;
+        let out = self.out.offset(row * D + d as usize).cast::<u32>();
+        out.store(0, T::pack(output[0], output[1]));
+        if d == 0 {
+            self.lse.store(row, log_sum);
         }
     }
 }
 
+/// Calls `body` for each head of the group and even dimension, dealt to the threads.
+#[inline(always)]
+unsafe fn for_each_pair<const D: usize>(params: &DecodeParams, body: impl Fn(u32, u32)) {
+    let pairs_per_head = D as u32 / 2;
+    let mut pair = thread::thread_idx_x();
+    while pair < params.group_size * pairs_per_head {
+        body(pair / pairs_per_head, pair % pairs_per_head * 2);
+        pair += NUM_THREADS;
+    }
+}
+
+/// Dimensions `d` and the next of a head, over all warps, and its log-sum-exp.
+#[inline(always)]
+unsafe fn merge_warps<const D: usize>(head_tiles: u32, head: u32, d: u32) -> ([f32; 2], f32) {
+    let result_of = |warp_idx| WarpResult::<D>::of_warp(warp_idx, head_tiles);
+    let mut maximum = f32::NEG_INFINITY;
+    for warp_idx in 0..NUM_WARPS {
+        maximum = maximum.max(result_of(warp_idx).maximum(head).load(0));
+    }
+    if maximum == f32::NEG_INFINITY {
+        return ([0.0; 2], maximum);
+    }
+    let (mut sum, mut output) = (0.0, [0.0f32; 2]);
+    for warp_idx in 0..NUM_WARPS {
+        let result = result_of(warp_idx);
+        let weight = float::exp2(result.maximum(head).load(0) - maximum);
+        let [low, high] = result.output(head, d).load_x2(0);
+        sum += weight * result.sum(head).load(0);
+        output[0] += weight * f32::from_bits(low);
+        output[1] += weight * f32::from_bits(high);
+    }
+    let normalize = float::reciprocal(sum);
+    ([output[0] * normalize, output[1] * normalize], maximum + float::log2(sum))
+}
+
 /// Each block works through its items; within an item its warps take tiles in turn.
-/// `AHEAD` tiles of a warp are on their way while one is worked on.
+/// `AHEAD = STAGES - 1` tiles of a warp are on their way while one is worked on.
 #[inline(always)]
 pub(super) unsafe fn decode_split<
     T: HalfFloat,
     const D: usize,
     const HT: usize,
+    const STAGES: u32,
     const AHEAD: u32,
 >(
-    kv: PagedKv,
-    items: Global<u32>,       // [items, WorkItem::WORDS]
-    block_items: Global<u32>, // [blocks + 1]
-    q: Global<T>,             // [batch, num_qo_heads, D]
+    pages: Pages,
+    items: Global<u32>, // [items, WorkItem::WORDS]
+    q: Global<T>,       // [batch, num_qo_heads, D]
     output: DecodeOutput<T>,
 ) {
+    let params = pages.params;
     let (warp_idx, lane) = (thread::thread_idx_x() / WARP_SIZE, warp::lane_id());
-    let item_begin = block_items.load(thread::block_idx_x() as usize);
-    let item_end = block_items.load(thread::block_idx_x() as usize + 1);
-    let ring =
-        shared::dynamic_shared_mem::<u8>().offset((warp_idx * ring_bytes(D as u32)) as usize);
-    let stage_of =
-        |tile: u32| ring.offset((tile % (AHEAD + 1) * 2 * tile_bytes(D as u32)) as usize);
+    let ring_start = warp_idx * ring_bytes(D as u32);
+    let ring = shared::dynamic_shared_mem::<u8>().offset(ring_start as usize);
+    let stage_of = |tile: u32| ring.offset((tile % STAGES * 2 * tile_bytes(D as u32)) as usize);
 
-    let mut loader = Loader::start(kv, items, item_begin, item_end);
-    for tile in 0..AHEAD {
-        loader.load_tile::<D>(stage_of(tile));
+    let mut item = load_item(items, thread::block_idx_x());
+    let mut loader = Loader::<D, STAGES>::start(pages, items, item, ring);
+    for _ in 0..AHEAD {
+        loader.load_tile();
     }
     let mut tiles_done = 0;
-    let mut item_idx = item_begin;
-    while item_idx < item_end {
-        let item = load_item(items, item_idx);
-        let tokens = kv.tokens_of(item.request);
-        let q_fragments = load_q::<T, D, HT>(&kv.params, q, &item, lane);
+    loop {
+        let q_fragments = load_q::<T, D, HT>(&params, q, &item, lane);
         let mut softmax = Softmax::<HT>::new();
         let mut tile = item.tile_begin + warp_idx;
         while tile < item.tile_end {
-            loader.load_tile::<D>(stage_of(tiles_done + AHEAD));
+            loader.load_tile();
             async_copy::wait_group::<AHEAD>();
             warp::sync_warp(FULL_MASK);
-            let num_tokens = tokens.kv_len - tile * TILE_TOKENS;
             softmax.add_tile::<T, D>(
                 &q_fragments,
                 stage_of(tiles_done),
-                num_tokens,
-                kv.params.sm_scale_log2,
+                item.kv_len - tile * TILE_TOKENS,
+                params.sm_scale_log2,
             );
             warp::sync_warp(FULL_MASK);
             tiles_done += 1;
@@ -372,9 +490,12 @@ pub(super) unsafe fn decode_split<
         }
         softmax.store(WarpResult::<D>::of_warp(warp_idx, HT as u32));
         thread::sync_threads();
-        output.merge_warps::<D>(&kv.params, &item, HT as u32);
+        output.write::<D>(&params, &item, HT as u32);
+        if item.next == WorkItem::END {
+            break;
+        }
+        item = load_item(items, item.next);
         thread::sync_threads();
-        item_idx += 1;
     }
 }
 
