@@ -336,3 +336,33 @@ fn every_pair_has_its_bench_and_names_that_are_unique() {
         assert!(!pair.shapes(ShapeSet::Tiny).is_empty(), "{name} has nothing for the CPU");
     }
 }
+
+fn measured_on_gpus(num_gpus: usize, target: &str) {
+    let machine = Machine::open(DeviceChoice::Cuda, Some(num_gpus)).expect("GPUs for this test");
+    let pairs = registry().select(&[target.to_owned()]).unwrap();
+    let plan = Plan {
+        pairs,
+        shape_set: ShapeSet::Real,
+        protocol: Protocol::usual(true),
+        seed: fastrand::u64(..),
+    };
+    let results = run_on(&machine, &plan);
+    assert_eq!(results.ceilings.len(), if num_gpus == 1 { 4 } else { 6 }, "{results:#?}");
+    for entry in &results.entries {
+        let Outcome::Measured(found) = &entry.outcome else { panic!("{entry:#?}") };
+        let share = found.ceiling.as_ref().expect("every demand has a ceiling").share;
+        assert!((0.05..1.1).contains(&share), "{entry:#?}");
+    }
+}
+
+#[test]
+#[ignore = "needs 1 GPU"]
+fn a_pair_is_measured_on_a_gpu() {
+    measured_on_gpus(1, "paged_attention");
+}
+
+#[test]
+#[ignore = "needs 2 GPUs"]
+fn a_pair_is_measured_on_two_gpus() {
+    measured_on_gpus(2, "kv_cache_nvlink_pool");
+}

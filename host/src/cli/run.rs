@@ -80,8 +80,8 @@ impl Measuring {
         let usual = Protocol::usual(on_gpu);
         let rounds = match (self.iterations, self.max_seconds, usual.rounds) {
             (Some(iterations), ..) => Rounds::Exactly(iterations as usize),
-            (None, Some(seconds), Rounds::Adaptive { max_rounds, .. }) => {
-                Rounds::Adaptive { max_rounds, max_time: Duration::from_secs(seconds) }
+            (None, Some(seconds), Rounds::Adaptive { min_time, max_rounds, .. }) => {
+                Rounds::Adaptive { min_time, max_rounds, max_time: Duration::from_secs(seconds) }
             }
             (None, _, rounds) => rounds,
         };

@@ -10,8 +10,10 @@ use super::results::{Conditions, Range};
 
 /// Milliseconds between two readings of a GPU.
 const PERIOD_MS: u32 = 200;
-/// How long a stopped `nvidia-smi` may take to go.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long `nvidia-smi` may take for its first reading, and to go when it is stopped.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is looked whether it did.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Readings of some GPUs, from its start to [`finish`](Self::finish).
 ///
@@ -24,14 +26,14 @@ pub struct Recorder {
 
 impl Recorder {
     /// Starts to read the first `num_gpus` GPUs that this process sees; none: nothing to read.
+    /// Waits until readings come, and takes those from then on.
     pub fn start(num_gpus: usize) -> Self {
         let seen = Arc::<Mutex<Option<Conditions>>>::default();
         let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
-        let smi = match num_gpus {
+        let mut smi = match num_gpus {
             0 => None,
             _ => spawn(&smi_ids(num_gpus, visible.as_deref())).ok(),
         };
-        let mut smi = smi;
         if let Some(lines) = smi.as_mut().and_then(|smi| smi.stdout.take()) {
             let seen = seen.clone();
             // It ends with the process; nobody waits for it.
@@ -45,12 +47,23 @@ impl Recorder {
                 }
             });
         }
-        Self { smi, seen }
+        let recorder = Self { smi, seen };
+        if recorder.smi.is_some() {
+            let started = Instant::now();
+            while recorder.take().is_none() && started.elapsed() < PATIENCE {
+                thread::sleep(LOOK);
+            }
+        }
+        recorder
+    }
+
+    fn take(&self) -> Option<Conditions> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// What was seen since the start.
     pub fn finish(self) -> Option<Conditions> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.take()
     }
 }
 
@@ -61,7 +74,7 @@ impl Drop for Recorder {
         let _ = smi.kill();
         let stopped = Instant::now();
         while matches!(smi.try_wait(), Ok(None)) && stopped.elapsed() < PATIENCE {
-            thread::sleep(Duration::from_millis(10));
+            thread::sleep(LOOK);
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The devices that the harness has.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use super::pair::ShapeSet;
 use crate::comm::World;
 use crate::device::{Device, DeviceChoice, DeviceError, num_gpus};
@@ -8,6 +10,8 @@ use crate::device::{Device, DeviceChoice, DeviceError, num_gpus};
 #[derive(Clone, Debug)]
 pub struct Machine {
     first: Device,
+    /// GPUs opened so far, by ordinal: one that is opened anew loads its kernels anew.
+    opened: Arc<Mutex<Vec<Device>>>,
     /// GPUs of the machine; on the CPU, ranks beyond counting.
     available: usize,
     /// The most that may be used.
@@ -54,7 +58,10 @@ impl Machine {
             Some(got) if got == 0 || got > available => {
                 Err(MachineError::WorldSize { available, got })
             }
-            _ => Ok(Self { first, available, world_size }),
+            _ => {
+                let opened = Arc::new(Mutex::new(vec![first.clone()]));
+                Ok(Self { first, opened, available, world_size })
+            }
         }
     }
 
@@ -102,8 +109,11 @@ impl Machine {
         if !self.is_cuda() && count > 1 {
             return Ok(World::cpu(count).devices().to_vec());
         }
-        let others = (1..count).map(Device::cuda);
-        std::iter::once(Ok(self.first.clone())).chain(others).collect()
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        for ordinal in opened.len()..count {
+            opened.push(Device::cuda(ordinal)?);
+        }
+        Ok(opened[..count].to_vec())
     }
 
     /// `h200`, `h200_x2`, `cpu`: what expectations of this machine are filed under.

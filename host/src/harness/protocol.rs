@@ -7,7 +7,7 @@
 //! | warm-up | rounds that do not count |
 //! | rounds | a sample of each side; who goes first alternates, so that drift hits both |
 //! | result | medians; the ratio is the median of the rounds' own ratios; intervals as [`statistics`] has them |
-//! | end | a given number of rounds; or, looked at in steps of a half more, when the ratio's interval is narrower than 2 % of it; at the latest after the limit of rounds or seconds |
+//! | end | a given number of rounds; or, looked at in steps of a half more, when the ratio's interval is narrower than 2 % of it, but on GPUs not within the first second; at the latest after the limit of rounds or seconds |
 //!
 //! Commands and benches all go through here.
 
@@ -56,6 +56,8 @@ pub enum Rounds {
     Exactly(usize),
     /// When the ratio is sure enough, or at these limits.
     Adaptive {
+        /// Shortest time, warm-up excluded: for clocks to settle, and their readings to come.
+        min_time: Duration,
         /// Most rounds.
         max_rounds: usize,
         /// Longest time, warm-up excluded.
@@ -80,12 +82,20 @@ impl Protocol {
     /// The usual protocol: steady and cold, until the ratio is sure; on the CPU, whose times say
     /// little, for a few seconds at most.
     pub fn usual(on_gpu: bool) -> Self {
-        let (max_rounds, max_seconds) = if on_gpu { (300, 20) } else { (20, 2) };
+        let seconds = Duration::from_secs;
+        let rounds = match on_gpu {
+            true => {
+                Rounds::Adaptive { min_time: seconds(1), max_rounds: 2000, max_time: seconds(20) }
+            }
+            false => {
+                Rounds::Adaptive { min_time: seconds(0), max_rounds: 20, max_time: seconds(2) }
+            }
+        };
         Self {
             mode: Mode::Steady,
             inputs: Inputs::Rotated,
             warmup_rounds: if on_gpu { 3 } else { 1 },
-            rounds: Rounds::Adaptive { max_rounds, max_time: Duration::from_secs(max_seconds) },
+            rounds,
         }
     }
 
@@ -172,7 +182,7 @@ fn take_turns(
         let num_rounds = samples.len();
         let is_done = match protocol.rounds {
             Rounds::Exactly(wanted) => num_rounds >= wanted,
-            Rounds::Adaptive { max_rounds, max_time } => {
+            Rounds::Adaptive { min_time, max_rounds, max_time } => {
                 let is_sure = num_rounds == next_look && {
                     next_look += next_look / 2;
                     let width = relative_width(&samples.timings().ratio);
@@ -180,7 +190,7 @@ fn take_turns(
                         "round {num_rounds}, interval of the ratio {:.1} %",
                         100.0 * width
                     ));
-                    width < TARGET_WIDTH
+                    width < TARGET_WIDTH && begun.elapsed() >= min_time
                 };
                 is_sure || num_rounds >= max_rounds || begun.elapsed() >= max_time
             }

@@ -11,7 +11,8 @@ fn constant(us: f64) -> Sampler<'static> {
     Box::new(move || Ok(us))
 }
 
-const ADAPTIVE: Rounds = Rounds::Adaptive { max_rounds: 100, max_time: Duration::from_secs(3600) };
+const ADAPTIVE: Rounds =
+    Rounds::Adaptive { min_time: Duration::ZERO, max_rounds: 100, max_time: Duration::MAX };
 
 #[test]
 fn sides_take_turns_and_who_goes_first_alternates() {
@@ -53,7 +54,13 @@ fn an_unsure_ratio_gets_more_rounds_up_to_the_limit() {
     let found = take_turns([noisy, constant(1.0)], &protocol(ADAPTIVE), &Silent).unwrap().unwrap();
     assert_eq!(found.ratio.n, 100);
 
-    let limit = Rounds::Adaptive { max_rounds: 100, max_time: Duration::ZERO };
+    let min_time = Duration::MAX;
+    let sure = Rounds::Adaptive { min_time, max_rounds: 100, max_time: Duration::MAX };
+    let found = take_turns([constant(1.0), constant(1.0)], &protocol(sure), &Silent);
+    assert_eq!(found.unwrap().unwrap().ratio.n, 100, "sure, but too early");
+
+    let (min_time, max_time) = (Duration::ZERO, Duration::ZERO);
+    let limit = Rounds::Adaptive { min_time, max_rounds: 100, max_time };
     let found = take_turns([constant(1.0), constant(1.0)], &protocol(limit), &Silent);
     assert_eq!(found.unwrap().unwrap().ratio.n, 1);
 }

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use super::ceilings;
 use super::conditions::Recorder;
 use super::machine::Machine;
-use super::pair::{Pair, Prepared, Shape, ShapeSet, Variant};
+use super::pair::{Demand, Pair, Prepared, Shape, ShapeSet, Variant};
 use super::protocol::{Protocol, measure};
 use super::results::{
     Ceiling, Entry, Estimate, Manifest, Measured, Outcome, RunResults, SCHEMA, Share, Side,
@@ -122,7 +122,7 @@ fn run_shape(
         baseline: side(Variant::Baseline, timings.baseline_us),
         optimized: side(Variant::Optimized, timings.optimized_us),
         ratio: timings.ratio,
-        ceiling: share_of_ceiling(prepared, ceilings, &timings.optimized_us),
+        ceiling: share_of_ceiling(&prepared.demands(), ceilings, &timings.optimized_us),
         phases: prepared.phases()?,
         parity,
         conditions,
@@ -147,16 +147,38 @@ pub fn verify_both(pair: &dyn Pair, prepared: &dyn Prepared) -> Result<String> {
 /// How near the optimized side comes to what bounds it: the demand that would take longest at its
 /// ceiling. None where some demand has no ceiling, for that one may be what bounds it.
 fn share_of_ceiling(
-    prepared: &dyn Prepared,
+    demands: &[Demand],
     ceilings: &[Ceiling],
     optimized_us: &Estimate,
 ) -> Option<Share> {
     let us = optimized_us.median;
-    let shares = prepared.demands().into_iter().map(|demand| {
+    let shares = demands.iter().map(|demand| {
         let ceiling = ceilings.iter().find(|ceiling| ceiling.name == demand.ceiling)?;
         let rate = ceiling.rate_of(demand.amount, us)?;
         Some(Share { ceiling: ceiling.name.clone(), rate, share: rate / ceiling.rate })
     });
     let shares: Vec<Share> = shares.collect::<Option<_>>()?;
     shares.into_iter().max_by(|a, b| a.share.total_cmp(&b.share))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_longest_at_its_ceiling_bounds() {
+        let ceiling = |name: &str, rate| Ceiling { name: name.into(), rate, unit: "GB/s".into() };
+        let ceilings = [ceiling("fast", 4000.0), ceiling("slow", 400.0)];
+        let demand = |ceiling, amount| Demand { ceiling, amount };
+        let us = Estimate { median: 1000.0, low: 1000.0, high: 1000.0, n: 1 };
+        let share = |demands: &[Demand]| share_of_ceiling(demands, &ceilings, &us);
+
+        // Of 1000 µs, the fast one needs 500 and the slow one 750.
+        let both = [demand("fast", 2_000_000_000), demand("slow", 300_000_000)];
+        let bound = Share { ceiling: "slow".into(), rate: 300.0, share: 0.75 };
+        assert_eq!(share(&both), Some(bound));
+        assert_eq!(share(&both[..1]).unwrap().ceiling, "fast");
+        assert_eq!(share(&[both[0], demand("unmeasured", 1)]), None);
+        assert_eq!(share(&[]), None);
+    }
 }
