@@ -10,6 +10,7 @@ mod expectations;
 mod kv_validate;
 mod list;
 mod progress;
+mod report;
 mod run;
 mod selection;
 mod table;
@@ -50,6 +51,8 @@ enum Command {
     Expectations(expectations::Arguments),
     /// Replays requests through the KV pool and the kernels, and checks every answer.
     KvValidate(Box<kv_validate::KvValidateArguments>),
+    /// Writes a run's report, or refreshes README's result table.
+    Report(report::Arguments),
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -96,6 +99,7 @@ pub fn run() -> ExitCode {
         Command::Ceilings(arguments) => ceilings::run(choice, &arguments),
         Command::Expectations(arguments) => expectations::run(arguments),
         Command::KvValidate(arguments) => kv_validate::run(choice, *arguments),
+        Command::Report(arguments) => report::run(arguments),
     };
     match outcome {
         Ok(Outcome::Passed) => ExitCode::SUCCESS,

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::numbers;
 use super::table::{Cell, Table};
+use super::{numbers, shape_name};
 use crate::harness::expectations::Expectations;
 
 /// One machine's expectations as Markdown: a heading with where they come from, and a table.
@@ -11,6 +11,7 @@ pub fn expectations_table(expectations: &Expectations) -> String {
     let mut table = Table::new(&[
         "pair",
         "shape",
+        "protocol",
         "baseline",
         "optimized",
         "ratio (95 % interval)",
@@ -20,7 +21,8 @@ pub fn expectations_table(expectations: &Expectations) -> String {
     for entry in &expectations.entries {
         table.push(vec![
             Cell::Text(entry.target.clone()),
-            Cell::Text(format!("{} ({}, {})", entry.shape, entry.mode, entry.inputs)),
+            Cell::Text(shape_name(&entry.shape, &entry.shape_set)),
+            Cell::Text(format!("{}, {}", entry.mode, entry.inputs)),
             Cell::Number(numbers::time(entry.baseline.time_us.median)),
             Cell::Number(numbers::time(entry.optimized.time_us.median)),
             Cell::ratio(entry.ratio),

@@ -57,7 +57,7 @@ pub fn ratio_interval(ratio: Estimate) -> String {
 
 /// A part of a whole.
 pub fn percent(share: f64) -> String {
-    format!("{:.1} %", 100.0 * share)
+    if share.is_finite() { format!("{:.1} %", 100.0 * share) } else { "–".to_owned() }
 }
 
 /// Bytes, in powers of 1000 as rates are.

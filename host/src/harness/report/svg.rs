@@ -82,12 +82,6 @@ impl Svg {
         ));
     }
 
-    /// A line through all points.
-    pub fn polyline(&mut self, class: &str, points: &[(f64, f64)]) {
-        let points: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-        self.push(format_args!("<polyline class=\"{class}\" points=\"{}\"/>", points.join(" ")));
-    }
-
     /// A box, which says `title` when pointed at.
     pub fn rect(&mut self, class: &str, at: (f64, f64), size: (f64, f64), title: &str) {
         self.push(format_args!(

@@ -69,7 +69,8 @@ impl Cell {
             Self::Share { share, of } => format!("{} of {of}", numbers::percent(*share)),
             Self::Empty => String::new(),
         };
-        text.replace('|', "\\|").replace('\n', " ")
+        // Markdown takes what is in angle brackets for HTML.
+        text.replace('&', "&amp;").replace('<', "&lt;").replace('|', "\\|").replace('\n', " ")
     }
 
     fn html(&self) -> String {

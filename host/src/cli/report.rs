@@ -1,0 +1,40 @@
+//! `host report`: what a run found, for people.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use farpage::harness::files::read_results;
+use farpage::harness::report::{Report, refresh_readme};
+
+use super::Outcome;
+
+/// Of what to make a report.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// A run's folder; the report is written there.
+    #[arg(required_unless_present = "readme")]
+    dir: Option<PathBuf>,
+
+    /// Refreshes the result table of a file from the expectations, between its lines
+    /// `<!-- results:begin -->` and `<!-- results:end -->`.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "README.md")]
+    readme: Option<PathBuf>,
+
+    /// Folder of the expectations that `--readme` takes.
+    #[arg(long, default_value = "expectations")]
+    folder: PathBuf,
+}
+
+pub fn run(arguments: Arguments) -> Result<Outcome> {
+    if let Some(dir) = arguments.dir {
+        for path in Report::of(&read_results(&dir)?).write(&dir)? {
+            println!("wrote {}", path.display());
+        }
+    }
+    if let Some(readme) = arguments.readme {
+        let changed = refresh_readme(&readme, &arguments.folder)?;
+        println!("{} {}", if changed { "wrote" } else { "up to date:" }, readme.display());
+    }
+    Ok(Outcome::Passed)
+}
