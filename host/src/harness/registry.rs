@@ -1,13 +1,11 @@
 //! The pairs that there are, by name.
 
+use super::near::{meant, near};
 use super::pair::Pair;
 use crate::pairs;
 
 /// The target that means all of them.
 const ALL: &str = "all";
-
-/// How alike two names are that one may have been meant for the other: 1 is the same.
-const NEAR: f64 = 0.75;
 
 /// Some pairs, each with a name of its own.
 #[derive(Clone)]
@@ -28,13 +26,6 @@ pub struct UnknownTarget {
     pub got: String,
     /// Names like it, the likest first.
     pub near: Vec<&'static str>,
-}
-
-fn meant(near: &[&str]) -> String {
-    match near {
-        [] => String::new(),
-        near => format!("; did you mean `{}`?", near.join("` or `")),
-    }
 }
 
 impl Registry {
@@ -77,10 +68,7 @@ impl Registry {
     }
 
     fn unknown(&self, got: &str) -> UnknownTarget {
-        let alike = |name| strsim::jaro_winkler(got, name);
-        let mut near: Vec<_> = self.pairs.iter().map(|pair| pair.name()).collect();
-        near.retain(|name| alike(name) > NEAR);
-        near.sort_by(|a, b| alike(b).total_cmp(&alike(a)));
+        let near = near(got, self.pairs.iter().map(|pair| pair.name()));
         UnknownTarget { got: got.to_owned(), near }
     }
 }
