@@ -34,7 +34,7 @@ fn bad_arguments_and_files_exit_with_2() {
     let readme = readme.to_str().unwrap();
     for (arguments, problem) in [
         (&[][..], "DIR"),
-        (&[dir], "results.json: cannot be read"),
+        (&[dir], "neither it nor a folder in it has a results.json"),
         (&["--readme", readme, "--folder", dir], "there are no expectations"),
         (&["--readme", "no/such/README.md"], "no/such/README.md: cannot be read"),
     ] {

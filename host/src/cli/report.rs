@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use farpage::harness::files::read_results;
+use farpage::harness::files::{read_results, run_folder};
 use farpage::harness::report::{Report, refresh_readme};
 
 use super::Outcome;
@@ -12,7 +12,7 @@ use super::Outcome;
 /// Of what to make a report.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// A run's folder; the report is written there.
+    /// A run's folder, which the report is written to; or one of several runs, for the last.
     #[arg(required_unless_present = "readme")]
     dir: Option<PathBuf>,
 
@@ -28,7 +28,8 @@ pub struct Arguments {
 
 pub fn run(arguments: Arguments) -> Result<Outcome> {
     if let Some(dir) = arguments.dir {
-        for path in Report::of(&read_results(&dir)?).write(&dir)? {
+        let run = run_folder(&dir)?;
+        for path in Report::of(&read_results(&run)?).write(&run)? {
             println!("wrote {}", path.display());
         }
     }

@@ -98,12 +98,39 @@ fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, FileError> {
     Ok(value)
 }
 
-/// Reads the results of a run: the file, or [`RESULTS_FILE`] in the run's folder.
+/// The folder of a run: `path`, if it has results; else the last run of those in it, by their
+/// folders' names, which begin with the time.
 ///
 /// # Errors
-/// As [`read_json`].
+/// No results at either place.
+pub fn run_folder(path: &Path) -> Result<PathBuf, FileError> {
+    let has_results = |folder: &PathBuf| folder.join(RESULTS_FILE).is_file();
+    if has_results(&path.to_owned()) {
+        return Ok(path.to_owned());
+    }
+    let fail = |source| FileError::Read { path: path.to_owned(), source };
+    let folders = fs::read_dir(path).map_err(fail)?.map(|entry| Ok(entry?.path()));
+    let folders: Vec<PathBuf> = folders.collect::<io::Result<_>>().map_err(fail)?;
+    let last = folders.into_iter().filter(has_results).max();
+    last.ok_or_else(|| {
+        fail(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!(
+                "neither it nor a folder in it has a {RESULTS_FILE}, which `host run --out` writes"
+            ),
+        ))
+    })
+}
+
+/// Reads the results of a run: a file, or that of a [`run_folder`].
+///
+/// # Errors
+/// As [`run_folder`] and [`read_json`].
 pub fn read_results(path: &Path) -> Result<RunResults, FileError> {
-    let file = if path.is_dir() { path.join(RESULTS_FILE) } else { path.to_owned() };
+    let file = match path.is_dir() {
+        true => run_folder(path)?.join(RESULTS_FILE),
+        false => path.to_owned(),
+    };
     read_json(&file, results::SCHEMA)
 }
 
@@ -218,6 +245,23 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left over");
+    }
+
+    #[test]
+    fn of_several_runs_the_last_is_meant() {
+        let parent = tempfile::tempdir().unwrap();
+        let parent = parent.path();
+        let error = run_folder(parent).unwrap_err().to_string();
+        assert!(error.contains("neither it nor a folder in it has a results.json"), "{error}");
+        for run in ["20260102T030405Z-all", "20260102T030406Z-all", "20270101T000000Z-without"] {
+            fs::create_dir(parent.join(run)).unwrap();
+            if !run.ends_with("without") {
+                fs::write(parent.join(run).join(RESULTS_FILE), "{}").unwrap();
+            }
+        }
+        let last = parent.join("20260102T030406Z-all");
+        assert_eq!(run_folder(parent).unwrap(), last);
+        assert_eq!(run_folder(&last).unwrap(), last);
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use super::{Expectation, Expectations, Key, MARGIN, key_of_measured, relative_width};
+use super::{Expectation, Expectations, Key, MARGIN, key_of_measured};
 use crate::harness::results::{Measured, Outcome, RunResults};
+use crate::harness::statistics::relative_width;
 
 /// What is compared.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -211,13 +212,13 @@ pub(super) fn compare(expected: &Expectation, measured: &Measured) -> Vec<Compar
     let ratio = Comparison {
         quantity: Quantity::Ratio,
         stored: expected.ratio.median,
-        tolerance: tolerance(expected.ratio.median, relative_width(expected.ratio)),
+        tolerance: tolerance(expected.ratio.median, relative_width(&expected.ratio)),
         measured: Some(measured.ratio.median),
     };
     let share = expected.ceiling.as_ref().map(|stored| Comparison {
         quantity: Quantity::Share(stored.ceiling.clone()),
         stored: stored.share,
-        tolerance: tolerance(stored.share, relative_width(expected.optimized.time_us)),
+        tolerance: tolerance(stored.share, relative_width(&expected.optimized.time_us)),
         measured: measured
             .ceiling
             .as_ref()

@@ -24,6 +24,7 @@ pub use file::ExpectationsError;
 pub use update::{Change, Update, update};
 
 use super::results::{Estimate, Measured, Published, Share};
+use super::statistics::relative_width;
 
 /// Version of the format that this build reads and writes.
 pub const SCHEMA: u32 = 1;
@@ -128,7 +129,11 @@ impl Key {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, {} ({}", self.target, self.shape, self.shape_set)?;
+        f.write_str(&self.target)?;
+        if !self.shape.is_empty() {
+            write!(f, ", {}", self.shape)?;
+        }
+        write!(f, " ({}", self.shape_set)?;
         if let Some((mode, inputs)) = &self.protocol {
             write!(f, ", {mode}, {inputs}")?;
         }
@@ -182,7 +187,7 @@ fn problem_of(estimate: Estimate) -> Option<String> {
     if n == 0 {
         return Some("a number of samples is needed, got 0".to_owned());
     }
-    let width = relative_width(estimate);
+    let width = relative_width(&estimate);
     (width > WIDEST_INTERVAL).then(|| {
         format!(
             "an interval of at most {:.0} % of its median is needed, got {:.0} %",
@@ -190,11 +195,6 @@ fn problem_of(estimate: Estimate) -> Option<String> {
             100.0 * width
         )
     })
-}
-
-/// Width of the interval, as a part of the median.
-fn relative_width(estimate: Estimate) -> f64 {
-    (estimate.high - estimate.low) / estimate.median
 }
 
 fn key_of_measured(target: &str, shape_set: &str, shape: &str, measured: &Measured) -> Key {

@@ -26,7 +26,7 @@ pub(super) fn page(run: &RunResults, plots: &[Svg]) -> String {
         escape(&manifest.started),
         escape(&devices),
         escape(&numbers::commit(&manifest.commit, manifest.dirty)),
-        escape(&manifest.arguments.join(" ")),
+        escape(&tables::command(manifest)),
     ));
     page.counts(Counts::of(run));
     page.push(format_args!("</header>\n<main>\n"));

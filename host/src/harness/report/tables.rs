@@ -153,6 +153,11 @@ pub fn ceilings(run: &RunResults) -> Table {
     table
 }
 
+/// The command line that made the run.
+pub fn command(manifest: &Manifest) -> String {
+    format!("host {}", manifest.arguments.join(" "))
+}
+
 /// Where, when and with what the run was made.
 pub fn manifest(manifest: &Manifest) -> Table {
     let environment = manifest.environment.iter().map(|(name, value)| format!("{name}={value}"));
@@ -164,7 +169,7 @@ pub fn manifest(manifest: &Manifest) -> Table {
         ("PTX", manifest.ptx.clone()),
         ("commit", numbers::commit(&manifest.commit, manifest.dirty)),
         ("started", manifest.started.clone()),
-        ("command", manifest.arguments.join(" ")),
+        ("command", command(manifest)),
         ("seed", manifest.seed.to_string()),
         ("environment", environment.collect::<Vec<_>>().join(" ")),
     ];

@@ -61,10 +61,13 @@ pub fn plot(measured: &[(&Entry, &Measured)], ceilings: &[Ceiling]) -> Option<Sv
     let peak_rate = peak.map_or(f64::INFINITY, |peak| peak.rate);
     let (x, y) = scales(&pairs, &roofs, peak);
 
+    let title = match ceilings {
+        [] => "Rate by intensity; no ceilings were measured",
+        _ => "Roofline",
+    };
     let key_rows = pairs.len().div_ceil(2);
     let height = BOTTOM + 66.0 + KEY_ROW * key_rows as f64;
-    let mut svg =
-        Svg::new("roofline", "Roofline", &description(&pairs, &roofs, peak), WIDTH, height);
+    let mut svg = Svg::new("roofline", title, &description(&pairs, &roofs, peak), WIDTH, height);
     axes(&mut svg, x, y);
     for roof in roofs {
         draw_roof(&mut svg, x, y, roof, peak_rate);
@@ -119,11 +122,24 @@ fn axes(svg: &mut Svg, x: LogScale, y: LogScale) {
     for tick in y.ticks() {
         let at = y.place(tick);
         svg.line("grid", (LEFT, at), (RIGHT, at));
-        svg.text("tick", (LEFT - 8.0, at + 4.0), Anchor::End, &tick_label(tick));
+        svg.text("tick", (LEFT - 8.0, at + 4.0), Anchor::End, &rate_tick(tick));
     }
     svg.text("note", (RIGHT, BOTTOM + 36.0), Anchor::End, "FLOP per byte moved");
     let middle = (14.0, (TOP + BOTTOM) / 2.0);
-    svg.turned_text("note", middle, Anchor::Middle, -90.0, "TFLOP/s");
+    svg.turned_text("note", middle, Anchor::Middle, -90.0, "FLOP/s");
+}
+
+/// A rate in TFLOP/s as `20 G`, `1 T`: those of a CPU are a millionth of a GPU's.
+fn rate_tick(rate: f64) -> String {
+    let prefixes = [(1e3, "P"), (1.0, "T"), (1e-3, "G")];
+    // Ticks are not exact.
+    let fitting = prefixes.into_iter().find(|(scale, _)| rate > 0.999 * scale);
+    let (scale, prefix) = fitting.unwrap_or((1e-6, "M"));
+    format!("{} {prefix}", tick_label(rate / scale))
+}
+
+fn show_rate(point: &Point) -> String {
+    format!("{}/s", numbers::flops((1e12 * point.rate) as u64))
 }
 
 fn draw_roof(svg: &mut Svg, x: LogScale, y: LogScale, roof: &Ceiling, peak_rate: f64) {
@@ -153,10 +169,10 @@ fn draw_pairs(svg: &mut Svg, x: LogScale, y: LogScale, pairs: &[Pair<'_>]) {
             [baseline, optimized].map(|point| (x.place(point.intensity), y.place(point.rate)));
         let tip = |side: &str, point: &Point| {
             format!(
-                "{}, {}, {side}: {} TFLOP/s at {} FLOP/B",
+                "{}, {}, {side}: {} at {} FLOP/B",
                 entry.target,
                 entry.shape,
-                numbers::significant(point.rate),
+                show_rate(point),
                 numbers::significant(point.intensity)
             )
         };
@@ -164,10 +180,13 @@ fn draw_pairs(svg: &mut Svg, x: LogScale, y: LogScale, pairs: &[Pair<'_>]) {
         svg.circle(&format!("before hue-{hue}"), before, 4.0, &tip("baseline", baseline));
         svg.circle(&format!("after hue-{hue}"), after, 5.0, &tip("optimized", optimized));
     }
-    let places = pairs
-        .iter()
-        .map(|Pair { optimized, .. }| (x.place(optimized.intensity), y.place(optimized.rate)));
-    for (i, (at, label)) in label_places(places.collect()).into_iter().enumerate() {
+    let places = |of: fn(&Pair<'_>) -> Point| -> Vec<(f64, f64)> {
+        let points = pairs.iter().map(of);
+        points.map(|point| (x.place(point.intensity), y.place(point.rate))).collect()
+    };
+    let (before, after) = (places(|pair| pair.baseline), places(|pair| pair.optimized));
+    let labels = label_places(&after, &before);
+    for (i, (at, label)) in after.into_iter().zip(labels).enumerate() {
         if (label.1 - at.1).abs() > 1.0 {
             svg.line("leader", (at.0 + 6.0, at.1), (label.0 - 2.0, label.1));
         }
@@ -175,26 +194,31 @@ fn draw_pairs(svg: &mut Svg, x: LogScale, y: LogScale, pairs: &[Pair<'_>]) {
     }
 }
 
-/// For each point, the point and where its number stands: to its right, pushed up until it is free
-/// of all others.
-fn label_places(points: Vec<(f64, f64)>) -> Vec<((f64, f64), (f64, f64))> {
+/// Where the number of each of `points` stands: to its right, pushed up until it is free of all
+/// other numbers, and of these points and `others`.
+fn label_places(points: &[(f64, f64)], others: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mut order: Vec<usize> = (0..points.len()).collect();
     order.sort_by(|&a, &b| points[b].1.total_cmp(&points[a].1));
-    let mut placed = vec![None; points.len()];
+    let mut labels: Vec<(f64, f64)> = points.iter().map(|&(x, y)| (x + 12.0, y)).collect();
     let mut taken: Vec<(f64, f64)> = Vec::new();
     for idx in order {
-        let (x, y) = points[idx];
-        let mut label = (x + 12.0, y);
-        while let Some(other) = taken
-            .iter()
-            .find(|other| (other.0 - label.0).abs() < 24.0 && (other.1 - label.1).abs() < LABEL_GAP)
-        {
-            label.1 = other.1 - LABEL_GAP;
+        let label = &mut labels[idx];
+        loop {
+            let number = taken.iter().find(|other| {
+                (other.0 - label.0).abs() < 24.0 && (other.1 - label.1).abs() < LABEL_GAP - 0.1
+            });
+            let point = points.iter().chain(others).find(|point| {
+                (point.0 - label.0 - 4.0).abs() < 12.0 && (point.1 - label.1).abs() < 9.0
+            });
+            label.1 = match (number, point) {
+                (Some(number), _) => number.1 - LABEL_GAP,
+                (None, Some(point)) => point.1 - 9.1,
+                (None, None) => break,
+            };
         }
-        taken.push(label);
-        placed[idx] = Some(((x, y), label));
+        taken.push(*label);
     }
-    placed.into_iter().flatten().collect()
+    labels
 }
 
 fn draw_key(svg: &mut Svg, pairs: &[Pair<'_>]) {
@@ -218,11 +242,11 @@ fn description(pairs: &[Pair<'_>], roofs: &[&Ceiling], peak: Option<&Ceiling>) -
     });
     let pairs = pairs.iter().map(|Pair { entry, baseline, optimized, .. }| {
         format!(
-            "{}, {}: from {} to {} TFLOP/s at {} FLOP/B",
+            "{}, {}: from {} to {} at {} FLOP/B",
             entry.target,
             entry.shape,
-            numbers::significant(baseline.rate),
-            numbers::significant(optimized.rate),
+            show_rate(baseline),
+            show_rate(optimized),
             numbers::significant(optimized.intensity)
         )
     });
