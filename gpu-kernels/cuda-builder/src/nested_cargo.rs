@@ -60,11 +60,10 @@ pub(crate) struct Compiled {
 /// `<target>/cuda-builder`, where `<target>` is the folder that the outer cargo builds in.
 pub(crate) fn target_dir_beside_out_dir() -> Result<PathBuf, CudaBuilderError> {
     let out_dir = std::env::var_os("OUT_DIR").ok_or(CudaBuilderError::NoTargetDir)?;
-    let outer = Path::new(&out_dir)
-        .ancestors()
-        .find(|dir| dir.join("CACHEDIR.TAG").is_file())
-        .ok_or(CudaBuilderError::NoTargetDir)?;
-    Ok(outer.join("cuda-builder"))
+    // <target>/<profile>/build/<package>/out
+    let build = Path::new(&out_dir).ancestors().find(|dir| dir.ends_with("build"));
+    let outer = build.and_then(|build| build.ancestors().nth(2));
+    Ok(outer.ok_or(CudaBuilderError::NoTargetDir)?.join("cuda-builder"))
 }
 
 pub(crate) fn compile(
