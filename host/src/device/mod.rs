@@ -25,6 +25,7 @@ mod event;
 mod gpu_tests;
 mod graph;
 mod memory;
+pub mod nvtx;
 mod properties;
 pub mod ptx;
 mod stream;

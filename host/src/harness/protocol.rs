@@ -20,6 +20,7 @@ use super::results::Estimate;
 use super::sampler::{Batch, Mode, Sampler};
 use super::statistics::{self, relative_width};
 use super::watch::Watch;
+use crate::device::nvtx;
 
 /// What a steady sample takes, so that starting it is nothing beside it.
 const SAMPLE_US: f64 = 2000.0;
@@ -157,6 +158,8 @@ fn take_turns(
     protocol: &Protocol,
     watch: &dyn Watch,
 ) -> Result<Option<Timings>> {
+    let mut baseline = in_range(Variant::Baseline, &mut baseline);
+    let mut optimized = in_range(Variant::Optimized, &mut optimized);
     let mut round = |is_baseline_first: bool| -> Result<[f64; 2]> {
         Ok(if is_baseline_first {
             let baseline_us = baseline()?;
@@ -198,6 +201,18 @@ fn take_turns(
         if is_done {
             return Ok(Some(samples.timings()));
         }
+    }
+}
+
+/// The sampler, as a profiler shows it.
+fn in_range<'a>(
+    variant: Variant,
+    sampler: &'a mut Sampler<'_>,
+) -> impl FnMut() -> Result<f64> + 'a {
+    let name = variant.to_string();
+    move || {
+        let _range = nvtx::range(&name);
+        sampler()
     }
 }
 

@@ -11,6 +11,7 @@ use super::results::{
     Ceiling, Entry, Estimate, Manifest, Measured, Outcome, RunResults, SCHEMA, Share, Side,
 };
 use super::watch::Watch;
+use crate::device::nvtx;
 
 /// What to run, and how.
 #[derive(Clone)]
@@ -93,6 +94,7 @@ fn run_shape(
     if let Err(shortage) = machine.check(shape.num_gpus) {
         return Ok(Outcome::Skipped { reason: shortage.to_string() });
     }
+    let _range = nvtx::range(&format!("{}, {}", pair.name(), shape.name));
     watch.step("preparing");
     let prepared = shape.prepare(&machine.devices(shape.num_gpus)?, plan.seed)?;
     let prepared = prepared.as_ref();
@@ -137,6 +139,7 @@ fn run_shape(
 pub fn verify_both(pair: &dyn Pair, prepared: &dyn Prepared) -> Result<String> {
     let mut said = String::new();
     for variant in Variant::BOTH {
+        let _range = nvtx::range(&format!("verify {variant}"));
         said = prepared
             .verify(variant)
             .with_context(|| format!("{variant} ({}) is wrong", pair.side_name(variant)))?;
