@@ -109,6 +109,8 @@ fn bad_files_and_arguments_exit_with_2_and_say_where() {
         (&["check", "--results", &good][..], "h200_x2.json: schema 7"),
         (&["update", "--results", &good], "h200_x2.json: schema 7"),
         (&["check", "--results", "no/such.json"], "no/such.json: cannot be read"),
+        (&["check", "--device", "cpu"], "hardware 'cpu'"),
+        (&["check", "paged_attention", "--results", &good], "cannot be used with"),
         (&["update"], "--results"),
         (&["raise"], "raise"),
     ] {

@@ -4,12 +4,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
+use farpage::device::DeviceChoice;
 use farpage::harness::expectations::{Expectations, Finding, Verdict, check, passed, update};
 use farpage::harness::files::read_results;
 use farpage::harness::report::expectations_table;
-use farpage::harness::results::RunResults;
+use farpage::harness::results::{Manifest, RunResults};
 
 use super::Outcome;
+use super::run::{Measuring, measure};
+use super::selection::Selection;
 
 /// What to do with the expectations.
 #[derive(Debug, Args)]
@@ -25,11 +28,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Holds a run against what its machine is expected to reach; a regression fails.
-    Check {
-        /// Results of a run: a file, or the run's folder.
-        #[arg(long)]
-        results: PathBuf,
-    },
+    Check(Box<CheckArguments>),
     /// Takes over what a run measured: new entries, and entries that left their band.
     Update {
         /// Results of a run: a file, or the run's folder.
@@ -47,22 +46,51 @@ enum Action {
     },
 }
 
-pub fn run(arguments: Arguments) -> Result<Outcome> {
+#[derive(Debug, Args)]
+struct CheckArguments {
+    /// Results of a run: a file, or the run's folder. Without it, pairs are measured now.
+    #[arg(long, conflicts_with_all = ["targets", "examples", "shapes", "world_size"])]
+    results: Option<PathBuf>,
+
+    #[command(flatten)]
+    selection: Selection,
+
+    #[command(flatten)]
+    measuring: Measuring,
+}
+
+pub fn run(choice: DeviceChoice, arguments: Arguments) -> Result<Outcome> {
     let folder = arguments.folder;
     match arguments.action {
-        Action::Check { results } => check_run(&folder, &read_results(&results)?),
+        Action::Check(arguments) => check_run(choice, &folder, &arguments),
         Action::Update { results, force } => update_from(&folder, &read_results(&results)?, force),
         Action::Show { hardware } => show(&folder, hardware),
     }
 }
 
 /// Prints how a run compares with what its machine is expected to reach.
-pub(super) fn check_run(folder: &Path, results: &RunResults) -> Result<Outcome> {
-    let expectations = Expectations::load(folder, &results.manifest.hardware)?;
-    let verdicts = check(results, &expectations);
+fn check_run(choice: DeviceChoice, folder: &Path, arguments: &CheckArguments) -> Result<Outcome> {
+    let (expectations, results) = match &arguments.results {
+        Some(path) => {
+            let results = read_results(path)?;
+            (Expectations::load(folder, &results.manifest.hardware)?, results)
+        }
+        None => {
+            let selected = arguments.selection.open(choice)?;
+            let expectations = Expectations::load(folder, &selected.machine.hardware()?)?;
+            let manifest = Manifest::gather(&selected.machine, arguments.measuring.seed())?;
+            let results = measure(&selected, &arguments.measuring, manifest, &mut |_| Ok(()))?;
+            (expectations, results)
+        }
+    };
+    let verdicts = check(&results, &expectations);
     verdicts.iter().for_each(|verdict| println!("{verdict}"));
     println!("{}", summary(&verdicts));
-    Ok(if passed(&verdicts) { Outcome::Passed } else { Outcome::Violation })
+    if results.interrupted {
+        println!("interrupted: the run was not measured to its end");
+    }
+    let has_passed = passed(&verdicts) && !results.interrupted;
+    Ok(if has_passed { Outcome::Passed } else { Outcome::Violation })
 }
 
 fn summary(verdicts: &[Verdict]) -> String {
