@@ -9,6 +9,7 @@ mod doctor;
 mod expectations;
 mod kv_validate;
 mod list;
+mod profile;
 mod progress;
 mod report;
 mod run;
@@ -51,6 +52,8 @@ enum Command {
     Expectations(expectations::Arguments),
     /// Replays requests through the KV pool and the kernels, and checks every answer.
     KvValidate(Box<kv_validate::KvValidateArguments>),
+    /// Prints or runs the profilers' commands for a kernel.
+    Profile(profile::ProfileArguments),
     /// Writes a run's report, or refreshes README's result table.
     Report(report::Arguments),
 }
@@ -97,8 +100,9 @@ pub fn run() -> ExitCode {
         Command::Compare(arguments) => compare::run(choice, &arguments),
         Command::Verify(arguments) => verify::run(choice, &arguments),
         Command::Ceilings(arguments) => ceilings::run(choice, &arguments),
-        Command::Expectations(arguments) => expectations::run(arguments),
+        Command::Expectations(arguments) => expectations::run(choice, arguments),
         Command::KvValidate(arguments) => kv_validate::run(choice, *arguments),
+        Command::Profile(arguments) => profile::run(choice, &arguments),
         Command::Report(arguments) => report::run(arguments),
     };
     match outcome {

@@ -10,6 +10,7 @@ use farpage::harness::protocol::{Inputs, Protocol, Rounds};
 use farpage::harness::results::{self, Manifest, RunResults};
 use farpage::harness::{self, Mode, OutputFolder, Plan, write_json};
 
+use super::profile::Depth;
 use super::progress::Progress;
 use super::selection::{Selected, Selection};
 use super::{Outcome, compare};
@@ -29,6 +30,16 @@ pub struct RunArguments {
     /// Keeps manifest and results in a new folder in this one.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+
+    /// Runs everything once more under profilers, whose reports go to the folder of `--out`.
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        requires_if("minimal", "out"),
+        requires_if("deep", "out")
+    )]
+    profile: Depth,
 }
 
 /// How it is measured.
@@ -102,6 +113,7 @@ impl Measuring {
 
 pub fn run(choice: DeviceChoice, arguments: &RunArguments) -> Result<Outcome> {
     let selected = arguments.selection.open(choice)?;
+    arguments.profile.check(&selected)?;
     let manifest = Manifest::gather(&selected.machine, arguments.measuring.seed())?;
     let folder = match &arguments.out {
         Some(parent) => Some(OutputFolder::create(parent, &selected.label(), &manifest)?),
@@ -119,6 +131,9 @@ pub fn run(choice: DeviceChoice, arguments: &RunArguments) -> Result<Outcome> {
     print!("{}", compare::report(&results));
     if let Some(folder) = &folder {
         println!("\nresults: {}", folder.path().display());
+        if !results.interrupted {
+            arguments.profile.pass(&selected, arguments.measuring.seed(), folder.path())?;
+        }
     }
     Ok(outcome(&results))
 }

@@ -3,6 +3,8 @@
 //! `FARPAGE_PTX_ARCH=sm_80`, when a command runs, takes the portable kernels on any GPU: that is
 //! how they are tested on Hopper.
 
+use std::collections::BTreeSet;
+
 use super::{DeviceError, Result};
 
 /// What to do about a build without GPU kernels.
@@ -42,6 +44,16 @@ pub fn embedded_archs() -> Vec<&'static str> {
     EMBEDDED.iter().map(|(arch, _)| *arch).collect()
 }
 
+/// The names of all embedded kernels, in order: those that profilers show.
+pub fn kernel_names() -> Vec<&'static str> {
+    let names: BTreeSet<&str> = EMBEDDED.iter().flat_map(|(_, text)| entries(text)).collect();
+    names.into_iter().collect()
+}
+
+fn entries(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| line.strip_prefix(".visible .entry ")?.split('(').next())
+}
+
 /// The module that a GPU of this compute capability gets.
 pub fn module_for(compute_capability: (u32, u32)) -> Result<PtxModule> {
     let asked = std::env::var(OVERRIDE).ok();
@@ -77,6 +89,14 @@ mod tests {
     use super::*;
 
     static BOTH: &[(&str, &str)] = &[("sm_80", "portable"), ("sm_90a", "hopper")];
+
+    #[test]
+    fn entries_are_named_once_each_and_nothing_else_is() {
+        let text = "// .entry no(\n.visible .entry first(\n\t.param .u64 a\n)\n.func f()\n\
+                    .visible .entry second()\n";
+        assert_eq!(entries(text).collect::<Vec<_>>(), ["first", "second"]);
+        assert_eq!(kernel_names().is_empty(), embedded_archs().is_empty());
+    }
 
     #[test]
     fn only_compute_capability_9_0_gets_the_hopper_module() {

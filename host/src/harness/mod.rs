@@ -22,6 +22,7 @@ mod manifest;
 mod near;
 mod output;
 mod pair;
+pub mod profile;
 pub mod protocol;
 mod registry;
 pub mod report;
@@ -32,6 +33,7 @@ pub mod statistics;
 mod verification;
 mod watch;
 
+pub use crate::device::nvtx;
 pub use machine::{Machine, MachineError, Shortage};
 pub use output::{MANIFEST_FILE, OutputFolder, write_json};
 pub use pair::{Demand, Pair, Prepared, Shape, ShapeSet, Variant};

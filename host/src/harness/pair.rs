@@ -21,6 +21,11 @@ pub trait Pair: Sync {
     /// What each side is called.
     fn side_name(&self, variant: Variant) -> &'static str;
 
+    /// The rooms whose kernels it launches; unless told otherwise, the one of its own name.
+    fn rooms(&self) -> Vec<&'static str> {
+        vec![self.name()]
+    }
+
     /// The shapes of a set, cheap to list; may be empty.
     fn shapes(&self, set: ShapeSet) -> Vec<Shape>;
 }

@@ -35,6 +35,10 @@ impl Pair for KvCacheNvlinkPool {
         }
     }
 
+    fn rooms(&self) -> Vec<&'static str> {
+        vec!["paged_attention"]
+    }
+
     fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
         match set {
             ShapeSet::SeedParity => vec![

@@ -1,0 +1,170 @@
+//! `profile`: a kernel under Nsight Compute, and what launches it under Nsight Systems.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use farpage::device::{Device, DeviceChoice, ptx};
+use farpage::harness::profile::{Invocation, Kernels, Tool, find_kernel, launcher, ncu, nsys};
+use farpage::harness::registry;
+
+use super::Outcome;
+use super::selection::Selected;
+
+#[derive(Debug, Args)]
+pub struct ProfileArguments {
+    /// Name of the kernel, as profilers show it.
+    kernel: String,
+
+    /// Runs the commands instead of only printing them.
+    #[arg(long)]
+    run: bool,
+
+    /// Only this profiler.
+    #[arg(long, value_enum)]
+    tool: Option<ToolArgument>,
+
+    /// Folder of the profilers' reports.
+    #[arg(long, value_name = "DIR", default_value = "profiles")]
+    out: PathBuf,
+
+    /// Launches of the kernel that Nsight Compute looks at.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    launches: usize,
+
+    /// Arguments of the `host` command that launches the kernel, unless the usual one is meant.
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ToolArgument {
+    Ncu,
+    Nsys,
+}
+
+pub fn run(choice: DeviceChoice, arguments: &ProfileArguments) -> Result<Outcome> {
+    let names = ptx::kernel_names();
+    ensure!(!names.is_empty(), "this build has no GPU kernels: {}", ptx::HOW_TO_EMBED);
+    let kernel = find_kernel(&arguments.kernel, &names)?;
+    let command = match arguments.command.as_slice() {
+        [] => launcher(kernel, &registry())
+            .with_context(|| format!("no command launches `{kernel}`: give one after `--`"))?,
+        given => given.to_vec(),
+    };
+    let command = of_host(command);
+    let report = arguments.out.join(kernel);
+    let mut invocations = Vec::new();
+    if !matches!(arguments.tool, Some(ToolArgument::Nsys)) {
+        invocations.push(ncu(Kernels::Named(kernel), arguments.launches, &report, &command));
+    }
+    if !matches!(arguments.tool, Some(ToolArgument::Ncu)) {
+        invocations.push(nsys(&report, &command));
+    }
+    if !arguments.run {
+        invocations.iter().for_each(|invocation| println!("{invocation}"));
+        return Ok(Outcome::Passed);
+    }
+    require(&invocations)?;
+    require_gpu(&Device::select(choice)?)?;
+    run_all(&invocations)
+}
+
+/// A command line of this executable, on a GPU.
+fn of_host(arguments: Vec<String>) -> Vec<String> {
+    let host = std::env::args().next().unwrap_or_else(|| "host".to_owned());
+    [vec![host], arguments, vec!["--device".to_owned(), "cuda".to_owned()]].concat()
+}
+
+/// Looks for every profiler before the first one runs.
+fn require(invocations: &[Invocation]) -> Result<()> {
+    for invocation in invocations {
+        invocation.tool().find()?;
+    }
+    Ok(())
+}
+
+fn require_gpu(device: &Device) -> Result<()> {
+    ensure!(
+        device.is_cuda(),
+        "profilers look at a GPU, and this is not one: {}",
+        device.describe()
+    );
+    Ok(())
+}
+
+fn run_all(invocations: &[Invocation]) -> Result<Outcome> {
+    for invocation in invocations {
+        println!("{invocation}");
+        println!("profile: {}", invocation.run()?.display());
+    }
+    Ok(Outcome::Passed)
+}
+
+/// How closely `run` looks in a pass of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Depth {
+    /// Not at all.
+    #[default]
+    None,
+    /// At the time line, with Nsight Systems.
+    Minimal,
+    /// At the pairs' kernels too, with Nsight Compute.
+    Deep,
+}
+
+/// Launches of the pairs' kernels that a deep pass looks at.
+const DEEP_LAUNCHES: usize = 12;
+
+impl Depth {
+    /// Refuses what will not work, before anything is measured.
+    pub fn check(self, selected: &Selected) -> Result<()> {
+        let tools: &[Tool] = match self {
+            Self::None => return Ok(()),
+            Self::Minimal => &[Tool::Nsys],
+            Self::Deep => &[Tool::Nsys, Tool::Ncu],
+        };
+        for tool in tools {
+            tool.find()?;
+        }
+        ensure!(selected.machine.is_cuda(), "`--profile` looks at a GPU, and this runs on the CPU");
+        Ok(())
+    }
+
+    /// Runs what was selected once more, under profilers that write to `folder`.
+    pub fn pass(self, selected: &Selected, seed: u64, folder: &Path) -> Result<()> {
+        if self == Self::None {
+            return Ok(());
+        }
+        let targets = selected.pairs.iter().map(|pair| pair.name().to_owned());
+        let options = [
+            "--shapes",
+            selected.shape_set.name(),
+            "--world-size",
+            &selected.machine.num_devices().to_string(),
+            "--seed",
+            &seed.to_string(),
+            "--iterations",
+            "3",
+            "--warmup",
+            "0",
+        ];
+        let command =
+            std::iter::once("run".to_owned()).chain(targets).chain(options.map(str::to_owned));
+        let command = of_host(command.collect());
+        let mut invocations = vec![nsys(&folder.join("timeline"), &command)];
+        if self == Self::Deep {
+            let rooms: BTreeSet<&'static str> =
+                selected.pairs.iter().flat_map(|pair| pair.rooms()).collect();
+            let rooms: Vec<&'static str> = rooms.into_iter().collect();
+            invocations.push(ncu(
+                Kernels::OfRooms(&rooms),
+                DEEP_LAUNCHES,
+                &folder.join("kernels"),
+                &command,
+            ));
+        }
+        run_all(&invocations).map(drop)
+    }
+}

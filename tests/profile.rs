@@ -1,0 +1,60 @@
+//! `host profile` as its users run it. Profilers and GPUs are not needed: what is tested is what it
+//! prints, and what it refuses.
+
+use std::process::Command;
+
+use farpage::device::ptx::kernel_names;
+
+/// Runs the command where no profiler is in PATH.
+fn host(arguments: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_host"))
+        .args(arguments)
+        .env("PATH", "/no/such/folder")
+        .output()
+        .expect("the command starts");
+    let text = [&output.stdout[..], &output.stderr].map(String::from_utf8_lossy).concat();
+    (output.status.code(), text)
+}
+
+const KERNEL: &str = "paged_attention_decode_baseline_bf16_d128";
+
+#[test]
+fn both_commands_are_printed() {
+    if kernel_names().is_empty() {
+        eprintln!("not checked: this build holds no PTX");
+        return;
+    }
+    let (code, told) = host(&["profile", KERNEL]);
+    assert_eq!(code, Some(0), "{told}");
+    let [ncu, nsys] = told.lines().collect::<Vec<_>>()[..] else { panic!("{told}") };
+    assert!(ncu.starts_with("ncu --clock-control none ") && ncu.contains(KERNEL), "{ncu}");
+    for command in [ncu, nsys] {
+        assert!(command.contains("host run paged_attention "), "{command}");
+    }
+    let (_, told) =
+        host(&["profile", KERNEL, "--tool", "nsys", "--", "run", "all", "--shapes", "real"]);
+    assert!(told.starts_with("nsys profile ") && told.contains("host run all --shapes real"));
+}
+
+#[test]
+fn unknown_kernels_and_missing_profilers_are_named() {
+    let is_embedded = !kernel_names().is_empty();
+    for (arguments, problem) in [
+        (&["profile", "paged_attention_decode_baseline_bf16_d12"][..], KERNEL),
+        (&["profile", KERNEL, "--run"], "`ncu` is not installed"),
+        (&["profile", KERNEL, "--run", "--tool", "nsys"], "`nsys` is not installed"),
+    ] {
+        let (code, told) = host(arguments);
+        assert_eq!(code, Some(2), "{told}");
+        let problem = if is_embedded { problem } else { "this build has no GPU kernels" };
+        assert!(told.contains(problem), "{told}");
+    }
+    for (arguments, problem) in [
+        (&["run", "--profile", "deep"][..], "--out"),
+        (&["run", "--device", "cpu", "--profile", "minimal", "--out", "/no/such"], "`nsys` is not"),
+    ] {
+        let (code, told) = host(arguments);
+        assert_eq!(code, Some(2), "{told}");
+        assert!(told.contains(problem), "{told}");
+    }
+}
