@@ -2,7 +2,7 @@
 //! with its plots beside it.
 //!
 //! Both say the same: what was not measured first, then plots, a table for each pair, ceilings,
-//! and where the numbers come from. Tables are made once ([`table::Table`]) and written twice.
+//! and where the numbers come from. Tables are made once (`Table`) and written twice.
 
 mod expected;
 mod html;
