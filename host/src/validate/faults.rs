@@ -7,7 +7,7 @@ use crate::kv::{Budgets, Location, Migration, MigrationId, PageId, PageTable};
 /// What a [`FaultyPlane`] does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// One page of each migration is not copied.
+    /// One page of each migration of several is not copied.
     DroppedCopy,
     /// The first two copies of each migration go to each other's destinations.
     SwappedCopies,
@@ -71,7 +71,7 @@ impl<P: DataPlane> DataPlane for FaultyPlane<P> {
     fn start_moves(&mut self, migration: &Migration) -> Result<(), PlaneError> {
         let mut migration = migration.clone();
         match (self.fault, &mut migration.moves[..]) {
-            (Fault::DroppedCopy, _) => drop(migration.moves.pop()),
+            (Fault::DroppedCopy, [_, _, ..]) => drop(migration.moves.pop()),
             (Fault::SwappedCopies, [first, second, ..]) => {
                 std::mem::swap(&mut first.to, &mut second.to);
             }

@@ -82,7 +82,12 @@ mod tests {
         let rooms = ["paged_attention", "kv_append"];
         insta::assert_snapshot!(
             [
-                ncu(Kernels::Named("paged_attention_merge_f16_d64"), 3, report, &command()),
+                ncu(
+                    Kernels::Named("paged_attention_decode_baseline_f16_d64"),
+                    3,
+                    report,
+                    &command()
+                ),
                 ncu(Kernels::OfRooms(&rooms), 12, report, &command()),
                 nsys(report, &command()),
             ]
