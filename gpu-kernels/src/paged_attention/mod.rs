@@ -40,7 +40,7 @@
 //! repeat bit by bit.
 //!
 //! # What bounds it
-//! Memory: 2 flops a byte and query head, far below the ridge. The floor is KV bytes over the
+//! Memory: 1 flop a byte and query head that shares it, far below the ridge. The floor is KV bytes over the
 //! rate of where they lie (HBM, NVLink or PCIe), see [`contract::DecodeShape::work`].
 //!
 //! # Whose idea
