@@ -6,11 +6,13 @@ use gpu_kernels::contract::Work;
 use gpu_kernels::kv_layout::{KvLayout, KvPageShape};
 use gpu_kernels::kv_page_pattern::pattern::{ElementFormat, KvHalf, element, mix, token_identity};
 use gpu_kernels::paged_attention::contract::DecodeShape;
-use gpu_kernels::paged_attention::reference::{DecodeResult, attend};
-use half::bf16;
+use gpu_kernels::paged_attention::reference::{DecodeResult, Tolerance, attend};
+use half::{bf16, f16};
 use rayon::prelude::*;
 
-/// Sizes of a batch to decode, in bf16.
+use crate::kernels::paged_attention::DecodeElement;
+
+/// Sizes of a batch to decode.
 #[derive(Clone, Debug)]
 pub struct DecodeWorkload {
     /// Heads of `q` and `out`.
@@ -28,6 +30,20 @@ impl DecodeWorkload {
         let page =
             KvPageShape { page_size: 16, num_kv_heads, head_dim: 128, layout: KvLayout::Nhd };
         Self { num_qo_heads, page, kv_lens }
+    }
+
+    /// The same with heads of `head_dim` elements.
+    #[must_use]
+    pub fn head_dim(mut self, head_dim: u32) -> Self {
+        self.page.head_dim = head_dim;
+        self
+    }
+
+    /// The same in pages of `page_size` tokens.
+    #[must_use]
+    pub fn page_size(mut self, page_size: u32) -> Self {
+        self.page.page_size = page_size;
+        self
     }
 
     /// Sizes of the decode launch.
@@ -60,20 +76,52 @@ impl DecodeWorkload {
     }
 }
 
+/// An element type that a batch may be of.
+pub trait BatchElement: DecodeElement + Send + Sync {
+    /// How the contents of pages become elements.
+    const FORMAT: ElementFormat;
+    /// How far a kernel's output may be from the oracle.
+    const TOLERANCE: Tolerance;
+    /// The element nearest to a value.
+    fn from_f32(value: f32) -> Self;
+    /// The value of an element.
+    fn to_f64(self) -> f64;
+}
+
+macro_rules! batch_element {
+    ($T:ty, $format:ident) => {
+        impl BatchElement for $T {
+            const FORMAT: ElementFormat = ElementFormat::$format;
+            const TOLERANCE: Tolerance = Tolerance::$format;
+
+            fn from_f32(value: f32) -> Self {
+                <$T>::from_f32(value)
+            }
+
+            fn to_f64(self) -> f64 {
+                <$T>::to_f64(self)
+            }
+        }
+    };
+}
+
+batch_element!(bf16, BF16);
+batch_element!(f16, F16);
+
 /// A batch's contents, which follow from a seed, and what attention over them gives.
-pub struct DecodeBatch {
+pub struct DecodeBatch<T = bf16> {
     workload: DecodeWorkload,
     seed: u64,
-    q: Vec<bf16>,
+    q: Vec<T>,
     oracle: OnceLock<DecodeResult>,
 }
 
-impl DecodeBatch {
+impl<T: BatchElement> DecodeBatch<T> {
     /// The batch of this seed.
     pub fn new(workload: DecodeWorkload, seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let num_elements = workload.shape().q_elements();
-        let q = (0..num_elements).map(|_| bf16::from_f32(4.0 * rng.f32() - 2.0)).collect();
+        let q = (0..num_elements).map(|_| T::from_f32(4.0 * rng.f32() - 2.0)).collect();
         Self { workload, seed, q, oracle: OnceLock::new() }
     }
 
@@ -83,7 +131,7 @@ impl DecodeBatch {
     }
 
     /// The queries: `[batch, num_qo_heads, head_dim]`.
-    pub fn q(&self) -> &[bf16] {
+    pub fn q(&self) -> &[T] {
         &self.q
     }
 
@@ -104,7 +152,7 @@ impl DecodeBatch {
         let rows = |request: usize, half, kv_head| -> Vec<Vec<f64>> {
             let of_token = |token| {
                 let identity = self.identity(request, token);
-                let of_dim = |dim| element(identity, half, kv_head, dim, page, ElementFormat::BF16);
+                let of_dim = |dim| element(identity, half, kv_head, dim, page, T::FORMAT);
                 (0..page.head_dim).map(|dim| f64::from(of_dim(dim))).collect()
             };
             (0..kv_lens[request]).map(of_token).collect()
@@ -118,7 +166,7 @@ impl DecodeBatch {
                 let keys = rows(request, KvHalf::Key, kv_head);
                 let values = rows(request, KvHalf::Value, kv_head);
                 self.q[group_idx * group * row..][..group * row].chunks(row).map(move |q| {
-                    let q: Vec<f64> = q.iter().map(|x| x.to_f64()).collect();
+                    let q: Vec<f64> = q.iter().map(|&x| T::to_f64(x)).collect();
                     attend(&q, &keys, &values, f64::from(shape.sm_scale))
                 })
             })

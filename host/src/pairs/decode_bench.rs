@@ -5,11 +5,10 @@ use std::rc::Rc;
 use anyhow::{Context, Result, anyhow};
 use gpu_kernels::kv_layout::KvPagePlace;
 use gpu_kernels::kv_page_pattern::KvTokenPlace;
-use gpu_kernels::kv_page_pattern::pattern::ElementFormat;
 use gpu_kernels::paged_attention::reference::{ScatteredTable, Tolerance};
 use half::bf16;
 
-use super::DecodeBatch;
+use super::{BatchElement, DecodeBatch};
 use crate::device::{Buffer, Device, Stream};
 use crate::harness::{Batch, Sampler, stream_sampler};
 use crate::kernels::kv_page_pattern::PatternFill;
@@ -24,14 +23,14 @@ const NUM_CPU_INPUTS: usize = 2;
 const CORRUPTED: f32 = 1e4;
 
 /// A batch in the memory of some devices, ready to run on the first.
-pub struct DecodeBench {
-    batch: Rc<DecodeBatch>,
+pub struct DecodeBench<T = bf16> {
+    batch: Rc<DecodeBatch<T>>,
     stream: Stream,
     plan: Decode,
     /// The same contents, each time elsewhere.
     inputs: Vec<PlacedKv>,
-    q: Buffer<bf16>,
-    out: Buffer<bf16>,
+    q: Buffer<T>,
+    out: Buffer<T>,
     lse: Buffer<f32>,
 }
 
@@ -42,7 +41,7 @@ struct PlacedKv {
     last_page: KvPagePlace,
 }
 
-impl DecodeBench {
+impl<T: BatchElement> DecodeBench<T> {
     /// Puts page `i` of the batch into location `location_of(i)`, pages of a location shuffled,
     /// so often that no cache holds all of it.
     ///
@@ -50,7 +49,7 @@ impl DecodeBench {
     /// Too little memory, no peer access, or a workload that the kernels do not take.
     pub fn new(
         devices: &[Device],
-        batch: &Rc<DecodeBatch>,
+        batch: &Rc<DecodeBatch<T>>,
         location_of: impl Fn(usize) -> usize,
     ) -> Result<Self> {
         let device = devices.first().context("no device")?;
@@ -97,9 +96,9 @@ impl DecodeBench {
     /// # Errors
     /// The first element that is off.
     pub fn verify(&self, variant: DecodeVariant) -> Result<String> {
-        let (oracle, tolerance) = (self.batch.oracle(), Tolerance::BF16);
+        let (oracle, tolerance) = (self.batch.oracle(), T::TOLERANCE);
         for (i, input) in self.inputs.iter().enumerate() {
-            self.stream.fill(&self.out, bf16::NAN)?;
+            self.stream.fill(&self.out, T::from_f32(f32::NAN))?;
             self.stream.fill(&self.lse, f32::NAN)?;
             self.run(variant, input)?;
             let (out, lse) = (self.stream.download(&self.out)?, self.stream.download(&self.lse)?);
@@ -122,21 +121,21 @@ impl DecodeBench {
     /// What the device says.
     pub fn corrupt(&mut self) -> Result<()> {
         let PlacedKv { memory, last_page, .. } = self.inputs.last().context("no inputs")?;
-        let (zero, corrupted) = (bf16::ZERO.to_bits(), bf16::from_f32(CORRUPTED).to_bits());
+        let bits = |value| bytemuck::cast::<T, u16>(T::from_f32(value));
         // Keys that give a middling score, and values that stand out among those of any number of
         // tokens.
         let half = memory.shape().page_elements() / 2;
-        let page = [vec![zero; half], vec![corrupted; half]].concat();
+        let page = [vec![bits(0.0); half], vec![bits(CORRUPTED); half]].concat();
         let place = memory.pages(last_page.rank as usize, last_page.index as usize, 1);
         Ok(self.stream.upload(&page, place)?)
     }
 }
 
 impl PlacedKv {
-    fn new(
+    fn new<T: BatchElement>(
         stream: &Stream,
         devices: &[Device],
-        batch: &DecodeBatch,
+        batch: &DecodeBatch<T>,
         shuffle: u64,
         location_of: impl Fn(usize) -> usize,
     ) -> Result<Self> {
@@ -162,9 +161,9 @@ fn place_of(table: &ScatteredTable, entry: usize) -> KvPagePlace {
 }
 
 /// Writes K and V of every token, each of which is its request's and position's.
-fn fill(
+fn fill<T: BatchElement>(
     stream: &Stream,
-    batch: &DecodeBatch,
+    batch: &DecodeBatch<T>,
     memory: &KvMemory,
     scattered: &ScatteredTable,
 ) -> Result<()> {
@@ -178,7 +177,7 @@ fn fill(
             identities.push(batch.identity(request, token));
         }
     }
-    let fill = PatternFill::upload(stream, ElementFormat::BF16, &identities, &places, memory)?;
+    let fill = PatternFill::upload(stream, T::FORMAT, &identities, &places, memory)?;
     fill.run(stream, memory)?;
     // The lists go when this returns.
     Ok(stream.synchronize()?)

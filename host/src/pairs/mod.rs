@@ -10,7 +10,7 @@ mod decode_bench;
 mod kv_cache_nvlink_pool;
 mod paged_attention;
 
-pub use decode_batch::{DecodeBatch, DecodeWorkload};
+pub use decode_batch::{BatchElement, DecodeBatch, DecodeWorkload};
 pub use decode_bench::DecodeBench;
 pub use kv_cache_nvlink_pool::KvCacheNvlinkPool;
 pub use paged_attention::PagedAttention;
