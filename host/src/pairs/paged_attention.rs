@@ -4,8 +4,9 @@ use std::rc::Rc;
 
 use anyhow::Result;
 use gpu_kernels::contract::Work;
+use half::{bf16, f16};
 
-use super::{DecodeBatch, DecodeBench, DecodeWorkload};
+use super::{BatchElement, DecodeBatch, DecodeBench, DecodeWorkload};
 use crate::harness::ceilings::HBM_READ;
 use crate::harness::{Batch, Demand, Pair, Prepared, Sampler, Shape, ShapeSet, Variant};
 use crate::kernels::paged_attention::DecodeVariant;
@@ -31,35 +32,54 @@ impl Pair for PagedAttention {
     }
 
     fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        let shape = |name: &str, num_qo_heads, num_kv_heads, kv_lens: Vec<u32>| {
-            let workload = DecodeWorkload::new(num_qo_heads, num_kv_heads, kv_lens);
-            Shape::new(name, 1, move |devices, seed| {
-                let batch = Rc::new(DecodeBatch::new(workload.clone(), seed));
-                Ok(OneGpu { bench: DecodeBench::new(devices, &batch, |_| 0)?, batch })
-            })
-        };
+        let of_heads = DecodeWorkload::new;
+        let usual = |kv_lens| of_heads(64, 8, kv_lens);
+        let middling = || usual(vec![4096; 16]);
         match set {
             // The published chapter decodes from contiguous caches only.
             ShapeSet::SeedParity => Vec::new(),
             ShapeSet::Real => vec![
-                shape("batch 1 x 1024", 64, 8, vec![1024]),
-                shape("batch 1 x 8192", 64, 8, vec![8192]),
-                shape("batch 16 x 4096", 64, 8, vec![4096; 16]),
-                shape("batch 64 x 8192", 64, 8, vec![8192; 64]),
-                shape("ragged 63 x 1024 + 131072", 64, 8, [vec![1024; 63], vec![131_072]].concat()),
+                shape::<bf16>("batch 1 x 1024", usual(vec![1024])),
+                shape::<bf16>("batch 1 x 8192", usual(vec![8192])),
+                shape::<bf16>("batch 1 x 131072", usual(vec![131_072])),
+                shape::<bf16>("batch 16 x 4096", middling()),
+                shape::<bf16>("batch 64 x 8192", usual(vec![8192; 64])),
+                shape::<bf16>("batch 256 x 1024", usual(vec![1024; 256])),
+                shape::<bf16>(
+                    "ragged 63 x 1024 + 131072",
+                    usual([vec![1024; 63], vec![131_072]].concat()),
+                ),
+                shape::<bf16>("batch 16 x 4096, pages of 1", middling().page_size(1)),
+                shape::<bf16>("batch 16 x 4096, pages of 8", middling().page_size(8)),
+                shape::<bf16>("batch 16 x 4096, pages of 64", middling().page_size(64)),
+                shape::<bf16>("batch 32 x 4096, 32/8 heads", of_heads(32, 8, vec![4096; 32])),
+                shape::<bf16>("batch 16 x 4096, 128/8 heads", of_heads(128, 8, vec![4096; 16])),
+                shape::<bf16>("batch 16 x 4096, heads of 64", middling().head_dim(64)),
+                shape::<f16>("batch 16 x 4096, f16", middling()),
             ],
             ShapeSet::Tiny => vec![
-                shape("batch 3 x 100", 16, 2, vec![100; 3]),
-                shape("ragged 1 + 300", 8, 1, vec![1, 300]),
+                shape::<bf16>("batch 3 x 100", of_heads(16, 2, vec![100; 3])),
+                shape::<bf16>("ragged 1 + 300", of_heads(8, 1, vec![1, 300])),
+                shape::<f16>(
+                    "batch 2 x 40, 16/1 heads of 64, pages of 5, f16",
+                    of_heads(16, 1, vec![40; 2]).head_dim(64).page_size(5),
+                ),
             ],
         }
     }
 }
 
+fn shape<T: BatchElement>(name: &str, workload: DecodeWorkload) -> Shape {
+    Shape::new(name, 1, move |devices, seed| {
+        let batch = Rc::new(DecodeBatch::<T>::new(workload.clone(), seed));
+        Ok(OneGpu { bench: DecodeBench::new(devices, &batch, |_| 0)?, batch })
+    })
+}
+
 /// Both kernels over the same pages.
-struct OneGpu {
-    batch: Rc<DecodeBatch>,
-    bench: DecodeBench,
+struct OneGpu<T> {
+    batch: Rc<DecodeBatch<T>>,
+    bench: DecodeBench<T>,
 }
 
 fn kernel(variant: Variant) -> DecodeVariant {
@@ -69,7 +89,7 @@ fn kernel(variant: Variant) -> DecodeVariant {
     }
 }
 
-impl Prepared for OneGpu {
+impl<T: BatchElement> Prepared for OneGpu<T> {
     fn work(&self, _variant: Variant) -> Work {
         self.batch.workload().work()
     }
