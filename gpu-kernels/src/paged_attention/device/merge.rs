@@ -7,11 +7,11 @@ const IN_FLIGHT: usize = 4;
 
 /// Where parts wait to be merged.
 #[derive(Clone, Copy)]
-pub(super) struct Parts {
-    pub(super) out: GlobalMut<f32>,     // [parts, group_size, D]
-    pub(super) lse: GlobalMut<f32>,     // [parts, group_size]
-    pub(super) arrived: GlobalMut<u32>, // [meetings], 0 between launches
-    pub(super) group_size: u32,
+pub(crate) struct Parts {
+    pub(crate) out: GlobalMut<f32>,     // [parts, group_size, D]
+    pub(crate) lse: GlobalMut<f32>,     // [parts, group_size]
+    pub(crate) arrived: GlobalMut<u32>, // [meetings], 0 between launches
+    pub(crate) group_size: u32,
 }
 
 impl Parts {

@@ -5,15 +5,18 @@
 #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, clippy::needless_range_loop)]
 
 mod baseline;
-mod merge;
+pub(crate) mod handshake;
+pub(crate) mod merge;
+pub(crate) mod output_element;
 mod paged_kv;
-mod split;
+pub(crate) mod split;
 
 use cuda_std::prelude::*;
 use half::{bf16, f16};
 
 use super::{DecodeParams, MAX_GROUP_SIZE, num_stages};
 use baseline::decode_baseline;
+use handshake::AtHome;
 use merge::Parts;
 use paged_kv::PagedKv;
 use split::{DecodeOutput, Pages, decode_split};
@@ -75,7 +78,7 @@ macro_rules! split_entries {
             let group_size = params.group_size;
             let parts = Parts { out: partial_out, lse: partial_lse, arrived, group_size };
             let output = DecodeOutput { out, lse, parts };
-            decode_split::<$T, $D, $HT, $STAGES, $AHEAD>(pages, items, q, output);
+            decode_split::<$T, $D, $HT, $STAGES, $AHEAD, $T, AtHome>(pages, items, q, output, AtHome);
         }
     )*};
 }

@@ -4,7 +4,9 @@ use cuda_std::async_copy::CachePolicy;
 use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, WARP_SIZE};
 
+use super::handshake::Handshake;
 use super::merge::Parts;
+use super::output_element::OutputElement;
 use super::paged_kv::{page_and_token, shuffle_address};
 use crate::paged_attention::{
     DecodeParams, NUM_THREADS, NUM_WARPS, TILE_TOKENS, WorkItem, merge_bytes, merge_row,
@@ -54,7 +56,7 @@ unsafe fn load_item(items: Global<u32>, idx: u32) -> WorkItem {
 
 /// Where the pages of the batch are.
 #[derive(Clone, Copy)]
-pub(super) struct Pages {
+pub(crate) struct Pages {
     kv_indices: Global<i32>,   // [entries]
     kv_page_rank: Global<i32>, // [entries]
     /// Of location `lane`: one load less in the chain from page to address.
@@ -64,7 +66,7 @@ pub(super) struct Pages {
 
 impl Pages {
     #[inline(always)]
-    pub(super) unsafe fn new(
+    pub(crate) unsafe fn new(
         kv_indices: Global<i32>,   // [entries]
         kv_page_rank: Global<i32>, // [entries]
         peer_kv_ptrs: Global<u64>, // [num_locations]
@@ -328,13 +330,13 @@ impl<const D: usize> WarpResult<D> {
 
 /// Where the split kernel's results go.
 #[derive(Clone, Copy)]
-pub(super) struct DecodeOutput<T> {
-    pub(super) out: GlobalMut<T>,   // [batch, num_qo_heads, D]
-    pub(super) lse: GlobalMut<f32>, // [batch, num_qo_heads]
-    pub(super) parts: Parts,
+pub(crate) struct DecodeOutput<O> {
+    pub(crate) out: GlobalMut<O>,   // [batch, num_qo_heads, D]
+    pub(crate) lse: GlobalMut<f32>, // [batch, num_qo_heads]
+    pub(crate) parts: Parts,
 }
 
-impl<T: HalfFloat> DecodeOutput<T> {
+impl<O: OutputElement> DecodeOutput<O> {
     /// Merges what the warps left and writes it, as the result or as a part of it.
     #[inline(always)]
     unsafe fn write<const D: usize>(
@@ -400,8 +402,7 @@ impl<T: HalfFloat> DecodeOutput<T> {
     ) {
         let first_row = item.request * params.num_qo_heads + item.kv_head * params.group_size;
         let row = (first_row + head) as usize;
-        let out = self.out.offset(row * D + d as usize).cast::<u32>();
-        out.store(0, T::pack(output[0], output[1]));
+        O::store_pair(self.out, row * D + d as usize, output);
         if d == 0 {
             self.lse.store(row, log_sum);
         }
@@ -445,18 +446,23 @@ unsafe fn merge_warps<const D: usize>(head_tiles: u32, head: u32, d: u32) -> ([f
 
 /// Each block works through its items; within an item its warps take tiles in turn.
 /// `AHEAD = STAGES - 1` tiles of a warp are on their way while one is worked on.
+///
+/// The first pages are on their way before the handshake waits for the queries.
 #[inline(always)]
-pub(super) unsafe fn decode_split<
+pub(crate) unsafe fn decode_split<
     T: HalfFloat,
     const D: usize,
     const HT: usize,
     const STAGES: u32,
     const AHEAD: u32,
+    O: OutputElement,
+    H: Handshake,
 >(
     pages: Pages,
     items: Global<u32>, // [items, WorkItem::WORDS]
     q: Global<T>,       // [batch, num_qo_heads, D]
-    output: DecodeOutput<T>,
+    output: DecodeOutput<O>,
+    handshake: H,
 ) {
     let params = pages.params;
     let (warp_idx, lane) = (thread::thread_idx_x() / WARP_SIZE, warp::lane_id());
@@ -469,6 +475,7 @@ pub(super) unsafe fn decode_split<
     for _ in 0..AHEAD {
         loader.load_tile();
     }
+    handshake.await_queries();
     let mut tiles_done = 0;
     loop {
         let q_fragments = load_q::<T, D, HT>(&params, q, &item, lane);
@@ -497,6 +504,7 @@ pub(super) unsafe fn decode_split<
         item = load_item(items, item.next);
         thread::sync_threads();
     }
+    handshake.tell_done();
 }
 
 /// The group's queries as B operands, heads past the group as zeros.
