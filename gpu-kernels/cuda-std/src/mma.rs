@@ -40,6 +40,23 @@ pub unsafe fn load_matrix_x4_transposed<T: AnyBitPattern>(row: Shared<T>) -> [u3
     arch::mma::load_matrix_x4_transposed(row.raw)
 }
 
+/// Stores four 8 x 8 matrices of 16-bit elements (sm_90): the inverse of [`load_matrix_x4`]. Lane
+/// `8i + r` gives the place of row `r` of matrix `i`, and brings, of each matrix, row `lane / 4`,
+/// columns `2 (lane % 4)` and the next.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn store_matrix_x4<T: AnyBitPattern>(row: Shared<T>, matrices: [u32; 4]) {
+    arch::mma::store_matrix_x4(row.raw, matrices);
+}
+
+/// As [`store_matrix_x4`], each matrix transposed: a lane brings rows `2 (lane % 4)` and the next,
+/// of column `lane / 4`.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn store_matrix_x4_transposed<T: AnyBitPattern>(row: Shared<T>, matrices: [u32; 4]) {
+    arch::mma::store_matrix_x4_transposed(row.raw, matrices);
+}
+
 /// Transposes an 8 x 8 matrix of 16-bit elements held one register a lane, laid out as
 /// [`load_matrix_x4`] gives it.
 #[inline(always)]

@@ -131,3 +131,34 @@ fn rows_of_matrices_are_checked() {
     assert_says(&said(4), &["thread 31 at", "shared load of 16 bytes", "memory nothing wrote"]);
     assert_says(&said(8), &["thread 31 at", "shared load of 16 bytes", "out of bounds"]);
 }
+
+/// Loads four matrices as fragments, and stores them again from word 128 on, and transposed from
+/// word 256 on.
+#[kernel(threads = 32)]
+pub unsafe fn store_matrices(x: Global<u32>, out: GlobalMut<u32>) {
+    let words = shared::dynamic_shared_mem::<u32>();
+    let first = 4 * warp::lane_id() as usize;
+    words.store_x4(first, x.load_x4(first));
+    warp::sync_warp(warp::FULL_MASK);
+    let fragments = mma::load_matrix_x4(words.offset(first));
+    mma::store_matrix_x4(words.offset(128 + first), fragments);
+    mma::store_matrix_x4_transposed(words.offset(256 + first), fragments);
+    warp::sync_warp(warp::FULL_MASK);
+    for copy in 0..2 {
+        out.store_x4(128 * copy + first, words.load_x4(128 * (copy + 1) + first));
+    }
+}
+
+#[test]
+fn fragments_are_gathered_to_matrices() {
+    let elements: Vec<u16> = (0..256).map(|i| 1000 + i).collect();
+    let (x, out) = (holding(&elements), fresh::<u32>(256));
+    let kernel = store_matrices { x: x.view(), out: out.view_mut() };
+    launch(dims(1, 32, 1536), kernel).unwrap();
+    let out: Vec<u16> = contents(&out);
+    assert_eq!(out[..256], elements);
+    for (i, &element) in out[256..].iter().enumerate() {
+        let (matrix, row, column) = (i / 64, i / 8 % 8, i % 8);
+        assert_eq!(element, elements[64 * matrix + 8 * column + row], "element {i}");
+    }
+}

@@ -87,13 +87,28 @@ pub unsafe fn load_matrix_x4_transposed(row: RawShared) -> [u32; 4] {
 
 #[inline(always)]
 #[track_caller]
+pub unsafe fn store_matrix_x4(row: RawShared, matrices: [u32; 4]) {
+    // The rows are gathered; each lane then writes the one whose place it gives.
+    row.store_x4(0, collective(Operation::StoreMatrix, FULL_MASK, Location::caller(), matrices));
+}
+
+#[inline(always)]
+#[track_caller]
+pub unsafe fn store_matrix_x4_transposed(row: RawShared, matrices: [u32; 4]) {
+    let operation = Operation::StoreMatrixTransposed;
+    row.store_x4(0, collective(operation, FULL_MASK, Location::caller(), matrices));
+}
+
+#[inline(always)]
+#[track_caller]
 pub unsafe fn transpose_8x8(matrix: u32) -> u32 {
     let [transposed] = collective(Operation::Transpose, FULL_MASK, Location::caller(), [matrix]);
     transposed
 }
 
-/// Registers in: row `lane % 8` of matrix `lane / 8`, two elements each.
-fn rows(warp: &Warp) -> [[u32; 4]; 32] {
+/// Four registers of each lane: of a load, row `lane % 8` of matrix `lane / 8`, two elements each;
+/// of a store, a fragment of each matrix.
+fn four_of_each_lane(warp: &Warp) -> [[u32; 4]; 32] {
     std::array::from_fn(|lane| {
         let &mut [a, b, c, d, ..] = warp.registers(lane as u32);
         [a, b, c, d]
@@ -101,7 +116,7 @@ fn rows(warp: &Warp) -> [[u32; 4]; 32] {
 }
 
 pub(super) fn distribute_matrices(warp: &Warp) {
-    let rows = rows(warp);
+    let rows = four_of_each_lane(warp);
     for lane in 0..32 {
         for matrix in 0..4 {
             let row = rows[8 * matrix + lane as usize / 4];
@@ -111,12 +126,33 @@ pub(super) fn distribute_matrices(warp: &Warp) {
 }
 
 pub(super) fn distribute_transposed(warp: &Warp) {
-    let rows = rows(warp);
+    let rows = four_of_each_lane(warp);
     for lane in 0..32 {
         let (g, t) = (lane as usize / 4, lane as usize % 4);
         for matrix in 0..4 {
             let element = |row: usize| half_of(rows[8 * matrix + row][g / 2], g % 2);
             warp.registers(lane)[matrix] = element(2 * t) | element(2 * t + 1) << 16;
+        }
+    }
+}
+
+pub(super) fn gather_matrices(warp: &Warp) {
+    let fragments = four_of_each_lane(warp);
+    for lane in 0..32 {
+        let (matrix, row) = (lane as usize / 8, lane as usize % 8);
+        for (i, register) in warp.registers(lane)[..4].iter_mut().enumerate() {
+            *register = fragments[4 * row + i][matrix];
+        }
+    }
+}
+
+pub(super) fn gather_transposed(warp: &Warp) {
+    let fragments = four_of_each_lane(warp);
+    for lane in 0..32 {
+        let (matrix, column) = (lane as usize / 8, lane as usize % 8);
+        let element = |row: usize| half_of(fragments[4 * row + column / 2][matrix], column % 2);
+        for (i, register) in warp.registers(lane)[..4].iter_mut().enumerate() {
+            *register = element(2 * i) | element(2 * i + 1) << 16;
         }
     }
 }

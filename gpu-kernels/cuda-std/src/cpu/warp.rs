@@ -20,6 +20,8 @@ pub(super) enum Operation {
     MmaF16,
     LoadMatrix,
     LoadMatrixTransposed,
+    StoreMatrix,
+    StoreMatrixTransposed,
     Transpose,
     WgmmaFence,
     WgmmaCommitGroup,
@@ -38,6 +40,8 @@ impl Operation {
             Self::MmaBf16 | Self::MmaF16 => "m16n8k16",
             Self::LoadMatrix => "load_matrix_x4",
             Self::LoadMatrixTransposed => "load_matrix_x4_transposed",
+            Self::StoreMatrix => "store_matrix_x4",
+            Self::StoreMatrixTransposed => "store_matrix_x4_transposed",
             Self::Transpose => "transpose_8x8",
             Self::WgmmaFence => "wgmma::fence",
             Self::WgmmaCommitGroup => "wgmma::commit_group",
@@ -223,6 +227,8 @@ fn complete(operation: Operation, mask: u32, site: Caller, warp: &Warp) {
         Operation::MmaF16 => mma::multiply::<half::f16>(warp),
         Operation::LoadMatrix => mma::distribute_matrices(warp),
         Operation::LoadMatrixTransposed => mma::distribute_transposed(warp),
+        Operation::StoreMatrix => mma::gather_matrices(warp),
+        Operation::StoreMatrixTransposed => mma::gather_transposed(warp),
         Operation::Transpose => mma::transpose(warp),
     }
 }

@@ -44,6 +44,24 @@ load_matrix! {
     load_matrix_x4_transposed: "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16";
 }
 
+macro_rules! store_matrix {
+    ($($name:ident: $instruction:literal;)*) => {$(
+        #[inline(always)]
+        pub unsafe fn $name(row: RawShared, [a, b, c, d]: [u32; 4]) {
+            asm!(
+                concat!($instruction, " [{p}], {{{a}, {b}, {c}, {d}}};"),
+                a = in(reg32) a, b = in(reg32) b, c = in(reg32) c, d = in(reg32) d,
+                p = in(reg32) row.address(), options(nostack, preserves_flags),
+            );
+        }
+    )*};
+}
+
+store_matrix! {
+    store_matrix_x4: "stmatrix.sync.aligned.m8n8.x4.shared.b16";
+    store_matrix_x4_transposed: "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16";
+}
+
 #[inline(always)]
 pub unsafe fn transpose_8x8(matrix: u32) -> u32 {
     let transposed: u32;
