@@ -4,7 +4,7 @@
 //! multiplication together, with the same tiles:
 //!
 //! ```text
-//! D[64, N] = A[64, 16] B[N, 16]^T (+ D)         N = 64, 128 or 256
+//! D[64, N] = A[64, 16] B[N, 16]^T (+ D)         N = 16, 32, … 128, or 256
 //! ```
 //!
 //! A and B are 16-bit floats in [`SwizzledTile`]s; D is f32, `N / 2` registers a thread. Which
@@ -161,6 +161,20 @@ macro_rules! multiplications {
     )*};
 }
 
+/// `D = A B^T`, plus D if `accumulate`, for A `[64, 16]` and B `[2 REGISTERS, 16]`: for code that
+/// is generic over the size. Tiles as the functions of one size take them.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn multiply<T: HalfFloat, const REGISTERS: usize>(
+    accumulator: &mut [f32; REGISTERS],
+    a: SwizzledTile<T>,
+    b: SwizzledTile<T>,
+    accumulate: bool,
+) {
+    const { assert_accumulator::<REGISTERS>() }
+    arch::wgmma::multiply(accumulator, a, b, accumulate);
+}
+
 multiplications! {
     m64n64k16: 32, "64";
     m64n128k16: 64, "128";
@@ -184,5 +198,8 @@ pub unsafe fn wait_group<const N: u32, const REGISTERS: usize>(accumulator: &mut
 }
 
 const fn assert_accumulator<const REGISTERS: usize>() {
-    assert!(matches!(REGISTERS, 32 | 64 | 128), "an accumulator has 32, 64 or 128 registers");
+    assert!(
+        REGISTERS == 128 || (REGISTERS <= 64 && REGISTERS > 0 && REGISTERS.is_multiple_of(8)),
+        "an accumulator has 8, 16, … 64, or 128 registers"
+    );
 }

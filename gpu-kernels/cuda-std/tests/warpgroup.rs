@@ -106,6 +106,62 @@ fn product(a: &[f32], b: &[f32], num_rows: usize, n: usize) -> Vec<f32> {
     (0..num_rows * n).map(dot).collect()
 }
 
+/// `out = a b^T` for the first `2 REGISTERS` rows of B.
+unsafe fn product_of_size<const REGISTERS: usize>(
+    a: Global<u16>,
+    b: Global<u16>,
+    out: GlobalMut<f32>,
+) {
+    fill_tiles::<bf16>(a, b);
+    let (a, b) = tiles::<bf16>();
+    let mut d = [0.0; REGISTERS];
+    wgmma::fence(&mut d);
+    for k in (0..K).step_by(16) {
+        wgmma::multiply(&mut d, a.from_column(k), b.from_column(k), k > 0);
+    }
+    wgmma::commit_group();
+    wgmma::wait_group::<0, _>(&mut d);
+    write_out(&d, out);
+}
+
+macro_rules! sizes {
+    ($($name:ident: $registers:literal;)*) => {
+        $(
+            /// One size of the generic multiplication.
+            #[kernel]
+            pub unsafe fn $name(a: Global<u16>, b: Global<u16>, out: GlobalMut<f32>) {
+                product_of_size::<$registers>(a, b, out);
+            }
+        )*
+
+        #[test]
+        fn the_generic_multiplication_has_every_size() {
+            let [a, b] = operands();
+            let (a_bits, b_bits) = (bits(bf16_bits, &a), bits(bf16_bits, &b));
+            $({
+                let out = fresh::<f32>(64 * 2 * $registers);
+                let kernel =
+                    $name { a: a_bits.view(), b: b_bits.view(), out: out.view_mut() };
+                launch(dims(1, 128, SHARED_BYTES), kernel).unwrap();
+                let expected = product(&a, &b, 64, 2 * $registers);
+                assert!(contents::<f32>(&out) == expected, "{}", stringify!($name));
+            })*
+        }
+    };
+}
+
+sizes! {
+    product_16: 8;
+    product_32: 16;
+    product_48: 24;
+    product_64: 32;
+    product_80: 40;
+    product_96: 48;
+    product_112: 56;
+    product_128: 64;
+    product_256: 128;
+}
+
 fn bits(to_bits: fn(f32) -> u16, values: &[f32]) -> cuda_std::cpu::memory::Allocation {
     holding(&values.iter().map(|&value| to_bits(value)).collect::<Vec<u16>>())
 }

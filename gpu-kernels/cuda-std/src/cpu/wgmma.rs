@@ -254,7 +254,13 @@ pub unsafe fn multiply<T: HalfFloat, const REGISTERS: usize>(
 ) {
     let site = Location::caller();
     let operation = match REGISTERS {
+        8 => "m64n16k16",
+        16 => "m64n32k16",
+        24 => "m64n48k16",
         32 => "m64n64k16",
+        40 => "m64n80k16",
+        48 => "m64n96k16",
+        56 => "m64n112k16",
         64 => "m64n128k16",
         _ => "m64n256k16",
     };

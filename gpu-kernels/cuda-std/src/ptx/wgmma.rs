@@ -15,10 +15,43 @@ unsafe fn descriptor<T: HalfFloat>(tile: SwizzledTile<T>) -> u64 {
 
 /// Calls `$then` with a number of registers, their numbers, and the rest.
 macro_rules! with_registers {
+    (8, $then:ident, $($rest:tt)*) => {
+        $then! { 8 [
+            0 1 2 3 4 5 6 7
+        ] $($rest)* }
+    };
+    (16, $then:ident, $($rest:tt)*) => {
+        $then! { 16 [
+            0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
+        ] $($rest)* }
+    };
+    (24, $then:ident, $($rest:tt)*) => {
+        $then! { 24 [
+            0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23
+        ] $($rest)* }
+    };
     (32, $then:ident, $($rest:tt)*) => {
         $then! { 32 [
             0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30
             31
+        ] $($rest)* }
+    };
+    (40, $then:ident, $($rest:tt)*) => {
+        $then! { 40 [
+            0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30
+            31 32 33 34 35 36 37 38 39
+        ] $($rest)* }
+    };
+    (48, $then:ident, $($rest:tt)*) => {
+        $then! { 48 [
+            0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30
+            31 32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47
+        ] $($rest)* }
+    };
+    (56, $then:ident, $($rest:tt)*) => {
+        $then! { 56 [
+            0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30
+            31 32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55
         ] $($rest)* }
     };
     (64, $then:ident, $($rest:tt)*) => {
@@ -73,24 +106,65 @@ macro_rules! multiplication {
     };
 }
 
-with_registers!(32, around_accumulator, fence_32, "wgmma.fence.sync.aligned");
-with_registers!(64, around_accumulator, fence_64, "wgmma.fence.sync.aligned");
-with_registers!(128, around_accumulator, fence_128, "wgmma.fence.sync.aligned");
-with_registers!(32, around_accumulator, wait_group_32, "wgmma.wait_group.sync.aligned {groups}", N);
-with_registers!(64, around_accumulator, wait_group_64, "wgmma.wait_group.sync.aligned {groups}", N);
-with_registers!(
-    128,
-    around_accumulator,
-    wait_group_128,
-    "wgmma.wait_group.sync.aligned {groups}",
-    N
-);
-with_registers!(32, multiplication, m64n64k16_bf16, "m64n64k16.f32.bf16.bf16");
-with_registers!(32, multiplication, m64n64k16_f16, "m64n64k16.f32.f16.f16");
-with_registers!(64, multiplication, m64n128k16_bf16, "m64n128k16.f32.bf16.bf16");
-with_registers!(64, multiplication, m64n128k16_f16, "m64n128k16.f32.f16.f16");
-with_registers!(128, multiplication, m64n256k16_bf16, "m64n256k16.f32.bf16.bf16");
-with_registers!(128, multiplication, m64n256k16_f16, "m64n256k16.f32.f16.f16");
+/// What each size of accumulator needs, and who chooses among the sizes: one arm of a `match` is
+/// left once the number is known.
+macro_rules! sizes {
+    ($($registers:tt: $fence:ident, $wait:ident, $bf16:ident = $bf16_shape:literal, $f16:ident = $f16_shape:literal;)*) => {
+        $(
+            with_registers!($registers, around_accumulator, $fence, "wgmma.fence.sync.aligned");
+            with_registers!(
+                $registers, around_accumulator, $wait, "wgmma.wait_group.sync.aligned {groups}", N
+            );
+            with_registers!($registers, multiplication, $bf16, $bf16_shape);
+            with_registers!($registers, multiplication, $f16, $f16_shape);
+        )*
+
+        #[inline(always)]
+        pub unsafe fn fence<const REGISTERS: usize>(d: &mut [f32; REGISTERS]) {
+            match REGISTERS {
+                $($registers => $fence(of_length(d)),)*
+                _ => unreachable!(),
+            }
+        }
+
+        #[inline(always)]
+        pub unsafe fn multiply<T: HalfFloat, const REGISTERS: usize>(
+            d: &mut [f32; REGISTERS],
+            a: SwizzledTile<T>,
+            b: SwizzledTile<T>,
+            accumulate: bool,
+        ) {
+            let (a, b) = (descriptor(a), descriptor(b));
+            match (REGISTERS, T::IS_BF16) {
+                $(
+                    ($registers, true) => $bf16(of_length(d), a, b, accumulate),
+                    ($registers, false) => $f16(of_length(d), a, b, accumulate),
+                )*
+                _ => unreachable!(),
+            }
+        }
+
+        #[inline(always)]
+        pub unsafe fn wait_group<const N: u32, const REGISTERS: usize>(d: &mut [f32; REGISTERS]) {
+            match REGISTERS {
+                $($registers => $wait::<N>(of_length(d)),)*
+                _ => unreachable!(),
+            }
+        }
+    };
+}
+
+sizes! {
+    8: fence_8, wait_group_8, m64n16k16_bf16 = "m64n16k16.f32.bf16.bf16", m64n16k16_f16 = "m64n16k16.f32.f16.f16";
+    16: fence_16, wait_group_16, m64n32k16_bf16 = "m64n32k16.f32.bf16.bf16", m64n32k16_f16 = "m64n32k16.f32.f16.f16";
+    24: fence_24, wait_group_24, m64n48k16_bf16 = "m64n48k16.f32.bf16.bf16", m64n48k16_f16 = "m64n48k16.f32.f16.f16";
+    32: fence_32, wait_group_32, m64n64k16_bf16 = "m64n64k16.f32.bf16.bf16", m64n64k16_f16 = "m64n64k16.f32.f16.f16";
+    40: fence_40, wait_group_40, m64n80k16_bf16 = "m64n80k16.f32.bf16.bf16", m64n80k16_f16 = "m64n80k16.f32.f16.f16";
+    48: fence_48, wait_group_48, m64n96k16_bf16 = "m64n96k16.f32.bf16.bf16", m64n96k16_f16 = "m64n96k16.f32.f16.f16";
+    56: fence_56, wait_group_56, m64n112k16_bf16 = "m64n112k16.f32.bf16.bf16", m64n112k16_f16 = "m64n112k16.f32.f16.f16";
+    64: fence_64, wait_group_64, m64n128k16_bf16 = "m64n128k16.f32.bf16.bf16", m64n128k16_f16 = "m64n128k16.f32.f16.f16";
+    128: fence_128, wait_group_128, m64n256k16_bf16 = "m64n256k16.f32.bf16.bf16", m64n256k16_f16 = "m64n256k16.f32.f16.f16";
+}
 
 /// The accumulator as an array of the length that it has.
 #[inline(always)]
@@ -99,43 +173,6 @@ unsafe fn of_length<const FROM: usize, const TO: usize>(d: &mut [f32; FROM]) -> 
 }
 
 #[inline(always)]
-pub unsafe fn fence<const REGISTERS: usize>(d: &mut [f32; REGISTERS]) {
-    // One arm is left once the number is known.
-    match REGISTERS {
-        32 => fence_32(of_length(d)),
-        64 => fence_64(of_length(d)),
-        _ => fence_128(of_length(d)),
-    }
-}
-
-#[inline(always)]
-pub unsafe fn multiply<T: HalfFloat, const REGISTERS: usize>(
-    d: &mut [f32; REGISTERS],
-    a: SwizzledTile<T>,
-    b: SwizzledTile<T>,
-    accumulate: bool,
-) {
-    let (a, b) = (descriptor(a), descriptor(b));
-    match (REGISTERS, T::IS_BF16) {
-        (32, true) => m64n64k16_bf16(of_length(d), a, b, accumulate),
-        (32, false) => m64n64k16_f16(of_length(d), a, b, accumulate),
-        (64, true) => m64n128k16_bf16(of_length(d), a, b, accumulate),
-        (64, false) => m64n128k16_f16(of_length(d), a, b, accumulate),
-        (_, true) => m64n256k16_bf16(of_length(d), a, b, accumulate),
-        (_, false) => m64n256k16_f16(of_length(d), a, b, accumulate),
-    }
-}
-
-#[inline(always)]
 pub unsafe fn commit_group() {
     asm!("wgmma.commit_group.sync.aligned;", options(nostack, preserves_flags));
-}
-
-#[inline(always)]
-pub unsafe fn wait_group<const N: u32, const REGISTERS: usize>(d: &mut [f32; REGISTERS]) {
-    match REGISTERS {
-        32 => wait_group_32::<N>(of_length(d)),
-        64 => wait_group_64::<N>(of_length(d)),
-        _ => wait_group_128::<N>(of_length(d)),
-    }
 }
