@@ -8,8 +8,11 @@ use farpage::kernels::paged_attention::{
 };
 use farpage::kv::memory::KvMemory;
 use gpu_kernels::kv_layout::{KvLayout, KvPageShape};
+use gpu_kernels::paged_attention::plan::SplitPolicy;
 use gpu_kernels::paged_attention::reference::{DecodeCase, DecodeProblem, Tolerance, cases};
 use half::{bf16, f16};
+
+const BATCH_INVARIANT: SplitPolicy = SplitPolicy::BatchInvariant { part_tokens: 256 };
 
 /// The problem's pools, location by location.
 fn upload_pools<T: DecodeElement>(
@@ -35,6 +38,7 @@ fn decode<T: DecodeElement>(
     memory: &KvMemory,
     problem: &DecodeProblem<T>,
     variant: DecodeVariant,
+    policy: SplitPolicy,
 ) -> (Vec<T>, Vec<f32>) {
     let shape = problem.shape;
     let table = DevicePageTable::upload(stream, &problem.table.table(), memory).unwrap();
@@ -42,7 +46,7 @@ fn decode<T: DecodeElement>(
     let nan = bytemuck::cast::<u16, T>(0xffff);
     let out = Buffer::from_slice(stream, &vec![nan; shape.q_elements()]).unwrap();
     let lse = Buffer::from_slice(stream, &vec![f32::NAN; shape.lse_elements()]).unwrap();
-    let plan = Decode::plan(stream, shape, table.kv_lens()).unwrap();
+    let plan = Decode::plan_split(stream, shape, table.kv_lens(), policy).unwrap();
     let args = DecodeArgs { table: &table, memory, q: &q, out: &out, lse: &lse };
     plan.run(stream, variant, &args).unwrap();
     (stream.download(&out).unwrap(), stream.download(&lse).unwrap())
@@ -54,14 +58,41 @@ fn check_case<T: DecodeElement>(devices: &[Device], case: &DecodeCase, tolerance
     let problem = case.problem::<T>(seed);
     let oracle = problem.oracle();
     let memory = upload_pools(&stream, devices, &problem);
-    for variant in DecodeVariant::ALL {
-        let (out, lse) = decode(&stream, &memory, &problem, variant);
+    for (variant, policy) in [
+        (DecodeVariant::Baseline, SplitPolicy::Balanced),
+        (DecodeVariant::Split, SplitPolicy::Balanced),
+        (DecodeVariant::Split, BATCH_INVARIANT),
+    ] {
+        let what = format!("{}, {variant:?}, {policy:?}, seed {seed}", case.name);
+        let (out, lse) = decode(&stream, &memory, &problem, variant, policy);
         if let Err(off) = oracle.check(&out, &lse, tolerance) {
-            panic!("{}, {variant:?}, seed {seed}: {off}", case.name);
+            panic!("{what}: {off}");
         }
-        let bits = bytemuck::cast_slice::<T, u16>;
-        let (again, _) = decode(&stream, &memory, &problem, variant);
-        assert!(bits(&out) == bits(&again), "{}, {variant:?} does not repeat", case.name);
+        let (again, _) = decode(&stream, &memory, &problem, variant, policy);
+        assert!(bits(&out) == bits(&again), "{what}: does not repeat");
+    }
+}
+
+fn bits<T: bytemuck::Pod>(values: &[T]) -> &[u8] {
+    bytemuck::cast_slice(values)
+}
+
+/// Every request of a case has the same bits alone as in its batch.
+fn check_batch_invariance(device: &Device, case: &DecodeCase) {
+    let stream = device.new_stream().unwrap();
+    let case = DecodeCase { num_locations: 2, ..case.clone() };
+    let seed = fastrand::u64(..);
+    let problem = case.problem::<bf16>(seed);
+    let memory = upload_pools(&stream, std::slice::from_ref(device), &problem);
+    let split =
+        |problem: &_| decode(&stream, &memory, problem, DecodeVariant::Split, BATCH_INVARIANT);
+    let (out, lse) = split(&problem);
+    for request in 0..case.kv_lens.len() {
+        let (out_alone, lse_alone) = split(&problem.alone(request));
+        let of_request = |elements: usize| request * elements..(request + 1) * elements;
+        let is_same = bits(&out_alone) == bits(&out[of_request(out_alone.len())])
+            && bits(&lse_alone) == bits(&lse[of_request(lse_alone.len())]);
+        assert!(is_same, "{}, request {request}, seed {seed}: other bits alone", case.name);
     }
 }
 
@@ -109,6 +140,18 @@ fn decode_of_large_batches_is_right_on_a_gpu() {
 }
 
 #[test]
+fn a_request_has_the_same_bits_alone_and_in_a_batch_on_the_cpu() {
+    cases()[..5].iter().for_each(|case| check_batch_invariance(&Device::cpu(), case));
+}
+
+#[test]
+#[ignore = "needs 1 GPU"]
+fn a_request_has_the_same_bits_alone_and_in_a_batch_on_a_gpu() {
+    let device = Device::cuda(0).unwrap();
+    cases().iter().chain(&large_cases()).for_each(|case| check_batch_invariance(&device, case));
+}
+
+#[test]
 #[ignore = "needs 2 GPUs"]
 fn decode_reads_pages_of_a_peer() {
     let devices = [Device::cuda(0).unwrap(), Device::cuda(1).unwrap()];
@@ -134,6 +177,9 @@ fn wrong_arguments_are_refused_before_any_launch() {
     wrong.num_qo_heads = 17;
     let error = Decode::plan(&stream, wrong, &[1]).err().unwrap();
     insta::assert_snapshot!(error, @"`num_qo_heads / num_kv_heads` must be at most 16, got 17");
+    let policy = SplitPolicy::BatchInvariant { part_tokens: 8 };
+    let error = Decode::plan_split(&stream, shape, &[1], policy).err().unwrap();
+    insta::assert_snapshot!(error, @"`part_tokens` must be a multiple of 16, got 8");
 
     let table = DevicePageTable::upload(&stream, &problem.table.table(), &memory).unwrap();
     let zeros = |len| Buffer::from_slice(&stream, &vec![bf16::ZERO; len]).unwrap();

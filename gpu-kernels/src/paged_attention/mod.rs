@@ -25,7 +25,8 @@
 //!
 //! *split*: one persistent block per SM, 8 warps. The [plan](plan) cuts the batch's (request, KV
 //! head) pairs, laid end to end in tiles of 16 tokens, into equal shares, so that every SM reads
-//! the same bytes whatever the lengths. Within an item the warps take tiles in turn, each with its
+//! the same bytes whatever the lengths; or, on request, at fixed token positions, so that a
+//! request's result does not depend on the batch it came in. Within an item the warps take tiles in turn, each with its
 //! own ring of `cp.async` stages that runs on across items, so nothing drains at a boundary. A
 //! tile is two products on the tensor cores with the grouped heads as the narrow side, so that a
 //! group of 8 wastes no lane:
@@ -116,7 +117,8 @@ pub struct WorkItem {
     pub part: u32,
     /// First part of the pair.
     pub part_begin: u32,
-    /// Parts of the pair; the result of a single one goes straight to `out`.
+    /// Parts of the pair; the result of a single one goes straight to `out`. 0 if this is
+    /// [no work](Self::IDLE).
     pub num_parts: u32,
     /// Where the blocks that have the parts meet: the last to arrive merges them.
     pub meeting: u32,
@@ -129,6 +131,33 @@ impl WorkItem {
     pub const END: u32 = u32::MAX;
     /// Words of an item in device memory.
     pub const WORDS: usize = 12;
+    /// What a block without work finds: it leaves at once.
+    pub const IDLE: Self = Self {
+        request: 0,
+        kv_head: 0,
+        tile_begin: 0,
+        tile_end: 0,
+        kv_len: 0,
+        first_entry: 0,
+        next: Self::END,
+        part: 0,
+        part_begin: 0,
+        num_parts: 0,
+        meeting: 0,
+        padding: 0,
+    };
+
+    /// Whether this is no work.
+    #[inline(always)]
+    pub const fn is_idle(&self) -> bool {
+        self.num_parts == 0
+    }
+
+    /// Tiles of 16 tokens.
+    #[inline(always)]
+    pub const fn num_tiles(&self) -> u32 {
+        self.tile_end - self.tile_begin
+    }
 }
 
 /// Bytes of shared memory that the split kernel asks for.

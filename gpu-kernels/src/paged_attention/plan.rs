@@ -1,16 +1,61 @@
-//! Who reads what: the batch cut into equal shares, one for each block of the split kernel.
+//! Who reads what: the batch cut into parts, dealt to the blocks of the split kernel.
 //!
-//! A plan is data. It depends on the lengths of the requests, the page size and the number of
-//! blocks alone, can be printed, and is checked without a GPU.
+//! A plan is data. It depends on the lengths of the requests, the page size, the number of blocks
+//! and the [policy](SplitPolicy) alone, can be printed, and is checked without a GPU.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::format;
+use std::ops::Range;
+use std::vec;
 use std::vec::Vec;
 
 use super::{TILE_TOKENS, WorkItem};
+use crate::contract::{ContractError, require};
+
+/// Where (request, KV head) pairs are cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SplitPolicy {
+    /// Where blocks' shares of the batch end, so that every block reads the same bytes. Where that
+    /// is, and with it the last bits of a result, depends on the other requests and on the GPU.
+    #[default]
+    Balanced,
+    /// At token positions that follow from the request's own length, so that its result is the
+    /// same bit for bit whatever else is in the batch, and however many SMs the GPU has.
+    ///
+    /// Parts have `part_tokens` tokens, doubled until a request has at most
+    /// [`MAX_FIXED_PARTS`] of them.
+    #[doc(alias = "fixed_split_size")]
+    BatchInvariant {
+        /// Tokens of a part: a multiple of [`TILE_TOKENS`].
+        part_tokens: u32,
+    },
+}
+
+/// Most parts of a pair that [`SplitPolicy::BatchInvariant`] makes: the last block to arrive merges
+/// all of them.
+pub const MAX_FIXED_PARTS: u32 = 64;
+
+impl SplitPolicy {
+    /// Refuses parts that do not end where tiles do.
+    pub fn check(self) -> Result<(), ContractError> {
+        match self {
+            Self::Balanced => Ok(()),
+            Self::BatchInvariant { part_tokens } => require(
+                part_tokens > 0 && part_tokens.is_multiple_of(TILE_TOKENS),
+                "part_tokens",
+                format!("a multiple of {TILE_TOKENS}"),
+                part_tokens,
+            ),
+        }
+    }
+}
 
 /// The split kernel's work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecodePlan {
-    /// Block `b` begins with item `b`, and goes on with each item's `next`.
+    /// Block `b` begins with item `b`, [`WorkItem::IDLE`] if it has none, and goes on with each
+    /// item's `next`.
     pub items: Vec<WorkItem>,
     /// Blocks to launch.
     pub num_blocks: u32,
@@ -21,33 +66,51 @@ pub struct DecodePlan {
 }
 
 impl DecodePlan {
-    /// Cuts requests of `kv_lens` tokens with `num_kv_heads` heads into at most `num_max_blocks`
-    /// shares, equal to a tile. Requests without tokens have an item too: it writes zeros.
-    pub fn new(kv_lens: &[u32], page_size: u32, num_kv_heads: u32, num_max_blocks: u32) -> Self {
+    /// Cuts requests of `kv_lens` tokens with `num_kv_heads` heads, and deals the parts to
+    /// `num_blocks` blocks, at least one. Requests without tokens have an item too: it writes
+    /// zeros.
+    ///
+    /// # Panics
+    /// If the policy does not [check](SplitPolicy::check) out.
+    pub fn new(
+        kv_lens: &[u32],
+        page_size: u32,
+        num_kv_heads: u32,
+        num_blocks: u32,
+        policy: SplitPolicy,
+    ) -> Self {
+        let num_blocks = num_blocks.max(1);
         let tiles_of = |kv_len: u32| u64::from(kv_len.div_ceil(TILE_TOKENS));
-        let num_tiles: u64 =
-            kv_lens.iter().map(|&len| tiles_of(len) * u64::from(num_kv_heads)).sum();
-        let num_blocks = u64::from(num_max_blocks.max(1)).min(num_tiles.max(1));
-
-        let mut cutter = Cutter {
-            share_end: |block: usize| num_tiles * (block as u64 + 1) / num_blocks,
-            blocks: std::vec![Vec::new()],
-            num_tiles_dealt: 0,
-            num_parts: 0,
-            num_meetings: 0,
+        let shares = Shares {
+            num_tiles: kv_lens.iter().map(|&len| tiles_of(len) * u64::from(num_kv_heads)).sum(),
+            num_blocks: u64::from(num_blocks),
         };
-        let mut first_entry = 0;
-        for (request, &kv_len) in kv_lens.iter().enumerate() {
+
+        let mut parts = Parts::default();
+        let (mut first_entry, mut tiles_before) = (0, 0);
+        for (request, &kv_len) in (0..).zip(kv_lens) {
             for kv_head in 0..num_kv_heads {
-                cutter.deal(request as u32, kv_head, kv_len, first_entry);
+                let cuts = match policy {
+                    SplitPolicy::Balanced => shares.cuts(tiles_before, tiles_of(kv_len)),
+                    SplitPolicy::BatchInvariant { part_tokens } => fixed_cuts(kv_len, part_tokens),
+                };
+                parts.add_pair(
+                    WorkItem { request, kv_head, kv_len, first_entry, ..WorkItem::IDLE },
+                    cuts,
+                );
+                tiles_before += tiles_of(kv_len);
             }
             first_entry += kv_len.div_ceil(page_size);
         }
+        let blocks = match policy {
+            SplitPolicy::Balanced => shares.deal(&parts.items),
+            SplitPolicy::BatchInvariant { .. } => deal_longest_first(&parts.items, num_blocks),
+        };
         Self {
-            num_blocks: num_blocks as u32,
-            num_parts: cutter.num_parts,
-            num_meetings: cutter.num_meetings,
-            items: link(cutter.blocks),
+            items: link(&blocks),
+            num_blocks,
+            num_parts: parts.num_parts,
+            num_meetings: parts.num_meetings,
         }
     }
 
@@ -55,60 +118,38 @@ impl DecodePlan {
     pub fn items_of(&self, block: u32) -> impl Iterator<Item = &WorkItem> {
         let mut next = block;
         core::iter::from_fn(move || {
-            let item = self.items.get(next as usize)?;
+            let item = self.items.get(next as usize).filter(|item| !item.is_idle())?;
             next = item.next;
             Some(item)
         })
     }
 }
 
-/// Deals pairs to blocks, one share after the other.
-struct Cutter<F> {
-    /// One past a block's last tile, counted over all pairs.
-    share_end: F,
-    blocks: Vec<Vec<WorkItem>>,
-    num_tiles_dealt: u64,
+/// Tiles of a pair that one block works on.
+type Cut = Range<u32>;
+
+/// All parts of the batch, pair by pair.
+#[derive(Default)]
+struct Parts {
+    items: Vec<WorkItem>,
     num_parts: u32,
     num_meetings: u32,
 }
 
-impl<F: Fn(usize) -> u64> Cutter<F> {
-    fn deal(&mut self, request: u32, kv_head: u32, kv_len: u32, first_entry: u32) {
-        let num_tiles = kv_len.div_ceil(TILE_TOKENS);
-        let mut parts = Vec::new();
-        let mut tile_begin = 0;
-        loop {
-            let block = self.blocks.len() - 1;
-            let room = (self.share_end)(block) - self.num_tiles_dealt;
-            let taken = room.min(u64::from(num_tiles - tile_begin)) as u32;
-            let tile_end = tile_begin + taken;
-            if taken > 0 || num_tiles == 0 {
-                parts.push((block, tile_begin, tile_end));
-            }
-            self.num_tiles_dealt += u64::from(taken);
-            tile_begin = tile_end;
-            if tile_begin == num_tiles {
-                break;
-            }
-            self.blocks.push(Vec::new());
-        }
-        let num_parts = parts.len() as u32;
-        for ((block, tile_begin, tile_end), part) in parts.into_iter().zip(self.num_parts..) {
-            self.blocks[block].push(WorkItem {
-                request,
-                kv_head,
-                tile_begin,
-                tile_end,
-                kv_len,
-                first_entry,
-                next: WorkItem::END,
-                part,
-                part_begin: self.num_parts,
-                num_parts,
-                meeting: self.num_meetings,
-                padding: 0,
-            });
-        }
+impl Parts {
+    /// Adds the parts of one pair, whose request, head and length `pair` says.
+    fn add_pair(&mut self, pair: WorkItem, cuts: Vec<Cut>) {
+        let num_parts = cuts.len() as u32;
+        let part_begin = self.num_parts;
+        self.items.extend(cuts.into_iter().zip(part_begin..).map(|(tiles, part)| WorkItem {
+            tile_begin: tiles.start,
+            tile_end: tiles.end,
+            part,
+            part_begin,
+            num_parts,
+            meeting: self.num_meetings,
+            ..pair
+        }));
         if num_parts > 1 {
             self.num_parts += num_parts;
             self.num_meetings += 1;
@@ -116,12 +157,87 @@ impl<F: Fn(usize) -> u64> Cutter<F> {
     }
 }
 
+/// The batch's tiles, laid end to end, in equal shares: the blocks' differ by a tile at most.
+struct Shares {
+    num_tiles: u64,
+    num_blocks: u64,
+}
+
+impl Shares {
+    /// One past a block's last tile.
+    fn end(&self, block: u64) -> u64 {
+        self.num_tiles * (block + 1) / self.num_blocks
+    }
+
+    /// The block that has a tile; for the end of all tiles, the last block.
+    fn block_of(&self, tile: u64) -> u64 {
+        let blocks_to_its_end = ((tile + 1) * self.num_blocks).div_ceil(self.num_tiles.max(1));
+        (blocks_to_its_end - 1).min(self.num_blocks - 1)
+    }
+
+    /// Cuts a pair of `num_tiles` tiles, the first of which is `start`, where shares end.
+    fn cuts(&self, start: u64, num_tiles: u64) -> Vec<Cut> {
+        let end = start + num_tiles;
+        let mut cuts = Vec::new();
+        let mut begin = start;
+        loop {
+            let cut_end = self.end(self.block_of(begin)).min(end);
+            cuts.push((begin - start) as u32..(cut_end - start) as u32);
+            begin = cut_end;
+            if begin == end {
+                return cuts;
+            }
+        }
+    }
+
+    /// Gives each item to the block that has its first tile.
+    fn deal(&self, items: &[WorkItem]) -> Vec<Vec<WorkItem>> {
+        let mut blocks = vec![Vec::new(); self.num_blocks as usize];
+        let mut tiles_before = 0;
+        for item in items {
+            blocks[self.block_of(tiles_before) as usize].push(*item);
+            tiles_before += u64::from(item.num_tiles());
+        }
+        blocks
+    }
+}
+
+/// Cuts a pair at multiples of `part_tokens`, or of the least doubling of it that makes few enough
+/// parts.
+fn fixed_cuts(kv_len: u32, part_tokens: u32) -> Vec<Cut> {
+    let num_tiles = kv_len.div_ceil(TILE_TOKENS);
+    let mut part_tiles = part_tokens / TILE_TOKENS;
+    assert!(part_tiles > 0, "a policy that was checked");
+    while num_tiles.div_ceil(part_tiles) > MAX_FIXED_PARTS {
+        part_tiles *= 2;
+    }
+    let num_parts = num_tiles.div_ceil(part_tiles).max(1);
+    (0..num_parts).map(|i| i * part_tiles..((i + 1) * part_tiles).min(num_tiles)).collect()
+}
+
+/// Gives each item, the longest first, to the block that has least to do so far.
+fn deal_longest_first(items: &[WorkItem], num_blocks: u32) -> Vec<Vec<WorkItem>> {
+    let mut longest_first: Vec<&WorkItem> = items.iter().collect();
+    longest_first.sort_by_key(|item| Reverse(item.num_tiles()));
+    let mut blocks = vec![Vec::new(); num_blocks as usize];
+    let mut loads: BinaryHeap<_> = (0..num_blocks).map(|block| Reverse((0u64, block))).collect();
+    for item in longest_first {
+        if let Some(mut least) = loads.peek_mut() {
+            let Reverse((tiles, block)) = &mut *least;
+            blocks[*block as usize].push(*item);
+            *tiles += u64::from(item.num_tiles().max(1));
+        }
+    }
+    blocks
+}
+
 /// Puts the blocks' first items first, and chains the others to them.
-fn link(blocks: Vec<Vec<WorkItem>>) -> Vec<WorkItem> {
-    let mut items: Vec<WorkItem> = blocks.iter().map(|block| block[0]).collect();
+fn link(blocks: &[Vec<WorkItem>]) -> Vec<WorkItem> {
+    let mut items: Vec<WorkItem> =
+        blocks.iter().map(|block| block.first().copied().unwrap_or(WorkItem::IDLE)).collect();
     for (block, block_items) in blocks.iter().enumerate() {
         let mut last = block;
-        for &item in &block_items[1..] {
+        for &item in block_items.iter().skip(1) {
             items[last].next = items.len() as u32;
             last = items.len();
             items.push(item);

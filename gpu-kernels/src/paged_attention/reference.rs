@@ -201,6 +201,25 @@ impl<T: HalfFloat> DecodeProblem<T> {
         (self.table.kv_page_rank[entry] as usize, first)
     }
 
+    /// One request by itself: the same pages, and the same query.
+    pub fn alone(&self, request: usize) -> Self {
+        let (table, shape) = (&self.table, self.shape);
+        let entries = table.kv_indptr[request] as usize..table.kv_indptr[request + 1] as usize;
+        let row = (shape.num_qo_heads * shape.page.head_dim) as usize;
+        Self {
+            shape: DecodeShape { batch: 1, ..shape },
+            table: ScatteredTable {
+                kv_indptr: vec![0, entries.len() as i32],
+                kv_indices: table.kv_indices[entries.clone()].to_vec(),
+                kv_page_rank: table.kv_page_rank[entries].to_vec(),
+                kv_last_page_len: vec![table.kv_last_page_len[request]],
+                pages_of: table.pages_of.clone(),
+            },
+            pools: self.pools.clone(),
+            q: self.q[request * row..][..row].to_vec(),
+        }
+    }
+
     /// Attention, the obvious way.
     pub fn oracle(&self) -> DecodeResult {
         let DecodeShape { num_qo_heads, page, sm_scale, .. } = self.shape;

@@ -7,13 +7,16 @@ use cuda_std::float::HalfFloat;
 use half::{bf16, f16};
 use proptest::prelude::*;
 
-use super::WorkItem;
+use super::TILE_TOKENS;
 use super::contract::{DecodeShape, PageTable};
 use super::device::*;
 use super::plan::DecodePlan;
+use super::plan::SplitPolicy::{self, Balanced};
 use super::reference::{DecodeCase, DecodeProblem, DecodeResult, Tolerance, cases};
 use crate::kv_layout::{KvLayout, KvPageShape};
 use crate::testing::{DeviceMemory, TestDevice, digest};
+
+mod plans;
 
 /// A problem in device memory.
 struct OnDevice<T> {
@@ -88,7 +91,8 @@ trait Entries: HalfFloat {
     fn split(
         device: &TestDevice,
         problem: &DecodeProblem<Self>,
-        num_max_blocks: u32,
+        num_blocks: u32,
+        policy: SplitPolicy,
     ) -> (Vec<Self>, Vec<f32>);
 }
 
@@ -125,12 +129,14 @@ macro_rules! entries {
             fn split(
                 device: &TestDevice,
                 problem: &DecodeProblem<Self>,
-                num_max_blocks: u32,
+                num_blocks: u32,
+                policy: SplitPolicy,
             ) -> (Vec<Self>, Vec<f32>) {
                 let on = OnDevice::new(problem);
                 let (shape, page) = (on.shape, on.shape.page);
+                let (page_size, num_kv_heads) = (page.page_size, page.num_kv_heads);
                 let plan =
-                    DecodePlan::new(&on.kv_lens, page.page_size, page.num_kv_heads, num_max_blocks);
+                    DecodePlan::new(&on.kv_lens, page_size, num_kv_heads, num_blocks, policy);
                 let items = DeviceMemory::from_slice(bytemuck::cast_slice(&plan.items));
                 let partial_out = DeviceMemory::<f32>::poisoned(shape.partial_elements(&plan));
                 let partial_lse = DeviceMemory::<f32>::poisoned(shape.partial_lse_elements(&plan));
@@ -202,12 +208,18 @@ fn every_case_is_the_oracle<T: Entries>() {
             &T::baseline(&device, &problem),
             T::TOLERANCE,
         );
-        for num_max_blocks in [1, 3, 132] {
-            let got = T::split(&device, &problem, num_max_blocks);
+        let batch_invariant = SplitPolicy::BatchInvariant { part_tokens: 32 };
+        for (num_blocks, policy) in [
+            (1, Balanced),
+            (3, Balanced),
+            (132, Balanced),
+            (1, batch_invariant),
+            (5, batch_invariant),
+        ] {
             check(
-                &format!("{}, split over {num_max_blocks}", case.name),
+                &format!("{}, {policy:?} split over {num_blocks}", case.name),
                 &oracle,
-                &got,
+                &T::split(&device, &problem, num_blocks, policy),
                 T::TOLERANCE,
             );
         }
@@ -228,8 +240,9 @@ fn every_case_is_the_oracle_in_f16() {
 fn lane_order_does_not_change_a_bit() {
     let case = &cases()[2];
     let problem = case.problem::<bf16>(11);
-    let results: Vec<_> =
-        TestDevice::lane_orders().map(|device| bits(&bf16::split(&device, &problem, 3))).collect();
+    let results: Vec<_> = TestDevice::lane_orders()
+        .map(|device| bits(&bf16::split(&device, &problem, 3, Balanced)))
+        .collect();
     assert!(results.iter().all(|result| result == &results[0]));
 }
 
@@ -253,7 +266,7 @@ fn outputs_are_as_reviewed() {
     let device = TestDevice::ascending();
     let text: String = [
         describe("baseline", bf16::baseline(&device, &problem)),
-        describe("split over 3", bf16::split(&device, &problem, 3)),
+        describe("split over 3", bf16::split(&device, &problem, 3, Balanced)),
     ]
     .concat();
     insta::assert_snapshot!(text);
@@ -269,7 +282,7 @@ fn a_wrong_page_index_shows() {
     for index in &mut off_by_one.table.kv_indices {
         *index = (*index + 1) % num_pages;
     }
-    let (out, lse) = bf16::split(&TestDevice::ascending(), &off_by_one, 3);
+    let (out, lse) = bf16::split(&TestDevice::ascending(), &off_by_one, 3, Balanced);
     assert!(oracle.check(&out, &lse, Tolerance::BF16).is_err());
 }
 
@@ -283,75 +296,6 @@ fn zeros_and_nan_are_not_within_tolerance() {
     }
 }
 
-#[test]
-fn a_plan_is_as_reviewed() {
-    let plan = DecodePlan::new(&[100, 0, 17], 16, 2, 4);
-    let mut text = String::new();
-    for block in 0..plan.num_blocks {
-        for item in plan.items_of(block) {
-            let WorkItem { request, kv_head, tile_begin, tile_end, part_begin, .. } = *item;
-            let result = match item.num_parts {
-                1 => "out".into(),
-                num_parts => format!("part {} of {num_parts}", item.part - part_begin),
-            };
-            text += &format!(
-                "block {block}: request {request} head {kv_head} from entry {}, \
-                 tiles {tile_begin}..{tile_end} -> {result}\n",
-                item.first_entry,
-            );
-        }
-    }
-    insta::assert_snapshot!(text);
-}
-
-proptest! {
-    #[test]
-    fn a_plan_covers_every_tile_once_in_equal_shares(
-        kv_lens in proptest::collection::vec(0u32..3000, 1..20),
-        page_size in 1u32..=64,
-        num_kv_heads in 1u32..9,
-        num_max_blocks in 1u32..200,
-    ) {
-        let plan = DecodePlan::new(&kv_lens, page_size, num_kv_heads, num_max_blocks);
-        prop_assert!(plan.num_blocks <= num_max_blocks);
-        let shares: Vec<u32> = (0..plan.num_blocks)
-            .map(|block| plan.items_of(block).map(|i| i.tile_end - i.tile_begin).sum())
-            .collect();
-        prop_assert!(shares.iter().max().unwrap() - shares.iter().min().unwrap() <= 1);
-
-        let mut items = (0..plan.num_blocks).flat_map(|block| plan.items_of(block)).peekable();
-        let (mut first_entry, mut part, mut meetings) = (0, 0, 0);
-        for (request, &kv_len) in kv_lens.iter().enumerate() {
-            for kv_head in 0..num_kv_heads {
-                let mut of_pair = Vec::new();
-                while let Some(item) =
-                    items.next_if(|i| (i.request, i.kv_head) == (request as u32, kv_head))
-                {
-                    of_pair.push(*item);
-                }
-                prop_assert_eq!(of_pair[0].tile_begin, 0);
-                prop_assert_eq!(of_pair[of_pair.len() - 1].tile_end, kv_len.div_ceil(super::TILE_TOKENS));
-                prop_assert!(of_pair.windows(2).all(|two| two[0].tile_end == two[1].tile_begin));
-                for (i, item) in of_pair.iter().enumerate() {
-                    prop_assert_eq!((item.kv_len, item.first_entry), (kv_len, first_entry));
-                    prop_assert_eq!(item.num_parts as usize, of_pair.len());
-                    if of_pair.len() > 1 {
-                        prop_assert_eq!((item.part, item.part_begin), (part + i as u32, part));
-                        prop_assert_eq!(item.meeting, meetings);
-                    }
-                }
-                if of_pair.len() > 1 {
-                    part += of_pair.len() as u32;
-                    meetings += 1;
-                }
-            }
-            first_entry += kv_len.div_ceil(page_size);
-        }
-        prop_assert!(items.next().is_none());
-        prop_assert_eq!((plan.num_parts, plan.num_meetings), (part, meetings));
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
@@ -361,7 +305,8 @@ proptest! {
         page_size in 1u32..=64,
         wide in any::<bool>(),
         heads_outermost in any::<bool>(),
-        (num_max_blocks, num_locations, seed) in (1u32..9, 1usize..4, any::<u64>()),
+        (num_blocks, num_locations, seed) in (1u32..9, 1usize..4, any::<u64>()),
+        part_tiles in 1u32..6,
     ) {
         let layout = if heads_outermost { KvLayout::Hnd } else { KvLayout::Nhd };
         let head_dim = if wide { 128 } else { 64 };
@@ -375,8 +320,38 @@ proptest! {
         let problem = case.problem::<bf16>(seed);
         let device = TestDevice::seeded(seed);
         let oracle = problem.oracle();
-        for (out, lse) in [bf16::baseline(&device, &problem), bf16::split(&device, &problem, num_max_blocks)] {
+        let batch_invariant = SplitPolicy::BatchInvariant { part_tokens: TILE_TOKENS * part_tiles };
+        for (out, lse) in [
+            bf16::baseline(&device, &problem),
+            bf16::split(&device, &problem, num_blocks, Balanced),
+            bf16::split(&device, &problem, num_blocks, batch_invariant),
+        ] {
             prop_assert_eq!(oracle.check(&out, &lse, Tolerance::BF16), Ok(()));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+    #[test]
+    fn a_batch_invariant_result_is_the_same_alone_and_in_any_batch(
+        kv_lens in proptest::collection::vec(0u32..400, 2..5),
+        (blocks_alone, blocks_in_batch) in (1u32..20, 1u32..20),
+        part_tiles in 1u32..8,
+        seed in any::<u64>(),
+    ) {
+        let page = KvPageShape { page_size: 16, num_kv_heads: 2, head_dim: 64, layout: KvLayout::Nhd };
+        let case = DecodeCase { name: "drawn", num_qo_heads: 8, page, kv_lens, num_locations: 1 };
+        let problem = case.problem::<bf16>(seed);
+        let policy = SplitPolicy::BatchInvariant { part_tokens: TILE_TOKENS * part_tiles };
+        let device = TestDevice::seeded(seed);
+        let (out, lse) = bf16::split(&device, &problem, blocks_in_batch, policy);
+        for request in 0..case.kv_lens.len() {
+            let (out_alone, lse_alone) =
+                bf16::split(&device, &problem.alone(request), blocks_alone, policy);
+            let of_request = |elements: usize| request * elements..(request + 1) * elements;
+            prop_assert_eq!(digest(&out_alone), digest(&out[of_request(out_alone.len())]));
+            prop_assert_eq!(digest(&lse_alone), digest(&lse[of_request(lse_alone.len())]));
         }
     }
 }

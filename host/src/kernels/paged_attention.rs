@@ -5,7 +5,7 @@ use gpu_kernels::contract::{ContractError, require, require_len};
 use gpu_kernels::paged_attention::DecodeParams;
 use gpu_kernels::paged_attention::contract::{DecodeShape, PageTable};
 use gpu_kernels::paged_attention::device as entries;
-use gpu_kernels::paged_attention::plan::DecodePlan;
+use gpu_kernels::paged_attention::plan::{DecodePlan, SplitPolicy};
 use half::{bf16, f16};
 
 use super::KernelError;
@@ -101,16 +101,32 @@ pub struct DecodeArgs<'a, T> {
 }
 
 impl Decode {
-    /// Plans decode for requests of `kv_lens` tokens on the device of `stream`.
+    /// Plans decode for requests of `kv_lens` tokens on the device of `stream`, in equal shares for
+    /// all its SMs.
     ///
     /// # Errors
     /// A shape the kernels do not take, in words; no memory for the workspace.
     pub fn plan(stream: &Stream, shape: DecodeShape, kv_lens: &[u32]) -> Result<Self, KernelError> {
+        Self::plan_split(stream, shape, kv_lens, SplitPolicy::Balanced)
+    }
+
+    /// As [`plan`](Self::plan), the batch cut as `policy` says.
+    ///
+    /// # Errors
+    /// As `plan`; a policy that does not check out.
+    pub fn plan_split(
+        stream: &Stream,
+        shape: DecodeShape,
+        kv_lens: &[u32],
+        policy: SplitPolicy,
+    ) -> Result<Self, KernelError> {
         shape.check()?;
+        policy.check()?;
         require_len("kv_lens", shape.batch as usize, kv_lens.len())?;
         let device = stream.device();
         let num_sms = device.properties()?.num_multiprocessors;
-        let plan = DecodePlan::new(kv_lens, shape.page.page_size, shape.page.num_kv_heads, num_sms);
+        let (page_size, num_kv_heads) = (shape.page.page_size, shape.page.num_kv_heads);
+        let plan = DecodePlan::new(kv_lens, page_size, num_kv_heads, num_sms, policy);
         Ok(Self {
             items: Buffer::from_slice(stream, bytemuck::cast_slice(&plan.items))?,
             partial_out: device.alloc(shape.partial_elements(&plan))?,

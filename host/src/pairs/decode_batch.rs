@@ -6,6 +6,7 @@ use gpu_kernels::contract::Work;
 use gpu_kernels::kv_layout::{KvLayout, KvPageShape};
 use gpu_kernels::kv_page_pattern::pattern::{ElementFormat, KvHalf, element, mix, token_identity};
 use gpu_kernels::paged_attention::contract::DecodeShape;
+use gpu_kernels::paged_attention::plan::SplitPolicy;
 use gpu_kernels::paged_attention::reference::{DecodeResult, Tolerance, attend};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -21,6 +22,8 @@ pub struct DecodeWorkload {
     pub page: KvPageShape,
     /// Tokens of each request.
     pub kv_lens: Vec<u32>,
+    /// How the split kernel cuts the batch.
+    pub policy: SplitPolicy,
 }
 
 impl DecodeWorkload {
@@ -29,7 +32,7 @@ impl DecodeWorkload {
     pub fn new(num_qo_heads: u32, num_kv_heads: u32, kv_lens: Vec<u32>) -> Self {
         let page =
             KvPageShape { page_size: 16, num_kv_heads, head_dim: 128, layout: KvLayout::Nhd };
-        Self { num_qo_heads, page, kv_lens }
+        Self { num_qo_heads, page, kv_lens, policy: SplitPolicy::Balanced }
     }
 
     /// The same with heads of `head_dim` elements.
@@ -43,6 +46,14 @@ impl DecodeWorkload {
     #[must_use]
     pub fn page_size(mut self, page_size: u32) -> Self {
         self.page.page_size = page_size;
+        self
+    }
+
+    /// The same, cut so that a request's result does not depend on the others: parts of
+    /// `part_tokens` tokens.
+    #[must_use]
+    pub fn batch_invariant(mut self, part_tokens: u32) -> Self {
+        self.policy = SplitPolicy::BatchInvariant { part_tokens };
         self
     }
 

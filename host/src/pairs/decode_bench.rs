@@ -66,7 +66,7 @@ impl<T: BatchElement> DecodeBench<T> {
             .map(|input| PlacedKv::new(&stream, devices, batch, input, &location_of));
         Ok(Self {
             inputs: inputs.collect::<Result<_>>()?,
-            plan: Decode::plan(&stream, shape, &workload.kv_lens)?,
+            plan: Decode::plan_split(&stream, shape, &workload.kv_lens, workload.policy)?,
             q: Buffer::from_slice(&stream, batch.q())?,
             out: device.alloc(shape.q_elements())?,
             lse: device.alloc(shape.lse_elements())?,

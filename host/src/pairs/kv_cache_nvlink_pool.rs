@@ -6,6 +6,7 @@ use std::rc::Rc;
 use anyhow::Result;
 use gpu_kernels::contract::Work;
 use gpu_kernels::kv_layout::{KvLayout, KvPageShape};
+use gpu_kernels::paged_attention::plan::SplitPolicy;
 
 use super::{DecodeBatch, DecodeBench, DecodeWorkload};
 use crate::harness::ceilings::{HBM_READ, HOST_READ, NVLINK_READ};
@@ -109,7 +110,8 @@ fn pages_in_order(batch: usize, num_heads: u32, tokens: [u32; 3]) -> Shape {
         "batch {batch} x {}: {} here, {} in the peer, {} in the host",
         kv_lens[0], tokens[0], tokens[1], tokens[2]
     );
-    shape(name, DecodeWorkload { num_qo_heads: num_heads, page, kv_lens }, tier_of)
+    let policy = SplitPolicy::Balanced;
+    shape(name, DecodeWorkload { num_qo_heads: num_heads, page, kv_lens, policy }, tier_of)
 }
 
 fn shape(

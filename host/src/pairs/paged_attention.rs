@@ -49,6 +49,11 @@ impl Pair for PagedAttention {
                     "ragged 63 x 1024 + 131072",
                     usual([vec![1024; 63], vec![131_072]].concat()),
                 ),
+                shape::<bf16>("batch 16 x 4096, batch-invariant", middling().batch_invariant(512)),
+                shape::<bf16>(
+                    "batch 64 x 8192, batch-invariant",
+                    usual(vec![8192; 64]).batch_invariant(512),
+                ),
                 shape::<bf16>("batch 16 x 4096, pages of 1", middling().page_size(1)),
                 shape::<bf16>("batch 16 x 4096, pages of 8", middling().page_size(8)),
                 shape::<bf16>("batch 16 x 4096, pages of 64", middling().page_size(64)),

@@ -471,6 +471,11 @@ pub(crate) unsafe fn decode_split<
     let stage_of = |tile: u32| ring.offset((tile % STAGES * 2 * tile_bytes(D as u32)) as usize);
 
     let mut item = load_item(items, thread::block_idx_x());
+    if item.is_idle() {
+        handshake.await_queries();
+        handshake.tell_done();
+        return;
+    }
     let mut loader = Loader::<D, STAGES>::start(pages, items, item, ring);
     for _ in 0..AHEAD {
         loader.load_tile();

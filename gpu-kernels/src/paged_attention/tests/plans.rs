@@ -1,0 +1,165 @@
+//! Plans, as data.
+
+use std::format;
+use std::string::String;
+use std::vec::Vec;
+
+use proptest::prelude::*;
+
+use crate::paged_attention::plan::{DecodePlan, MAX_FIXED_PARTS, SplitPolicy};
+use crate::paged_attention::{TILE_TOKENS, WorkItem};
+
+fn describe(plan: &DecodePlan) -> String {
+    let mut text = String::new();
+    for block in 0..plan.num_blocks {
+        for item in plan.items_of(block) {
+            let WorkItem { request, kv_head, tile_begin, tile_end, part_begin, .. } = *item;
+            let result = match item.num_parts {
+                1 => "out".into(),
+                num_parts => format!("part {} of {num_parts}", item.part - part_begin),
+            };
+            text += &format!(
+                "block {block}: request {request} head {kv_head} from entry {}, \
+                 tiles {tile_begin}..{tile_end} -> {result}\n",
+                item.first_entry,
+            );
+        }
+    }
+    text
+}
+
+#[test]
+fn a_balanced_plan_is_as_reviewed() {
+    insta::assert_snapshot!(describe(&DecodePlan::new(
+        &[100, 0, 17],
+        16,
+        2,
+        4,
+        SplitPolicy::Balanced
+    )));
+}
+
+#[test]
+fn a_batch_invariant_plan_is_as_reviewed() {
+    let policy = SplitPolicy::BatchInvariant { part_tokens: 48 };
+    insta::assert_snapshot!(describe(&DecodePlan::new(&[100, 0, 17], 16, 2, 4, policy)));
+}
+
+#[test]
+fn blocks_without_work_find_an_idle_item() {
+    for policy in [SplitPolicy::Balanced, SplitPolicy::BatchInvariant { part_tokens: 16 }] {
+        let plan = DecodePlan::new(&[20], 16, 1, 5, policy);
+        let idle = plan.items.iter().filter(|item| item.is_idle()).count();
+        assert_eq!((plan.num_blocks, plan.items.len(), idle), (5, 5, 3), "{policy:?}");
+    }
+}
+
+#[test]
+fn parts_that_end_within_a_tile_are_refused() {
+    let refusal = |part_tokens| SplitPolicy::BatchInvariant { part_tokens }.check().unwrap_err();
+    insta::assert_snapshot!(refusal(0), @"`part_tokens` must be a multiple of 16, got 0");
+    insta::assert_snapshot!(refusal(24), @"`part_tokens` must be a multiple of 16, got 24");
+}
+
+/// A policy, and whether it is the balanced one.
+fn policies() -> impl Strategy<Value = SplitPolicy> {
+    prop_oneof![
+        Just(SplitPolicy::Balanced),
+        (1u32..40)
+            .prop_map(|tiles| SplitPolicy::BatchInvariant { part_tokens: TILE_TOKENS * tiles }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_plan_covers_every_tile_once_in_order(
+        kv_lens in proptest::collection::vec(0u32..3000, 1..20),
+        page_size in 1u32..=64,
+        num_kv_heads in 1u32..9,
+        num_blocks in 1u32..200,
+        policy in policies(),
+    ) {
+        let plan = DecodePlan::new(&kv_lens, page_size, num_kv_heads, num_blocks, policy);
+        prop_assert_eq!(plan.num_blocks, num_blocks);
+        let mut items: Vec<WorkItem> =
+            (0..plan.num_blocks).flat_map(|block| plan.items_of(block)).copied().collect();
+        items.sort_by_key(|item| (item.request, item.kv_head, item.tile_begin));
+        let mut items = items.into_iter().peekable();
+        let (mut first_entry, mut part, mut meetings) = (0, 0, 0);
+        for (request, &kv_len) in kv_lens.iter().enumerate() {
+            for kv_head in 0..num_kv_heads {
+                let mut of_pair = Vec::new();
+                while let Some(item) =
+                    items.next_if(|i| (i.request, i.kv_head) == (request as u32, kv_head))
+                {
+                    of_pair.push(item);
+                }
+                prop_assert_eq!(of_pair[0].tile_begin, 0);
+                prop_assert_eq!(of_pair[of_pair.len() - 1].tile_end, kv_len.div_ceil(TILE_TOKENS));
+                prop_assert!(of_pair.windows(2).all(|two| two[0].tile_end == two[1].tile_begin));
+                for (i, item) in of_pair.iter().enumerate() {
+                    prop_assert_eq!((item.kv_len, item.first_entry), (kv_len, first_entry));
+                    prop_assert_eq!(item.num_parts as usize, of_pair.len());
+                    if of_pair.len() > 1 {
+                        prop_assert_eq!((item.part, item.part_begin), (part + i as u32, part));
+                        prop_assert_eq!(item.meeting, meetings);
+                    }
+                }
+                if of_pair.len() > 1 {
+                    part += of_pair.len() as u32;
+                    meetings += 1;
+                }
+            }
+            first_entry += kv_len.div_ceil(page_size);
+        }
+        prop_assert!(items.next().is_none());
+        prop_assert_eq!((plan.num_parts, plan.num_meetings), (part, meetings));
+    }
+
+    #[test]
+    fn balanced_shares_differ_by_a_tile(
+        kv_lens in proptest::collection::vec(0u32..3000, 1..20),
+        num_kv_heads in 1u32..9,
+        num_blocks in 1u32..200,
+    ) {
+        let plan = DecodePlan::new(&kv_lens, 16, num_kv_heads, num_blocks, SplitPolicy::Balanced);
+        let shares = (0..num_blocks).map(|block| plan.items_of(block).map(WorkItem::num_tiles).sum());
+        let shares: Vec<u32> = shares.collect();
+        prop_assert!(shares.iter().max().unwrap() - shares.iter().min().unwrap() <= 1);
+    }
+
+    #[test]
+    fn batch_invariant_parts_follow_from_the_length_alone(
+        kv_len in 0u32..200_000,
+        others in proptest::collection::vec(0u32..3000, 0..5),
+        part_tiles in 1u32..40,
+        (blocks_alone, blocks_in_batch) in (1u32..200, 1u32..200),
+    ) {
+        let policy = SplitPolicy::BatchInvariant { part_tokens: TILE_TOKENS * part_tiles };
+        let parts = |kv_lens: &[u32], num_blocks| {
+            let plan = DecodePlan::new(kv_lens, 16, 1, num_blocks, policy);
+            let mut items: Vec<WorkItem> =
+                plan.items.iter().filter(|item| !item.is_idle() && item.request == 0).copied().collect();
+            items.sort_by_key(|item| item.tile_begin);
+            items.iter().map(|item| (item.tile_begin, item.tile_end, item.part - item.part_begin)).collect()
+        };
+        let alone: Vec<(u32, u32, u32)> = parts(&[kv_len], blocks_alone);
+        prop_assert!(alone.len() as u32 <= MAX_FIXED_PARTS);
+        let in_batch = parts(&[&[kv_len][..], &others].concat(), blocks_in_batch);
+        prop_assert_eq!(alone, in_batch);
+    }
+
+    #[test]
+    fn batch_invariant_loads_differ_by_a_part(
+        kv_lens in proptest::collection::vec(1u32..3000, 1..20),
+        part_tiles in 1u32..40,
+        num_blocks in 1u32..200,
+    ) {
+        let policy = SplitPolicy::BatchInvariant { part_tokens: TILE_TOKENS * part_tiles };
+        let plan = DecodePlan::new(&kv_lens, 16, 2, num_blocks, policy);
+        let longest = plan.items.iter().map(WorkItem::num_tiles).max().unwrap();
+        let loads = (0..num_blocks).map(|block| plan.items_of(block).map(WorkItem::num_tiles).sum());
+        let loads: Vec<u32> = loads.collect();
+        prop_assert!(loads.iter().max().unwrap() - loads.iter().min().unwrap() <= longest);
+    }
+}
