@@ -11,12 +11,20 @@
 //! `.reqntid 256, 1, 1`, `.minnctapersm 2` and, with a cluster, `.reqnctapercluster`.
 //!
 //! A `CUtensorMap` parameter must be aligned to 64 bytes, but a by-value parameter aligned above
-//! 16 crashes rustc. So kernels take it as 128 bytes aligned to 16, and such parameters are raised
-//! to 64 here.
+//! 16 crashes rustc. So kernels take it, or several, as a multiple of 128 bytes aligned to 16, and
+//! such parameters are raised to 64 here. Their address is asked for under the name of an entry that
+//! the source does not know yet, and gets it here:
+//!
+//! ```text
+//! cvta.param.u64 %rd1, entry_param_2;        cvta.param.u64 %rd1, tiles_param_2;
+//! ```
 
 use std::fmt::Write;
 
 const MARKER: &str = "// launch_bounds ";
+const PARAMETER_ADDRESS: &str = "cvta.param.u64 ";
+const PARAMETER_OF_ENTRY: &str = " entry_param_";
+const TENSOR_MAP_BYTES: u32 = 128;
 const ASM_BEGIN: &str = "// begin inline asm";
 const ASM_END: &str = "// end inline asm";
 
@@ -41,8 +49,9 @@ pub enum PostProcessError {
         /// The bounds that differ.
         second: LaunchBounds,
     },
-    /// Nothing but an entry has launch bounds; a function that was not inlined has none.
-    #[error("PTX line {line}: launch bounds outside of a kernel")]
+    /// Nothing but an entry has launch bounds and tensor maps; a function that was not inlined has
+    /// none.
+    #[error("PTX line {line}: launch bounds or a tensor map's address outside of a kernel")]
     OutsideKernel {
         /// Counted from 1.
         line: usize,
@@ -129,6 +138,13 @@ pub fn post_process(ptx: &str) -> Result<String, PostProcessError> {
                 .state(bounds, target)?;
             continue;
         }
+        if text.starts_with(PARAMETER_ADDRESS) && text.contains(PARAMETER_OF_ENTRY) {
+            let entry =
+                entry.as_ref().ok_or(PostProcessError::OutsideKernel { line: index + 1 })?;
+            output.push_str(&line.replace(PARAMETER_OF_ENTRY, &format!(" {}_param_", entry.name)));
+            output.push('\n');
+            continue;
+        }
         if text == ASM_END && output.trim_end().ends_with(ASM_BEGIN) {
             // The block held nothing but markers.
             output.truncate(output.trim_end().len() - ASM_BEGIN.len());
@@ -182,10 +198,12 @@ pub(crate) fn entry_name(line: &str) -> Option<&str> {
     Some(name.trim_end_matches(['(', ')', ' ']))
 }
 
-/// `.param .align 16 .b8 name[128]`, with or without a comma.
+/// `.param .align 16 .b8 name[128]`, or a multiple of that, with or without a comma.
 fn is_tensor_map(parameter: &str) -> bool {
-    parameter.starts_with(".param .align 16 .b8 ")
-        && parameter.trim_end_matches(',').ends_with("[128]")
+    let Some(declared) = parameter.strip_prefix(".param .align 16 .b8 ") else { return false };
+    let bytes = declared.trim_end_matches([',', ']']).split_once('[').map(|(_, bytes)| bytes);
+    let bytes = bytes.and_then(|bytes| bytes.parse().ok());
+    bytes.is_some_and(|bytes: u32| bytes > 0 && bytes.is_multiple_of(TENSOR_MAP_BYTES))
 }
 
 #[cfg(test)]
@@ -236,6 +254,22 @@ mod tests {
 }
 ";
         assert_eq!(ptx.unwrap(), expected);
+    }
+
+    #[test]
+    fn several_maps_are_aligned_as_one_is() {
+        let ptx = post_process(&module("sm_90a", "nop;").replace("[128]", "[384]")).unwrap();
+        assert!(ptx.contains(".param .align 64 .b8 tiles_param_0[384],"), "{ptx}");
+    }
+
+    #[test]
+    fn the_address_of_a_map_names_its_entry() {
+        let asked = "cvta.param.u64 %rd1, entry_param_0;";
+        let ptx = post_process(&module("sm_90a", asked)).unwrap();
+        assert!(ptx.contains("cvta.param.u64 %rd1, tiles_param_0;"), "{ptx}");
+        let outside = format!(".func helper()\n{{\n\t{asked}\n}}\n");
+        let error = post_process(&outside).unwrap_err();
+        assert_eq!(error, PostProcessError::OutsideKernel { line: 3 });
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! From a kernel function to its PTX entry and its host struct.
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
-use quote::{ToTokens, quote};
+use quote::{ToTokens, format_ident, quote};
 use syn::spanned::Spanned;
 use syn::{Attribute, Error, FnArg, Ident, ItemFn, Pat, ReturnType, Token, Type, Visibility};
 
@@ -104,7 +104,18 @@ fn entry(bounds: &Bounds, function: &ItemFn, parameters: &[Parameter]) -> TokenS
     let name = &sig.ident;
     let statements = &block.stmts;
     let declared = parameters.iter().map(|Parameter { mutability, name, ty, .. }| {
-        quote! { #mutability #name: #ty }
+        if is_tensor_map(ty) {
+            let bytes = format_ident!("_{name}");
+            quote! { #bytes: <#ty as ::cuda_std::tensor_map::Parameter>::Bytes }
+        } else {
+            quote! { #mutability #name: #ty }
+        }
+    });
+    let maps = parameters.iter().enumerate().filter(|(_, parameter)| is_tensor_map(&parameter.ty));
+    let tensor_maps = maps.map(|(index, Parameter { mutability, name, ty, .. })| {
+        quote! {
+            let #mutability #name = <#ty as ::cuda_std::tensor_map::Parameter>::at::<#index>();
+        }
     });
     quote! {
         #[cfg(#arch)]
@@ -113,9 +124,18 @@ fn entry(bounds: &Bounds, function: &ItemFn, parameters: &[Parameter]) -> TokenS
         #[unsafe(no_mangle)]
         pub unsafe extern "ptx-kernel" fn #name(#(#declared),*) {
             #launch_bounds
+            #(#tensor_maps)*
             #(#statements)*
         }
     }
+}
+
+/// Whether a parameter is one or several tensor maps, which the copy engine wants by address: that
+/// of the parameter itself.
+fn is_tensor_map(ty: &Type) -> bool {
+    let Type::Path(path) = ty else { return false };
+    let last = path.path.segments.last();
+    last.is_some_and(|last| last.ident == "TensorMap" || last.ident == "TensorMaps")
 }
 
 /// The struct that a launch takes, on the host.

@@ -34,6 +34,8 @@ mod tests;
 /// | `cluster = 2` | blocks of a cluster |
 /// | `target = "sm_90a"` | only in the PTX for Hopper |
 ///
+/// A parameter that is a `TensorMap` or `TensorMaps` is known by that name of its type.
+///
 /// The function is `pub unsafe`, not generic, and returns nothing. Doc comments, on it and on its
 /// parameters, become those of the struct and its fields.
 #[proc_macro_attribute]

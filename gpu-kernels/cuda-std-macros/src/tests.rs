@@ -74,6 +74,21 @@ fn parameter_docs_are_not_on_the_entry() {
 }
 
 #[test]
+fn a_tensor_map_is_known_by_its_parameter() {
+    let expansion = expand(
+        quote! {},
+        quote! { pub unsafe fn tiles(n: u32, x: cuda_std::tensor_map::TensorMap<f32, 2>) { use_it(x); } },
+    );
+    assert_has(
+        &expansion,
+        "fn tiles(n: u32, _x: <cuda_std::tensor_map::TensorMap<f32, 2>
+            as ::cuda_std::tensor_map::Parameter>::Bytes)",
+    );
+    assert_has(&expansion, "Parameter>::at::<1usize>();");
+    assert_has(&expansion, "pub x: cuda_std::tensor_map::TensorMap<f32, 2>");
+}
+
+#[test]
 fn other_attributes_stay_with_the_code() {
     let expansion = expand(
         quote! { threads = 32 },

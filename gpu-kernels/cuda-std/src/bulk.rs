@@ -3,13 +3,16 @@
 //!
 //! A load completes on an [`Mbarrier`]: one thread arms the barrier with the bytes it expects and
 //! issues the load; whoever needs the bytes waits for the barrier's phase. A store completes in
-//! groups, as `cp.async` does. Addresses and sizes are multiples of 16 bytes.
+//! groups, as `cp.async` does. Pieces are plain bytes, whose addresses and sizes are multiples of 16;
+//! or tiles of a tensor, which a [`TensorMap`] describes.
 
 use bytemuck::AnyBitPattern;
 
 use crate::arch;
+use crate::async_copy::CachePolicy;
 use crate::global::{Global, GlobalMut};
 use crate::shared::Shared;
+use crate::tensor_map::TensorMap;
 
 /// A barrier in shared memory that counts arrivals and bytes. It flips its phase, 0 then 1 then 0,
 /// each time both counts are met.
@@ -86,6 +89,53 @@ pub unsafe fn store<T: AnyBitPattern, U: AnyBitPattern>(
     bytes: u32,
 ) {
     arch::bulk::store(dst.raw, src.raw, bytes);
+}
+
+/// Starts a load of the tile of `map` whose first element has these coordinates, innermost first, to
+/// `dst`, aligned to 128 bytes. All bytes of the tile count on `barrier`, those of elements outside
+/// of the tensor too, which become 0.
+///
+/// ```ignore
+/// barrier.arrive_expect_bytes(TILE_BYTES);
+/// bulk::load_tile(stage, &a, [k, row], barrier);
+/// ```
+#[inline(always)]
+#[track_caller]
+pub unsafe fn load_tile<T: AnyBitPattern, U: AnyBitPattern, const RANK: usize>(
+    dst: Shared<U>,
+    map: &TensorMap<T, RANK>,
+    coordinates: [i32; RANK],
+    barrier: Mbarrier,
+) {
+    arch::tensor_map::load(dst.raw, &map.raw, coordinates, barrier.0.raw);
+}
+
+/// As [`load_tile`]; `policy` says how the L2 treats the lines it reads.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn load_tile_with_policy<T: AnyBitPattern, U: AnyBitPattern, const RANK: usize>(
+    dst: Shared<U>,
+    map: &TensorMap<T, RANK>,
+    coordinates: [i32; RANK],
+    barrier: Mbarrier,
+    policy: CachePolicy,
+) {
+    arch::tensor_map::load_with_policy(dst.raw, &map.raw, coordinates, barrier.0.raw, policy.0);
+}
+
+/// Starts a store of the tile at `src`, aligned to 128 bytes, to where `map` has the tile with these
+/// coordinates, in the current group of stores. Elements outside of the tensor are not written.
+///
+/// What threads stored to the tile needs [`fence_proxy_async`] by each of them, and then a barrier,
+/// before the thread that stores the tile goes on.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn store_tile<T: AnyBitPattern, U: AnyBitPattern, const RANK: usize>(
+    map: &TensorMap<T, RANK>,
+    coordinates: [i32; RANK],
+    src: Shared<U>,
+) {
+    arch::tensor_map::store(&map.raw, coordinates, src.raw);
 }
 
 /// Closes the stores issued since the last call into a group.

@@ -23,6 +23,7 @@ mod host {
     use core::ffi::c_void;
 
     use crate::global::{Global, GlobalMut};
+    use crate::tensor_map::{TensorMap, TensorMaps};
 
     /// The PTX modules that hold a kernel.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,4 +72,11 @@ mod host {
     unsafe impl<T: 'static> KernelArg for Global<T> {}
     // SAFETY: as above.
     unsafe impl<T: 'static> KernelArg for GlobalMut<T> {}
+    // SAFETY: a map starts with what the driver encoded.
+    unsafe impl<T: bytemuck::AnyBitPattern, const RANK: usize> KernelArg for TensorMap<T, RANK> {}
+    // SAFETY: as above, for each of them.
+    unsafe impl<T: bytemuck::AnyBitPattern, const RANK: usize, const N: usize> KernelArg
+        for TensorMaps<T, RANK, N>
+    {
+    }
 }

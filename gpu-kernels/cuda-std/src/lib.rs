@@ -17,6 +17,7 @@
 //! | [`shared`] | views of a block's shared memory |
 //! | [`async_copy`] | `cp.async`, global to shared without registers |
 //! | [`bulk`] | bulk copies and the `mbarrier`s they complete on (sm_90) |
+//! | [`tensor_map`] | tensors that bulk copies move by tiles (sm_90) |
 //! | [`atomic`] | read-modify-write, release and acquire at GPU and system scope |
 //! | [`mma`] | tile operations of the tensor cores |
 //! | [`wgmma`] | tile operations of a warpgroup (sm_90a) |
@@ -52,6 +53,7 @@ pub mod global;
 mod kernel;
 pub mod mma;
 pub mod shared;
+pub mod tensor_map;
 pub mod thread;
 pub mod warp;
 pub mod wgmma;
@@ -68,6 +70,7 @@ pub mod prelude {
     pub use crate::float::HalfFloat;
     pub use crate::global::{Global, GlobalMut};
     pub use crate::shared::Shared;
+    pub use crate::tensor_map::{TensorMap, TensorMaps};
     pub use crate::{
         async_copy, atomic, bulk, float, global, kernel, mma, shared, thread, warp, wgmma,
     };

@@ -43,6 +43,26 @@ pub fn sync_threads() {
     arch::thread::sync_threads();
 }
 
+/// Waits at barrier `id`, 1 to 15, until `num_threads` threads of the block, whole warps, have come
+/// there in this call or in [`arrive_some`]; what they wrote before is then visible to those that
+/// waited. The barrier can then be used again. An `id` that is not a constant takes all 16 barriers
+/// of the block, of which an SM has few.
+///
+/// The executor reports calls for one barrier that name different numbers of threads, and threads
+/// that wait for others which cannot come as a divergent barrier.
+#[inline(always)]
+#[track_caller]
+pub fn sync_some(id: u32, num_threads: u32) {
+    arch::thread::sync_some(id, num_threads);
+}
+
+/// Comes to barrier `id` as one of the `num_threads` that [`sync_some`] waits for, and goes on.
+#[inline(always)]
+#[track_caller]
+pub fn arrive_some(id: u32, num_threads: u32) {
+    arch::thread::arrive_some(id, num_threads);
+}
+
 /// Lets others run: call it in every loop that waits for another block or another GPU.
 ///
 /// A pause of some nanoseconds on the GPU. On the CPU it is where other blocks and ranks go on,

@@ -142,6 +142,34 @@ pub unsafe fn fence<const REGISTERS: usize>(accumulator: &mut [f32; REGISTERS]) 
     arch::wgmma::fence(accumulator);
 }
 
+/// Gives registers of this warpgroup's threads back, so that each keeps `REGISTERS`: a multiple of 8
+/// from 24 to 256, at most what it has. All its threads call it.
+///
+/// A kernel with `threads` in its attribute starts with an even share of the SM's registers. A
+/// warpgroup that only issues copies gives most of its own back, and one that multiplies
+/// [takes](take_registers) them.
+#[inline(always)]
+pub unsafe fn give_registers<const REGISTERS: u32>() {
+    const { assert_share(REGISTERS) }
+    arch::wgmma::give_registers::<REGISTERS>();
+}
+
+/// Takes registers until each thread of this warpgroup has `REGISTERS`: a multiple of 8 from 24 to
+/// 256, at least what it has. Waits until others have [given](give_registers) them. All its threads
+/// call it.
+#[inline(always)]
+pub unsafe fn take_registers<const REGISTERS: u32>() {
+    const { assert_share(REGISTERS) }
+    arch::wgmma::take_registers::<REGISTERS>();
+}
+
+const fn assert_share(registers: u32) {
+    assert!(
+        registers >= 24 && registers <= 256 && registers.is_multiple_of(8),
+        "a thread's share of registers is a multiple of 8 from 24 to 256"
+    );
+}
+
 macro_rules! multiplications {
     ($($name:ident: $registers:literal, $n:literal;)*) => {$(
         #[doc = concat!("`D = A B^T`, plus D if `accumulate`, for A `[64, 16]` and B `[", $n, ", 16]`.")]

@@ -7,7 +7,7 @@ use std::thread;
 use cuda_std::Kernel;
 use cuda_std::cpu::memory::{Allocation, MemoryError};
 use cuda_std::cpu::{Executor, ExecutorConfig};
-use cuda_std::global::GlobalMut;
+use cuda_std::global::{Global, GlobalMut};
 
 use super::cuda::FillPattern;
 use super::{DeviceError, DeviceId, LaunchDims, Result};
@@ -87,6 +87,16 @@ impl CpuMemory {
 
     pub(super) fn view<T: bytemuck::AnyBitPattern>(&self) -> GlobalMut<T> {
         self.allocation.view_mut()
+    }
+
+    /// `len` elements from byte `offset` on, all of which the allocation has.
+    pub(super) fn view_of<T: bytemuck::AnyBitPattern>(
+        &self,
+        offset: usize,
+        len: usize,
+    ) -> Global<T> {
+        // SAFETY: an allocation is aligned for every element, and the CPU checks every access.
+        unsafe { Global::from_address(self.address() + offset as u64, len) }
     }
 
     pub(super) fn read(&self, offset: usize, destination: &mut [u8]) {

@@ -2,6 +2,7 @@
 
 use cuda_std::cpu::Fault;
 use cuda_std::cpu::memory::MemoryError;
+use cuda_std::tensor_map::TilingError;
 
 use super::DeviceId;
 
@@ -212,6 +213,9 @@ pub enum DeviceError {
         /// The value's size.
         value_bytes: usize,
     },
+    /// A tensor map that the copy engine does not take.
+    #[error(transparent)]
+    Tiling(#[from] TilingError),
     /// An operation that waits for the host, inside a capture.
     #[error("{operation}: not while the stream is being captured into a graph")]
     DuringCapture {

@@ -31,6 +31,7 @@ macro_rules! on_a_gpu {
 on_a_gpu!(
     copies_move_exactly_their_range,
     pinned_memory_goes_both_ways,
+    tensor_maps_take_what_their_rules_allow,
     fills_repeat_their_value,
     a_graph_replays_copies_and_fills,
     a_stream_joins_a_capture_through_an_event,

@@ -250,6 +250,15 @@ impl<T: Pod> Slice<'_, T> {
         self.memory
     }
 
+    /// The elements, as a kernel reads them, or why there are none.
+    pub(super) fn view(&self, operation: &'static str) -> Result<Global<T>> {
+        let extent = self.extent(operation)?;
+        Ok(match self.memory {
+            Memory::Cuda(_) => Global::for_cuda_launch(extent.address(), self.len()),
+            Memory::Cpu(memory) => memory.view_of(extent.offset, self.len()),
+        })
+    }
+
     /// The bytes it names, or why there are none.
     pub(crate) fn extent(&self, operation: &'static str) -> Result<Extent> {
         if self.start > self.end || self.end > self.buffer_len {

@@ -29,6 +29,7 @@ pub mod nvtx;
 mod properties;
 pub mod ptx;
 mod stream;
+mod tensor_map;
 #[cfg(test)]
 mod tests;
 

@@ -2,6 +2,7 @@
 
 use cuda_std::cpu::ExecutorConfig;
 use cuda_std::prelude::*;
+use cuda_std::tensor_map::{L2Promotion, Swizzle, Tiling};
 
 use super::*;
 
@@ -38,6 +39,48 @@ pub(super) mod shared {
         assert_eq!(seen[17..33], data[..16]);
         // SAFETY: the stream is idle.
         assert_eq!(unsafe { pinned.as_slice() }, seen);
+        Ok(())
+    }
+
+    /// Tilings of each rank, with and without a swizzle, over buffers and parts of them.
+    pub(in crate::device) fn tensor_maps_take_what_their_rules_allow(
+        device: &Device,
+    ) -> Result<()> {
+        fn try_rank<const RANK: usize>(device: &Device) -> Result<()> {
+            let buffer = device.alloc::<u16>(64 << (2 * RANK))?;
+            for swizzle in [Swizzle::None, Swizzle::Bytes128] {
+                let l2_promotion = L2Promotion::Bytes128;
+                let (mut sizes, mut strides, mut tile) = ([4; RANK], [64; RANK], [2; RANK]);
+                (sizes[0], strides[0], tile[0]) = (64, 1, 64);
+                // The outermost dimension has the smallest stride.
+                for (d, stride) in strides.iter_mut().enumerate().skip(1) {
+                    *stride = 64 << (2 * (RANK - 1 - d));
+                }
+                let tiling = Tiling { sizes, strides, tile, swizzle, l2_promotion };
+                buffer.tensor_map(&tiling)?;
+                buffer.slice(8..8 + tiling.span() as usize).tensor_map(&tiling)?;
+                let short = buffer.slice(8..7 + tiling.span() as usize).tensor_map(&tiling);
+                assert!(matches!(short, Err(DeviceError::Tiling(_))));
+                let crooked = buffer.slice(1..).tensor_map(&tiling);
+                assert!(matches!(crooked, Err(DeviceError::Tiling(_))));
+            }
+            Ok(())
+        }
+        try_rank::<2>(device)?;
+        try_rank::<3>(device)?;
+        try_rank::<4>(device)?;
+        try_rank::<5>(device)?;
+        let pinned = device.alloc_pinned::<u32>(1 << 10)?;
+        let tiling = Tiling {
+            sizes: [32, 32],
+            strides: [1, 32],
+            tile: [4, 32],
+            swizzle: Swizzle::None,
+            l2_promotion: L2Promotion::None,
+        };
+        pinned.tensor_map(&tiling)?;
+        let outside = pinned.slice(..1 << 11).tensor_map(&tiling);
+        assert!(matches!(outside, Err(DeviceError::OutOfRange { .. })));
         Ok(())
     }
 
@@ -188,6 +231,7 @@ macro_rules! on_the_cpu {
 on_the_cpu!(
     copies_move_exactly_their_range,
     pinned_memory_goes_both_ways,
+    tensor_maps_take_what_their_rules_allow,
     fills_repeat_their_value,
     a_graph_replays_copies_and_fills,
     a_stream_joins_a_capture_through_an_event,

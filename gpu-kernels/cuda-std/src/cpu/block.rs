@@ -10,6 +10,7 @@ use super::executor::Launch;
 use super::fault::{BlockIdx, Fault, Violation, Waits, WaitsFor};
 use super::lane::{self, Caller, Lane, Wait};
 use super::memory;
+use super::named_barrier::NamedBarriers;
 use super::order::Order;
 use super::shared::SharedMemory;
 use super::stack::{self, LaneStack};
@@ -22,6 +23,7 @@ pub(super) struct Block {
     idx: Cell<[u32; 3]>,
     pub shared: SharedMemory,
     pub mbarriers: RefCell<Mbarriers>,
+    pub named_barriers: RefCell<NamedBarriers>,
     pub warps: Vec<Warp>,
     /// Those with all their warps.
     pub warpgroups: Vec<Warpgroup>,
@@ -90,6 +92,10 @@ impl Block {
         Waits::group(self.lanes.iter().map(|lane| match lane.wait.get() {
             Wait::Start | Wait::Returned => (None, WaitsFor::Returned),
             Wait::Block(site) => (Some(site.into()), WaitsFor::Block),
+            Wait::NamedBarrier(id, site) => {
+                let state = self.named_barriers.borrow().describe(id);
+                (Some(site.into()), WaitsFor::NamedBarrier { id, state })
+            }
             Wait::Others(site) => (Some(site.into()), WaitsFor::Others),
             Wait::Warp(operation, mask, site) => {
                 (Some(site.into()), WaitsFor::Warp { operation: operation.name(), mask })
@@ -108,6 +114,7 @@ impl Block {
         self.idx.set(idx);
         self.shared.poison();
         self.mbarriers.borrow_mut().clear();
+        self.named_barriers.borrow_mut().clear();
         self.warpgroups.iter().for_each(Warpgroup::reset);
         self.num_returned.set(0);
         for lane in &self.lanes {
@@ -169,6 +176,7 @@ impl Runner {
             idx: Cell::default(),
             shared: SharedMemory::new(launch.dims.shared_bytes),
             mbarriers: RefCell::default(),
+            named_barriers: RefCell::default(),
             warps: (0..num_lanes.div_ceil(32))
                 .map(|warp| Warp::new(num_lanes - 32 * warp))
                 .collect(),

@@ -16,14 +16,34 @@ const UNIT: usize = 16;
 const MBARRIER_BYTES: usize = 8;
 const MAX_ARRIVALS: u32 = (1 << 20) - 1;
 
+/// Bytes that lie together in shared memory and in global memory; both sides were checked when
+/// their copy was issued.
+pub(super) struct Piece {
+    pub shared: RawShared,
+    pub global: *mut u8,
+    pub bytes: usize,
+}
+
 /// A copy from global to shared memory that has not landed.
 pub(super) struct Load {
-    dst: RawShared,
-    /// Checked when issued.
-    src: *const u8,
-    bytes: usize,
+    /// All of it in shared memory, for its bytes that no piece has: they become 0.
+    pub dst: RawShared,
+    pub bytes: usize,
+    pub pieces: Vec<Piece>,
     pub thread: u32,
     pub site: Caller,
+}
+
+impl Load {
+    fn land(self) {
+        if self.pieces.iter().map(|piece| piece.bytes).sum::<usize>() < self.bytes {
+            self.dst.land(&vec![0; self.bytes]);
+        }
+        for Piece { shared, global, bytes } in self.pieces {
+            // SAFETY: checked when issued, and memory stays for the launch.
+            shared.land(unsafe { std::slice::from_raw_parts(global, bytes) });
+        }
+    }
 }
 
 struct Mbarrier {
@@ -54,10 +74,7 @@ impl Mbarrier {
         if !self.is_met() {
             return;
         }
-        for load in self.loads.drain(..) {
-            // SAFETY: checked when issued, and memory stays for the launch.
-            load.dst.land(unsafe { std::slice::from_raw_parts(load.src, load.bytes) });
-        }
+        self.loads.drain(..).for_each(Load::land);
         for thread in self.waiting.drain(..) {
             lane.block().make_ready(thread as usize / 32, 1 << (thread % 32));
         }
@@ -230,10 +247,16 @@ fn check_size(bytes: u32) -> usize {
 pub unsafe fn load(dst: RawShared, src: RawGlobal, bytes: u32, barrier: RawShared) {
     let bytes = check_size(bytes);
     dst.check_store(bytes, UNIT);
-    let src = src.check_load(0, bytes, UNIT);
+    let src = src.check_load(0, bytes, UNIT).cast_mut();
+    issue_load(dst, bytes, vec![Piece { shared: dst, global: src, bytes }], barrier);
+}
+
+/// Puts a load of `bytes` bytes to `dst`, made of checked pieces, on its way.
+#[track_caller]
+pub(super) fn issue_load(dst: RawShared, bytes: usize, pieces: Vec<Piece>, barrier: RawShared) {
     let site = Location::caller();
     with_barrier(barrier, |lane, barrier| {
-        barrier.loads.push(Load { dst, src, bytes, thread: lane.linear, site });
+        barrier.loads.push(Load { dst, bytes, pieces, thread: lane.linear, site });
         if !barrier.waiting.is_empty() {
             barrier.settle(lane);
         }
@@ -242,29 +265,23 @@ pub unsafe fn load(dst: RawShared, src: RawGlobal, bytes: u32, barrier: RawShare
 }
 
 /// Bulk stores that a thread has issued and that have not landed.
-pub(super) type Stores = Groups<Store>;
+pub(super) type Stores = Groups<Piece>;
 
-/// A copy from shared to global memory; both sides were checked when it was issued.
-pub(super) struct Store {
-    dst: *mut u8,
-    src: *const u8,
-    bytes: usize,
-}
-
-impl Store {
-    pub fn land(self) {
+impl Piece {
+    /// Copies from shared to global memory.
+    pub fn store(self) {
         // SAFETY: checked when issued; memory stays for the launch, and shared memory for the
         // block.
-        unsafe { std::ptr::copy_nonoverlapping(self.src, self.dst, self.bytes) };
+        unsafe { std::ptr::copy_nonoverlapping(self.shared.place(), self.global, self.bytes) };
     }
 }
 
 #[track_caller]
 pub unsafe fn store(dst: RawGlobal, src: RawShared, bytes: u32) {
     let bytes = check_size(bytes);
-    let src = src.check_load(bytes, UNIT);
-    let dst = dst.check_store(0, bytes, UNIT);
-    lane::current().stores.borrow_mut().push(Store { dst, src, bytes });
+    src.check_load(bytes, UNIT);
+    let global = dst.check_store(0, bytes, UNIT);
+    lane::current().stores.borrow_mut().push(Piece { shared: src, global, bytes });
 }
 
 #[inline(always)]
@@ -275,10 +292,10 @@ pub unsafe fn commit_group() {
 /// The last moment to read shared memory; what was read is also written then.
 #[inline(always)]
 pub unsafe fn wait_group_read<const N: u32>() {
-    lane::current().stores.borrow_mut().land(N, Store::land);
+    lane::current().stores.borrow_mut().land(N, Piece::store);
 }
 
 #[inline(always)]
 pub unsafe fn wait_group<const N: u32>() {
-    lane::current().stores.borrow_mut().land(N, Store::land);
+    lane::current().stores.borrow_mut().land(N, Piece::store);
 }

@@ -187,6 +187,9 @@ pub enum Violation {
         /// What is wrong.
         problem: String,
     },
+    /// A barrier for some threads, used against the rules.
+    #[error("{0}")]
+    Barrier(String),
     /// A bulk copy or its barrier, used against the rules.
     #[error("{0}")]
     Bulk(String),
@@ -258,6 +261,13 @@ impl fmt::Display for Site {
 pub enum WaitsFor {
     /// All threads of the block, in `sync_threads`.
     Block,
+    /// Some threads of the block, in `sync_some`.
+    NamedBarrier {
+        /// The barrier.
+        id: u32,
+        /// Who came there, in words.
+        state: String,
+    },
     /// The lanes of a mask, in a warp operation.
     Warp {
         /// The operation.
@@ -376,6 +386,7 @@ impl fmt::Display for ThreadsWait {
             WaitsFor::Mbarrier { address, parity, state } => {
                 write!(f, " for parity {parity} of the mbarrier at shared byte {address} ({state})")
             }
+            WaitsFor::NamedBarrier { id, state } => write!(f, " at barrier {id} ({state})"),
             WaitsFor::Block | WaitsFor::Others | WaitsFor::Returned => Ok(()),
         }
     }

@@ -58,6 +58,12 @@ impl RawGlobal {
         self.address as u64
     }
 
+    /// Bytes from its address on.
+    #[inline(always)]
+    pub fn num_bytes(self) -> usize {
+        self.bytes
+    }
+
     #[inline(always)]
     pub unsafe fn offset_bytes(self, bytes: usize) -> Self {
         Self {

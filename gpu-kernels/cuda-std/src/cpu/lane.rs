@@ -10,7 +10,7 @@ use corosensei::Yielder;
 
 use super::async_copy::Copies;
 use super::block::Block;
-use super::bulk::{Store, Stores};
+use super::bulk::{Piece, Stores};
 use super::fault::{Site, Violation};
 use super::warp::Operation;
 use super::wgmma::Multiplications;
@@ -30,6 +30,7 @@ thread_local! {
 pub(super) enum Wait {
     Start,
     Block(Caller),
+    NamedBarrier(u32, Caller),
     Warp(Operation, u32, Caller),
     Warpgroup(&'static str, Caller),
     Mbarrier { address: u32, parity: u32, site: Caller },
@@ -110,7 +111,7 @@ impl Lane {
             // SAFETY: `Executor::launch` made the entry from a kernel that outlives the launch,
             // and its caller vouches for the arguments.
             unsafe { (entry.run)(entry.kernel) };
-            self.stores.borrow_mut().land_all(Store::land);
+            self.stores.borrow_mut().land_all(Piece::store);
         };
         if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(body)) {
             self.end_by_panic(payload);

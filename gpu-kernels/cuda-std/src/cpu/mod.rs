@@ -9,6 +9,7 @@
 //! |---|---|
 //! | a warp operation | the lanes of its mask are there; the last to come computes for all |
 //! | `sync_threads` | all threads of the block are there |
+//! | `sync_some` | as many threads as it names are there |
 //! | a multiplication of `wgmma` | the 128 threads of the warpgroup are there |
 //! | an `mbarrier` wait | the arrival or the load that completes the phase |
 //! | `spin_pause` | nothing else in the block can run; then the block is put aside |
@@ -64,9 +65,11 @@ mod lane;
 mod mapping;
 pub mod memory;
 pub(crate) mod mma;
+mod named_barrier;
 mod order;
 mod shared;
 mod stack;
+pub(crate) mod tensor_map;
 pub(crate) mod thread;
 pub(crate) mod warp;
 pub(crate) mod wgmma;
@@ -79,5 +82,5 @@ pub use order::LaneOrder;
 pub(crate) mod arch {
     pub(crate) use super::global::RawGlobal;
     pub(crate) use super::shared::RawShared;
-    pub(crate) use super::{async_copy, atomic, bulk, float, mma, thread, warp, wgmma};
+    pub(crate) use super::{async_copy, atomic, bulk, float, mma, tensor_map, thread, warp, wgmma};
 }

@@ -161,9 +161,10 @@ impl RawShared {
         self.place()
     }
 
+    /// Refuses `bytes` bytes that the block does not have, or not with this alignment.
     #[inline(always)]
     #[track_caller]
-    fn check(self, bytes: usize, alignment: usize, access: Access) {
+    pub(super) fn check(self, bytes: usize, alignment: usize, access: Access) {
         let in_bounds = self.bytes.checked_sub(bytes).is_some_and(|last| self.offset <= last);
         if !in_bounds || !self.offset.is_multiple_of(alignment) {
             self.refuse(in_bounds, bytes, alignment, access);
@@ -183,7 +184,7 @@ impl RawShared {
     }
 
     #[inline(always)]
-    fn place(self) -> *mut u8 {
+    pub(super) fn place(self) -> *mut u8 {
         self.base.wrapping_add(self.offset)
     }
 

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use super::lane::{self, Wait};
+use super::named_barrier;
 
 macro_rules! indices {
     ($($name:ident: |$lane:ident| $value:expr;)*) => {$(
@@ -37,6 +38,21 @@ indices! {
 pub fn sync_threads() {
     let lane = lane::current();
     lane.block().sync_threads(lane, Location::caller());
+}
+
+#[track_caller]
+pub fn sync_some(id: u32, num_threads: u32) {
+    let lane = lane::current();
+    if named_barrier::come(lane, id, num_threads, true) {
+        return;
+    }
+    lane.wait.set(Wait::NamedBarrier(id, Location::caller()));
+    lane.suspend();
+}
+
+#[track_caller]
+pub fn arrive_some(id: u32, num_threads: u32) {
+    named_barrier::come(lane::current(), id, num_threads, false);
 }
 
 #[inline(always)]

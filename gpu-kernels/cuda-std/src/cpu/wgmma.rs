@@ -61,6 +61,13 @@ pub(super) fn warpgroups(num_lanes: usize) -> Vec<Warpgroup> {
     (0..num_lanes / NUM_THREADS as usize).map(|_| Warpgroup::default()).collect()
 }
 
+/// Coroutines have no registers to share.
+#[inline(always)]
+pub unsafe fn give_registers<const REGISTERS: u32>() {}
+
+#[inline(always)]
+pub unsafe fn take_registers<const REGISTERS: u32>() {}
+
 /// Waits until the whole warpgroup has made the same call.
 fn meet(lane: &Lane, call: Call) {
     let block = lane.block();

@@ -12,6 +12,7 @@ pub mod float;
 mod global;
 pub mod mma;
 mod shared;
+pub mod tensor_map;
 pub mod thread;
 pub mod warp;
 pub mod wgmma;

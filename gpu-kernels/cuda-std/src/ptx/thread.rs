@@ -1,6 +1,13 @@
 use core::arch::asm;
 use core::arch::nvptx;
 
+unsafe extern "C" {
+    #[link_name = "llvm.nvvm.barrier.cta.sync.aligned.count"]
+    fn barrier_sync(id: u32, num_threads: u32);
+    #[link_name = "llvm.nvvm.barrier.cta.arrive.aligned.count"]
+    fn barrier_arrive(id: u32, num_threads: u32);
+}
+
 macro_rules! indices {
     ($($name:ident = $intrinsic:ident;)*) => {$(
         #[inline(always)]
@@ -30,6 +37,18 @@ indices! {
 pub fn sync_threads() {
     // SAFETY: that every thread comes here is the kernel's duty, and checked on the CPU.
     unsafe { nvptx::_syncthreads() }
+}
+
+#[inline(always)]
+pub fn sync_some(id: u32, num_threads: u32) {
+    // SAFETY: that so many threads come here is the kernel's duty, and checked on the CPU.
+    unsafe { barrier_sync(id, num_threads) }
+}
+
+#[inline(always)]
+pub fn arrive_some(id: u32, num_threads: u32) {
+    // SAFETY: as above.
+    unsafe { barrier_arrive(id, num_threads) }
 }
 
 #[inline(always)]

@@ -3,6 +3,23 @@ use core::arch::asm;
 use crate::float::HalfFloat;
 use crate::wgmma::SwizzledTile;
 
+unsafe extern "C" {
+    #[link_name = "llvm.nvvm.setmaxnreg.dec.sync.aligned.u32"]
+    fn setmaxnreg_dec(registers: u32);
+    #[link_name = "llvm.nvvm.setmaxnreg.inc.sync.aligned.u32"]
+    fn setmaxnreg_inc(registers: u32);
+}
+
+#[inline(always)]
+pub unsafe fn give_registers<const REGISTERS: u32>() {
+    setmaxnreg_dec(REGISTERS);
+}
+
+#[inline(always)]
+pub unsafe fn take_registers<const REGISTERS: u32>() {
+    setmaxnreg_inc(REGISTERS);
+}
+
 /// The matrix descriptor of a tile of K-major rows in the 128-byte swizzle: eight rows are 1024
 /// bytes after the eight before them. The other stride counts for other layouts only.
 #[inline(always)]

@@ -10,6 +10,7 @@ mod event;
 mod memory;
 mod module;
 mod stream;
+mod tensor_map;
 
 pub(super) use context::Gpu;
 pub(super) use driver::{DriverState, state, version};
