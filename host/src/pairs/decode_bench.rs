@@ -8,17 +8,13 @@ use gpu_kernels::kv_page_pattern::KvTokenPlace;
 use gpu_kernels::paged_attention::reference::{ScatteredTable, Tolerance};
 use half::bf16;
 
-use super::{BatchElement, DecodeBatch};
+use super::{BatchElement, DecodeBatch, num_cold_inputs};
 use crate::device::{Buffer, Device, Stream};
 use crate::harness::{Batch, Sampler, stream_sampler};
 use crate::kernels::kv_page_pattern::PatternFill;
 use crate::kernels::paged_attention::{Decode, DecodeArgs, DecodeVariant, DevicePageTable};
 use crate::kv::memory::KvMemory;
 
-/// How much more than an L2 cache holds all inputs have together.
-const CACHES_EXCEEDED: usize = 2;
-/// Sets of inputs on the CPU, enough to see that each is used.
-const NUM_CPU_INPUTS: usize = 2;
 /// A value that no page holds: those are below 1.
 const CORRUPTED: f32 = 1e4;
 
@@ -56,12 +52,7 @@ impl<T: BatchElement> DecodeBench<T> {
         let stream = device.new_stream()?;
         let workload = batch.workload();
         let shape = workload.shape();
-        let num_inputs = match device.properties()?.l2_bytes {
-            Some(l2_bytes) => {
-                (CACHES_EXCEEDED * l2_bytes).div_ceil(workload.work().read_bytes as usize)
-            }
-            None => NUM_CPU_INPUTS,
-        };
+        let num_inputs = num_cold_inputs(device, workload.work())?;
         let inputs = (0..num_inputs as u64)
             .map(|input| PlacedKv::new(&stream, devices, batch, input, &location_of));
         Ok(Self {
@@ -80,12 +71,22 @@ impl<T: BatchElement> DecodeBench<T> {
         self.inputs.len()
     }
 
-    /// Samples of one kernel.
-    pub fn sampler(&self, variant: DecodeVariant, batch: Batch) -> Result<Sampler<'_>> {
-        stream_sampler(&self.stream, batch, move |input| self.run(variant, &self.inputs[input]))
+    /// Where it all runs.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
     }
 
-    fn run(&self, variant: DecodeVariant, PlacedKv { memory, table, .. }: &PlacedKv) -> Result<()> {
+    /// Samples of one kernel.
+    pub fn sampler(&self, variant: DecodeVariant, batch: Batch) -> Result<Sampler<'_>> {
+        stream_sampler(&self.stream, batch, move |input| self.run(variant, input))
+    }
+
+    /// Decodes the batch at one of its places.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn run(&self, variant: DecodeVariant, input: usize) -> Result<()> {
+        let PlacedKv { memory, table, .. } = &self.inputs[input];
         let args = DecodeArgs { table, memory, q: &self.q, out: &self.out, lse: &self.lse };
         Ok(self.plan.run(&self.stream, variant, &args)?)
     }
@@ -97,14 +98,14 @@ impl<T: BatchElement> DecodeBench<T> {
     /// The first element that is off.
     pub fn verify(&self, variant: DecodeVariant) -> Result<String> {
         let (oracle, tolerance) = (self.batch.oracle(), T::TOLERANCE);
-        for (i, input) in self.inputs.iter().enumerate() {
+        for input in 0..self.inputs.len() {
             self.stream.fill(&self.out, T::from_f32(f32::NAN))?;
             self.stream.fill(&self.lse, f32::NAN)?;
             self.run(variant, input)?;
             let (out, lse) = (self.stream.download(&self.out)?, self.stream.download(&self.lse)?);
             oracle
                 .check(&out, &lse, tolerance)
-                .map_err(|off| anyhow!("inputs {i}, {variant:?}: {off}"))?;
+                .map_err(|off| anyhow!("inputs {input}, {variant:?}: {off}"))?;
         }
         let Tolerance { out, lse } = tolerance;
         Ok(format!(

@@ -5,17 +5,38 @@
 //! [`Pair`]; it is known to every command once it stands in [`ALL`].
 #![forbid(unsafe_code)]
 
+mod append_bench;
 mod decode_batch;
 mod decode_bench;
+pub(crate) mod kv_append;
 mod kv_cache_nvlink_pool;
 mod paged_attention;
 
+pub use append_bench::AppendBench;
 pub use decode_batch::{BatchElement, DecodeBatch, DecodeWorkload};
 pub use decode_bench::DecodeBench;
+pub use kv_append::KvAppend;
 pub use kv_cache_nvlink_pool::KvCacheNvlinkPool;
 pub use paged_attention::PagedAttention;
 
+use anyhow::Result;
+use gpu_kernels::contract::Work;
+
+use crate::device::Device;
 use crate::harness::Pair;
 
 /// Every pair.
-pub const ALL: &[&dyn Pair] = &[&PagedAttention, &KvCacheNvlinkPool];
+pub const ALL: &[&dyn Pair] = &[&PagedAttention, &KvCacheNvlinkPool, &KvAppend];
+
+/// How much more than an L2 cache holds all inputs have together.
+const CACHES_EXCEEDED: u64 = 2;
+/// Sets of inputs on the CPU, enough to see that each is used.
+const NUM_CPU_INPUTS: usize = 2;
+
+/// Sets of inputs of which calls that do this work, each with the next one, find none in a cache.
+fn num_cold_inputs(device: &Device, work: Work) -> Result<usize> {
+    Ok(match device.properties()?.l2_bytes {
+        Some(l2_bytes) => (CACHES_EXCEEDED * l2_bytes as u64).div_ceil(work.read_bytes) as usize,
+        None => NUM_CPU_INPUTS,
+    })
+}
