@@ -28,12 +28,26 @@ fn both_commands_are_printed() {
     assert_eq!(code, Some(0), "{told}");
     let [ncu, nsys] = told.lines().collect::<Vec<_>>()[..] else { panic!("{told}") };
     assert!(ncu.starts_with("ncu --clock-control none ") && ncu.contains(KERNEL), "{ncu}");
-    for command in [ncu, nsys] {
-        assert!(command.contains("host run paged_attention "), "{command}");
-    }
+    assert!(ncu.contains(&format!("host launch {KERNEL} --times 3")), "{ncu}");
+    assert!(nsys.contains("host run paged_attention "), "{nsys}");
+    let (_, told) = host(&["profile", "memory_read_16", "--tool", "nsys"]);
+    assert!(told.contains("host launch memory_read_16 "), "{told}");
     let (_, told) =
         host(&["profile", KERNEL, "--tool", "nsys", "--", "run", "all", "--shapes", "real"]);
     assert!(told.starts_with("nsys profile ") && told.contains("host run all --shapes real"));
+}
+
+#[test]
+fn kernels_are_shown_and_launched_without_a_profiler() {
+    let (code, told) = host(&["launch", "--device", "cpu"]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains(KERNEL) && told.contains("memory_read_16"), "{told}");
+    let (code, told) = host(&["launch", KERNEL, "--device", "cpu", "--times", "1"]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.ends_with(&format!("launched 1 times: {KERNEL}\n")), "{told}");
+    let (code, told) = host(&["launch", "memory_reed_16", "--device", "cpu"]);
+    assert_eq!(code, Some(2), "{told}");
+    assert!(told.contains("did you mean `memory_read_16`"), "{told}");
 }
 
 #[test]

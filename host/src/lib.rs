@@ -8,6 +8,7 @@
 //! | [`kernels`] | launchers, one for each kernel's room |
 //! | [`doctor`] | what a machine and a build have, and what follows from it |
 //! | [`harness`] | runs the pairs, measures them, and keeps what was found |
+//! | [`launches`] | every kernel by its name, for profilers and sanitizers |
 //! | [`kv`] | the KV pool: which page of which request lies in which memory |
 //! | [`pairs`] | the paired benchmarks |
 //! | [`validate`] | requests replayed through pool and kernels, checked all the way |
@@ -21,5 +22,6 @@ pub mod doctor;
 pub mod harness;
 pub mod kernels;
 pub mod kv;
+pub mod launches;
 pub mod pairs;
 pub mod validate;

@@ -8,6 +8,7 @@ mod compare;
 mod doctor;
 mod expectations;
 mod kv_validate;
+mod launch;
 mod list;
 mod profile;
 mod progress;
@@ -52,6 +53,8 @@ enum Command {
     Expectations(expectations::Arguments),
     /// Replays requests through the KV pool and the kernels, and checks every answer.
     KvValidate(Box<kv_validate::KvValidateArguments>),
+    /// Launches one kernel by its name, for profilers and sanitizers; without a name, shows all.
+    Launch(launch::LaunchArguments),
     /// Prints or runs the profilers' commands for a kernel.
     Profile(profile::ProfileArguments),
     /// Writes a run's report, or refreshes README's result table.
@@ -102,6 +105,7 @@ pub fn run() -> ExitCode {
         Command::Ceilings(arguments) => ceilings::run(choice, &arguments),
         Command::Expectations(arguments) => expectations::run(choice, arguments),
         Command::KvValidate(arguments) => kv_validate::run(choice, *arguments),
+        Command::Launch(arguments) => launch::run(choice, &arguments),
         Command::Profile(arguments) => profile::run(choice, &arguments),
         Command::Report(arguments) => report::run(arguments),
     };

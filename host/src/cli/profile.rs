@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
-use farpage::device::{Device, DeviceChoice, ptx};
-use farpage::harness::profile::{Invocation, Kernels, Tool, find_kernel, launcher, ncu, nsys};
-use farpage::harness::registry;
+use farpage::device::{DeviceChoice, ptx};
+use farpage::harness::profile::{Invocation, Kernels, Tool, around, launching, ncu, nsys};
+use farpage::harness::{Machine, registry};
+use farpage::launches;
 
 use super::Outcome;
 use super::selection::Selected;
@@ -33,7 +34,8 @@ pub struct ProfileArguments {
     #[arg(long, value_name = "N", default_value_t = 3)]
     launches: usize,
 
-    /// Arguments of the `host` command that launches the kernel, unless the usual one is meant.
+    /// Arguments of the `host` command to look at, instead of `launch` with Nsight Compute and `run`
+    /// of the kernel's pair with Nsight Systems.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -45,29 +47,28 @@ enum ToolArgument {
 }
 
 pub fn run(choice: DeviceChoice, arguments: &ProfileArguments) -> Result<Outcome> {
-    let names = ptx::kernel_names();
-    ensure!(!names.is_empty(), "this build has no GPU kernels: {}", ptx::HOW_TO_EMBED);
-    let kernel = find_kernel(&arguments.kernel, &names)?;
-    let command = match arguments.command.as_slice() {
-        [] => launcher(kernel, &registry())
-            .with_context(|| format!("no command launches `{kernel}`: give one after `--`"))?,
-        given => given.to_vec(),
-    };
-    let command = of_host(command);
+    let archs = ptx::embedded_archs();
+    ensure!(!archs.is_empty(), "this build has no GPU kernels: {}", ptx::HOW_TO_EMBED);
+    let launch = launches::find(&arguments.kernel)?;
+    let kernel = launch.kernel;
+    let given = (!arguments.command.is_empty()).then(|| arguments.command.clone());
+    let launching = launching(kernel, arguments.launches);
     let report = arguments.out.join(kernel);
     let mut invocations = Vec::new();
     if !matches!(arguments.tool, Some(ToolArgument::Nsys)) {
+        let command = of_host(given.clone().unwrap_or_else(|| launching.clone()));
         invocations.push(ncu(Kernels::Named(kernel), arguments.launches, &report, &command));
     }
     if !matches!(arguments.tool, Some(ToolArgument::Ncu)) {
-        invocations.push(nsys(&report, &command));
+        let command = given.or_else(|| around(kernel, &registry())).unwrap_or(launching);
+        invocations.push(nsys(&report, &of_host(command)));
     }
     if !arguments.run {
         invocations.iter().for_each(|invocation| println!("{invocation}"));
         return Ok(Outcome::Passed);
     }
     require(&invocations)?;
-    require_gpu(&Device::select(choice)?)?;
+    require_gpus(&Machine::open(choice, None)?, launch.num_gpus)?;
     run_all(&invocations)
 }
 
@@ -85,13 +86,13 @@ fn require(invocations: &[Invocation]) -> Result<()> {
     Ok(())
 }
 
-fn require_gpu(device: &Device) -> Result<()> {
+fn require_gpus(machine: &Machine, needed: usize) -> Result<()> {
     ensure!(
-        device.is_cuda(),
+        machine.is_cuda(),
         "profilers look at a GPU, and this is not one: {}",
-        device.describe()
+        machine.describe()
     );
-    Ok(())
+    Ok(machine.check(needed)?)
 }
 
 fn run_all(invocations: &[Invocation]) -> Result<Outcome> {

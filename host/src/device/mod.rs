@@ -33,6 +33,7 @@ mod tensor_map;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -59,6 +60,7 @@ pub struct Device {
     kind: Kind,
     /// Why it was chosen.
     reason: Arc<str>,
+    launched: Arc<Mutex<BTreeSet<&'static str>>>,
 }
 
 #[derive(Clone)]
@@ -122,11 +124,15 @@ impl Device {
     }
 
     fn from_gpu(gpu: Arc<Gpu>, reason: &str) -> Self {
-        Self { kind: Kind::Cuda(gpu), reason: reason.into() }
+        Self::new(Kind::Cuda(gpu), reason)
     }
 
     fn from_cpu(cpu: CpuDevice, reason: &str) -> Self {
-        Self { kind: Kind::Cpu(Arc::new(cpu)), reason: reason.into() }
+        Self::new(Kind::Cpu(Arc::new(cpu)), reason)
+    }
+
+    fn new(kind: Kind, reason: &str) -> Self {
+        Self { kind, reason: reason.into(), launched: Arc::default() }
     }
 
     /// Which device this is.
@@ -187,6 +193,11 @@ impl Device {
     /// An event, not recorded yet.
     pub fn new_event(&self) -> Result<Event> {
         Event::new(self)
+    }
+
+    /// Names of the kernels that its streams were given so far, captured ones included.
+    pub fn launched_kernels(&self) -> Vec<&'static str> {
+        lock(&self.launched).iter().copied().collect()
     }
 
     /// What the device is made of.

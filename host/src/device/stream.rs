@@ -102,6 +102,7 @@ impl Stream {
     /// - What runs beside it does not write what it reads or writes, except through atomics.
     pub unsafe fn launch<K: Kernel>(&self, config: LaunchDims, kernel: K) -> Result<()> {
         check_launch::<K>(config)?;
+        lock(&self.device.launched).insert(K::NAME);
         match &self.kind {
             StreamKind::Cuda { stream, pending } => {
                 // SAFETY: the caller's promise.

@@ -19,7 +19,7 @@ pub mod expectations;
 pub mod files;
 mod machine;
 mod manifest;
-mod near;
+pub(crate) mod near;
 mod output;
 mod pair;
 pub mod profile;

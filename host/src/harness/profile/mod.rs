@@ -7,7 +7,7 @@
 mod kernels;
 mod tool;
 
-pub use kernels::{UnknownKernel, find_kernel, launcher};
+pub use kernels::{around, launching};
 pub use tool::{Invocation, ProfileError, Tool};
 
 use std::path::Path;

@@ -1,0 +1,43 @@
+//! Kernels of the room `paged_attention`: a batch of 16 requests of 4096 tokens.
+
+use std::rc::Rc;
+
+use anyhow::Result;
+use half::{bf16, f16};
+
+use super::{KernelLaunch, Setting, kernel};
+use crate::kernels::paged_attention::DecodeVariant::{self, Baseline, Split};
+use crate::pairs::{BatchElement, DecodeBatch, DecodeBench, DecodeWorkload};
+
+pub(super) fn launches() -> Vec<KernelLaunch> {
+    vec![
+        kernel("paged_attention_decode_baseline_bf16_d64", decode::<bf16>(Baseline, 64, 8)),
+        kernel("paged_attention_decode_baseline_bf16_d128", decode::<bf16>(Baseline, 128, 8)),
+        kernel("paged_attention_decode_baseline_f16_d64", decode::<f16>(Baseline, 64, 8)),
+        kernel("paged_attention_decode_baseline_f16_d128", decode::<f16>(Baseline, 128, 8)),
+        kernel("paged_attention_decode_split_bf16_d64_g8", decode::<bf16>(Split, 64, 8)),
+        kernel("paged_attention_decode_split_bf16_d64_g16", decode::<bf16>(Split, 64, 16)),
+        kernel("paged_attention_decode_split_bf16_d128_g8", decode::<bf16>(Split, 128, 8)),
+        kernel("paged_attention_decode_split_bf16_d128_g16", decode::<bf16>(Split, 128, 16)),
+        kernel("paged_attention_decode_split_f16_d64_g8", decode::<f16>(Split, 64, 8)),
+        kernel("paged_attention_decode_split_f16_d64_g16", decode::<f16>(Split, 64, 16)),
+        kernel("paged_attention_decode_split_f16_d128_g8", decode::<f16>(Split, 128, 8)),
+        kernel("paged_attention_decode_split_f16_d128_g16", decode::<f16>(Split, 128, 16)),
+    ]
+}
+
+/// Decode of a batch whose heads have `head_dim` elements, `group_size` of them for a KV head.
+fn decode<T: BatchElement>(
+    variant: DecodeVariant,
+    head_dim: u32,
+    group_size: u32,
+) -> impl Fn(&Setting<'_>) -> Result<()> {
+    move |setting| {
+        let (num_kv_heads, kv_lens) = setting.pick((8, vec![4096; 16]), (2, vec![20, 40]));
+        let num_qo_heads = group_size * num_kv_heads;
+        let workload = DecodeWorkload::new(num_qo_heads, num_kv_heads, kv_lens).head_dim(head_dim);
+        let batch = Rc::new(DecodeBatch::<T>::new(workload, 1));
+        let bench = DecodeBench::new(setting.devices, &batch, |_| 0)?;
+        setting.repeat(bench.stream(), |call| bench.run(variant, call % bench.num_inputs()))
+    }
+}
