@@ -8,6 +8,7 @@ use farpage::kernels::paged_attention::{
 };
 use farpage::kv::memory::KvMemory;
 use gpu_kernels::kv_layout::{KvLayout, KvPageShape};
+use gpu_kernels::paged_attention::contract::{BatchMaxima, DecodeShape};
 use gpu_kernels::paged_attention::plan::SplitPolicy;
 use gpu_kernels::paged_attention::reference::{DecodeCase, DecodeProblem, Tolerance, cases};
 use half::{bf16, f16};
@@ -88,11 +89,65 @@ fn check_batch_invariance(device: &Device, case: &DecodeCase) {
         |problem: &_| decode(&stream, &memory, problem, DecodeVariant::Split, BATCH_INVARIANT);
     let (out, lse) = split(&problem);
     for request in 0..case.kv_lens.len() {
-        let (out_alone, lse_alone) = split(&problem.alone(request));
+        let (out_alone, lse_alone) = split(&problem.of_requests(&[request]));
         let of_request = |elements: usize| request * elements..(request + 1) * elements;
         let is_same = bits(&out_alone) == bits(&out[of_request(out_alone.len())])
             && bits(&lse_alone) == bits(&lse[of_request(lse_alone.len())]);
         assert!(is_same, "{}, request {request}, seed {seed}: other bits alone", case.name);
+    }
+}
+
+/// Captures a run once, and replays it for batches of other requests, lengths and pages.
+fn check_replays(device: &Device, variant: DecodeVariant, policy: SplitPolicy) {
+    let stream = device.new_stream().unwrap();
+    let seed = fastrand::u64(..);
+    let case = DecodeCase {
+        name: "taking turns",
+        num_qo_heads: 8,
+        page: KvPageShape { page_size: 16, num_kv_heads: 2, head_dim: 64, layout: KvLayout::Nhd },
+        kv_lens: vec![100, 0, 17, 700, 16, 333],
+        num_locations: 2,
+    };
+    let problem = case.problem::<bf16>(seed);
+    let memory = upload_pools(&stream, std::slice::from_ref(device), &problem);
+    let maxima = BatchMaxima { num_max_requests: 4, num_max_pages: 80 };
+    let shape = DecodeShape { batch: maxima.num_max_requests, ..problem.shape };
+
+    let mut table = DevicePageTable::for_replay(&stream, maxima, &memory).unwrap();
+    let mut plan = Decode::for_replay(&stream, shape, maxima.num_max_pages, policy).unwrap();
+    let q = device.alloc_zeroed::<bf16>(shape.q_elements()).unwrap();
+    let out = device.alloc::<bf16>(shape.q_elements()).unwrap();
+    let lse = device.alloc::<f32>(shape.lse_elements()).unwrap();
+    let graph = stream
+        .capture(|stream| {
+            let args = DecodeArgs { table: &table, memory: &memory, q: &q, out: &out, lse: &lse };
+            plan.run(stream, variant, &args)
+        })
+        .unwrap();
+
+    let batches: [&[usize]; 6] = [&[0, 1, 2, 3], &[5], &[3, 5], &[], &[4, 2, 0], &[3, 2, 5, 1]];
+    for requests in batches {
+        let batch = problem.of_requests(requests);
+        table.update(&stream, &batch.table.table(), &memory).unwrap();
+        plan.replan(&stream, &table).unwrap();
+        stream.fill(&out, bf16::NAN).unwrap();
+        stream.fill(&lse, f32::NAN).unwrap();
+        stream.upload(&batch.q, q.slice(..batch.q.len())).unwrap();
+        graph.launch(&stream).unwrap();
+        let of_batch = |elements: usize| elements / shape.batch as usize * requests.len();
+        let out = stream.download(out.slice(..of_batch(out.len()))).unwrap();
+        let lse = stream.download(lse.slice(..of_batch(lse.len()))).unwrap();
+        if let Err(off) = batch.oracle().check(&out, &lse, Tolerance::BF16) {
+            panic!("requests {requests:?}, {variant:?}, {policy:?}, seed {seed}: {off}");
+        }
+    }
+}
+
+fn check_all_replays(device: &Device) {
+    for variant in DecodeVariant::ALL {
+        for policy in [SplitPolicy::Balanced, SplitPolicy::BatchInvariant { part_tokens: 64 }] {
+            check_replays(device, variant, policy);
+        }
     }
 }
 
@@ -149,6 +204,53 @@ fn a_request_has_the_same_bits_alone_and_in_a_batch_on_the_cpu() {
 fn a_request_has_the_same_bits_alone_and_in_a_batch_on_a_gpu() {
     let device = Device::cuda(0).unwrap();
     cases().iter().chain(&large_cases()).for_each(|case| check_batch_invariance(&device, case));
+}
+
+#[test]
+fn a_captured_graph_takes_other_batches_on_the_cpu() {
+    check_all_replays(&Device::cpu());
+}
+
+#[test]
+#[ignore = "needs 1 GPU"]
+fn a_captured_graph_takes_other_batches_on_a_gpu() {
+    check_all_replays(&Device::cuda(0).unwrap());
+}
+
+#[test]
+fn batches_past_the_maxima_change_nothing() {
+    let device = Device::cpu();
+    let stream = device.new_stream().unwrap();
+    let page = KvPageShape { page_size: 16, num_kv_heads: 1, head_dim: 64, layout: KvLayout::Nhd };
+    let kv_lens = vec![30, 1, 90];
+    let case = DecodeCase { name: "too many", num_qo_heads: 1, page, kv_lens, num_locations: 2 };
+    let problem = case.problem::<bf16>(1);
+    let memory = upload_pools(&stream, &[device], &problem);
+    let maxima = BatchMaxima { num_max_requests: 2, num_max_pages: 6 };
+    let mut table = DevicePageTable::for_replay(&stream, maxima, &memory).unwrap();
+
+    let small = problem.of_requests(&[0, 1]);
+    table.update(&stream, &small.table.table(), &memory).unwrap();
+    let mut refused = |requests: &[usize]| {
+        let batch = problem.of_requests(requests);
+        let error = table.update(&stream, &batch.table.table(), &memory).unwrap_err();
+        assert_eq!(table.kv_lens(), [30, 1]);
+        error
+    };
+    insta::assert_snapshot!(refused(&[0, 1, 2]), @"`requests` must be at most num_max_requests = 2, got 3");
+    insta::assert_snapshot!(refused(&[2, 0]), @"`pages` must be at most num_max_pages = 6, got 8");
+    let during_capture =
+        stream.capture(|stream| table.update(stream, &small.table.table(), &memory));
+    insta::assert_snapshot!(during_capture.err().unwrap(), @"update of a plan or a table: not while the stream is being captured into a graph");
+
+    let shape = DecodeShape { batch: 2, ..problem.shape };
+    let plan = |num_max_pages| {
+        Decode::for_replay(&stream, shape, num_max_pages, SplitPolicy::Balanced).unwrap()
+    };
+    let mut plan_of_seven = plan(7);
+    let error = plan_of_seven.replan(&stream, &table).unwrap_err();
+    insta::assert_snapshot!(error, @"`table` must be made for 2 requests and 7 pages, as planned, got one for 2 and 6");
+    assert_eq!(plan_of_seven.split_plan(), plan(6).split_plan());
 }
 
 #[test]

@@ -35,6 +35,59 @@ pub struct PageTable<'a> {
     pub kv_last_page_len: &'a [i32],
 }
 
+/// Most that the batches have which take turns in one place: a captured graph's plan and table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchMaxima {
+    /// Requests.
+    pub num_max_requests: u32,
+    /// Entries of the page table: a page counts as often as requests name it.
+    pub num_max_pages: u32,
+}
+
+impl BatchMaxima {
+    /// A batch of this table, and no more.
+    pub fn of(table: &PageTable<'_>) -> Self {
+        Self {
+            num_max_requests: table.kv_last_page_len.len() as u32,
+            num_max_pages: table.kv_indices.len() as u32,
+        }
+    }
+
+    /// A batch of requests of `kv_lens` tokens, and no more.
+    pub fn of_lens(kv_lens: &[u32], page_size: u32) -> Self {
+        Self {
+            num_max_requests: kv_lens.len() as u32,
+            num_max_pages: kv_lens.iter().map(|len| len.div_ceil(page_size)).sum(),
+        }
+    }
+
+    /// Refuses maxima that kernels cannot count.
+    pub fn check(self) -> Result<(), ContractError> {
+        let countable = 1..=i32::MAX as u32;
+        let needed = std::format!("1 to {}", i32::MAX);
+        let requests = self.num_max_requests;
+        require(countable.contains(&requests), "num_max_requests", &needed, requests)?;
+        let pages = self.num_max_pages;
+        require(countable.contains(&pages), "num_max_pages", &needed, pages)
+    }
+
+    /// Refuses a batch that is larger.
+    pub fn check_holds(self, batch: Self) -> Result<(), ContractError> {
+        require(
+            batch.num_max_requests <= self.num_max_requests,
+            "requests",
+            std::format!("at most num_max_requests = {}", self.num_max_requests),
+            batch.num_max_requests,
+        )?;
+        require(
+            batch.num_max_pages <= self.num_max_pages,
+            "pages",
+            std::format!("at most num_max_pages = {}", self.num_max_pages),
+            batch.num_max_pages,
+        )
+    }
+}
+
 impl DecodeShape {
     /// Query heads that share a KV head.
     pub fn group_size(&self) -> u32 {
@@ -115,14 +168,14 @@ impl DecodeShape {
         }
     }
 
-    /// Elements of the workspace for partial outputs.
-    pub fn partial_elements(&self, plan: &DecodePlan) -> usize {
-        (plan.num_parts * self.group_size() * self.page.head_dim) as usize
+    /// Elements of the workspace for the partial outputs of `num_parts` parts.
+    pub fn partial_elements(&self, num_parts: u32) -> usize {
+        self.partial_lse_elements(num_parts) * self.page.head_dim as usize
     }
 
-    /// Elements of the workspace for partial log-sum-exps.
-    pub fn partial_lse_elements(&self, plan: &DecodePlan) -> usize {
-        (plan.num_parts * self.group_size()) as usize
+    /// Elements of the workspace for their log-sum-exps.
+    pub fn partial_lse_elements(&self, num_parts: u32) -> usize {
+        num_parts as usize * self.group_size() as usize
     }
 
     /// What the attention itself needs, with no variant's overhead: K and V of `num_tokens` in

@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::vec;
 use std::vec::Vec;
 
+use super::contract::BatchMaxima;
 use super::{TILE_TOKENS, WorkItem};
 use crate::contract::{ContractError, require};
 
@@ -121,6 +122,61 @@ impl DecodePlan {
             let item = self.items.get(next as usize).filter(|item| !item.is_idle())?;
             next = item.next;
             Some(item)
+        })
+    }
+}
+
+/// How large the plans of batches up to some maxima get: what their memory must hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanMaxima {
+    /// Items, idle ones included.
+    pub num_max_items: u32,
+    /// Rows of the workspace.
+    pub num_max_parts: u32,
+    /// Pairs that are cut.
+    pub num_max_meetings: u32,
+}
+
+impl PlanMaxima {
+    /// Of plans for these batches, as [`DecodePlan::new`] makes them.
+    ///
+    /// # Errors
+    /// More parts than kernels count.
+    pub fn new(
+        batch: BatchMaxima,
+        page_size: u32,
+        num_kv_heads: u32,
+        num_blocks: u32,
+        policy: SplitPolicy,
+    ) -> Result<Self, ContractError> {
+        let num_blocks = u64::from(num_blocks.max(1));
+        let num_requests = u64::from(batch.num_max_requests);
+        let num_pairs = num_requests * u64::from(num_kv_heads);
+        let (items, parts, meetings) = match policy {
+            // A share's end makes two parts of one, and may do so to a pair of its own.
+            SplitPolicy::Balanced => {
+                let num_cuts = num_blocks - 1;
+                (num_pairs + num_cuts, 2 * num_cuts, num_cuts.min(num_pairs))
+            }
+            // The last page, tile and part of each request may have room left.
+            SplitPolicy::BatchInvariant { part_tokens } => {
+                let tokens = u64::from(batch.num_max_pages) * u64::from(page_size);
+                let part_tokens = u64::from(part_tokens.max(1));
+                let of_head = (tokens / part_tokens + num_requests)
+                    .min(num_requests * u64::from(MAX_FIXED_PARTS));
+                let parts = of_head * u64::from(num_kv_heads);
+                (parts, parts, num_pairs)
+            }
+        };
+        let countable = |what: &str, count: u64| {
+            let most = u64::from(u32::MAX) / WorkItem::WORDS as u64;
+            require(count <= most, what, format!("at most {most} for these maxima"), count)
+                .map(|()| count as u32)
+        };
+        Ok(Self {
+            num_max_items: countable("items", items + num_blocks)?,
+            num_max_parts: countable("parts", parts)?,
+            num_max_meetings: countable("meetings", meetings)?,
         })
     }
 }

@@ -201,23 +201,31 @@ impl<T: HalfFloat> DecodeProblem<T> {
         (self.table.kv_page_rank[entry] as usize, first)
     }
 
-    /// One request by itself: the same pages, and the same query.
-    pub fn alone(&self, request: usize) -> Self {
+    /// A batch of some of the requests, in this order: the same pages, and the same queries.
+    pub fn of_requests(&self, requests: &[usize]) -> Self {
         let (table, shape) = (&self.table, self.shape);
-        let entries = table.kv_indptr[request] as usize..table.kv_indptr[request + 1] as usize;
         let row = (shape.num_qo_heads * shape.page.head_dim) as usize;
-        Self {
-            shape: DecodeShape { batch: 1, ..shape },
+        let mut batch = Self {
+            shape: DecodeShape { batch: requests.len() as u32, ..shape },
             table: ScatteredTable {
-                kv_indptr: vec![0, entries.len() as i32],
-                kv_indices: table.kv_indices[entries.clone()].to_vec(),
-                kv_page_rank: table.kv_page_rank[entries].to_vec(),
-                kv_last_page_len: vec![table.kv_last_page_len[request]],
+                kv_indptr: vec![0],
+                kv_indices: Vec::new(),
+                kv_page_rank: Vec::new(),
+                kv_last_page_len: Vec::new(),
                 pages_of: table.pages_of.clone(),
             },
             pools: self.pools.clone(),
-            q: self.q[request * row..][..row].to_vec(),
+            q: Vec::new(),
+        };
+        for &request in requests {
+            let entries = table.kv_indptr[request] as usize..table.kv_indptr[request + 1] as usize;
+            batch.table.kv_indices.extend_from_slice(&table.kv_indices[entries.clone()]);
+            batch.table.kv_page_rank.extend_from_slice(&table.kv_page_rank[entries]);
+            batch.table.kv_indptr.push(batch.table.kv_indices.len() as i32);
+            batch.table.kv_last_page_len.push(table.kv_last_page_len[request]);
+            batch.q.extend_from_slice(&self.q[request * row..][..row]);
         }
+        batch
     }
 
     /// Attention, the obvious way.

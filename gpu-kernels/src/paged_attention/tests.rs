@@ -138,8 +138,10 @@ macro_rules! entries {
                 let plan =
                     DecodePlan::new(&on.kv_lens, page_size, num_kv_heads, num_blocks, policy);
                 let items = DeviceMemory::from_slice(bytemuck::cast_slice(&plan.items));
-                let partial_out = DeviceMemory::<f32>::poisoned(shape.partial_elements(&plan));
-                let partial_lse = DeviceMemory::<f32>::poisoned(shape.partial_lse_elements(&plan));
+                let partial_out =
+                    DeviceMemory::<f32>::poisoned(shape.partial_elements(plan.num_parts));
+                let partial_lse =
+                    DeviceMemory::<f32>::poisoned(shape.partial_lse_elements(plan.num_parts));
                 let arrived = DeviceMemory::from_slice(&vec![0; plan.num_meetings as usize]);
                 macro_rules! split {
                     ($entry:ident) => {
@@ -348,7 +350,7 @@ proptest! {
         let (out, lse) = bf16::split(&device, &problem, blocks_in_batch, policy);
         for request in 0..case.kv_lens.len() {
             let (out_alone, lse_alone) =
-                bf16::split(&device, &problem.alone(request), blocks_alone, policy);
+                bf16::split(&device, &problem.of_requests(&[request]), blocks_alone, policy);
             let of_request = |elements: usize| request * elements..(request + 1) * elements;
             prop_assert_eq!(digest(&out_alone), digest(&out[of_request(out_alone.len())]));
             prop_assert_eq!(digest(&lse_alone), digest(&lse[of_request(lse_alone.len())]));

@@ -383,7 +383,8 @@ impl Stream {
         recorder.clone()
     }
 
-    fn check_may_wait(&self, operation: &'static str) -> Result<()> {
+    /// Refuses `operation`, which waits or must not be repeated, during a capture.
+    pub(crate) fn check_may_wait(&self, operation: &'static str) -> Result<()> {
         match self.open_recorder() {
             Some(_) => Err(DeviceError::DuringCapture { operation }),
             None => Ok(()),

@@ -2,11 +2,17 @@
 
 use cuda_std::float::HalfFloat;
 use gpu_kernels::contract::{ContractError, require, require_len};
-use gpu_kernels::paged_attention::DecodeParams;
-use gpu_kernels::paged_attention::contract::{DecodeShape, PageTable};
+use gpu_kernels::paged_attention::contract::{BatchMaxima, DecodeShape};
 use gpu_kernels::paged_attention::device as entries;
-use gpu_kernels::paged_attention::plan::{DecodePlan, SplitPolicy};
+use gpu_kernels::paged_attention::plan::{DecodePlan, PlanMaxima, SplitPolicy};
+use gpu_kernels::paged_attention::{DecodeParams, WorkItem};
 use half::{bf16, f16};
+
+mod page_table;
+mod staging;
+
+pub use page_table::DevicePageTable;
+use staging::Staging;
 
 use super::KernelError;
 use crate::device::{Buffer, Stream};
@@ -26,64 +32,22 @@ impl DecodeVariant {
     pub const ALL: [Self; 2] = [Self::Baseline, Self::Split];
 }
 
-/// A batch's page table in device memory, checked against the KV memory it points into.
-#[derive(Debug)]
-pub struct DevicePageTable {
-    pub(super) kv_indptr: Buffer<i32>,
-    pub(super) kv_indices: Buffer<i32>,
-    pub(super) kv_page_rank: Buffer<i32>,
-    pub(super) kv_last_page_len: Buffer<i32>,
-    pub(super) pool_pages: Vec<usize>,
-    kv_lens: Vec<u32>,
-}
-
-impl DevicePageTable {
-    /// Checks the table, then uploads it.
-    ///
-    /// # Errors
-    /// A table that does not fit together or reaches outside the memory, in words.
-    pub fn upload(
-        stream: &Stream,
-        table: &PageTable<'_>,
-        memory: &KvMemory,
-    ) -> Result<Self, KernelError> {
-        let page_size = memory.shape().page_size;
-        let batch = table.kv_last_page_len.len() as u32;
-        table.check(batch, page_size, memory.pool_pages())?;
-        Ok(Self {
-            kv_indptr: Buffer::from_slice(stream, table.kv_indptr)?,
-            kv_indices: Buffer::from_slice(stream, table.kv_indices)?,
-            kv_page_rank: Buffer::from_slice(stream, table.kv_page_rank)?,
-            kv_last_page_len: Buffer::from_slice(stream, table.kv_last_page_len)?,
-            pool_pages: memory.pool_pages().to_vec(),
-            kv_lens: table.kv_lens(page_size),
-        })
-    }
-
-    /// Keeps it until `stream` has been waited for; see [`Stream::keep`].
-    pub(super) fn keep(&self, stream: &Stream) {
-        for part in [&self.kv_indptr, &self.kv_indices, &self.kv_page_rank, &self.kv_last_page_len]
-        {
-            stream.keep(part);
-        }
-    }
-
-    /// Tokens of each request.
-    pub fn kv_lens(&self) -> &[u32] {
-        &self.kv_lens
-    }
-}
-
-/// Decode attention for batches of one shape and one set of lengths: plan and workspace, made
-/// once, run for every layer.
+/// Decode attention for batches of one shape: plan and workspace, made once, run for every layer.
+///
+/// A plan is for one set of lengths. [`replan`](Self::replan) puts the plan for others into the same
+/// device memory, so that a captured graph of runs goes on with them.
 pub struct Decode {
     shape: DecodeShape,
+    policy: SplitPolicy,
+    maxima: BatchMaxima,
     kv_lens: Vec<u32>,
     plan: DecodePlan,
     items: Buffer<u32>,
     partial_out: Buffer<f32>,
     partial_lse: Buffer<f32>,
     arrived: Buffer<u32>,
+    /// Made by the first replan.
+    staging: Option<Box<Staging<u32>>>,
 }
 
 /// What one run of [`Decode`] reads and writes.
@@ -120,25 +84,96 @@ impl Decode {
         kv_lens: &[u32],
         policy: SplitPolicy,
     ) -> Result<Self, KernelError> {
+        require_len("kv_lens", shape.batch as usize, kv_lens.len())?;
+        let maxima = BatchMaxima::of_lens(kv_lens, shape.page.page_size.max(1));
+        Self::new(stream, shape, kv_lens, maxima, policy)
+    }
+
+    /// A plan without requests, with room for batches of at most `shape.batch` requests and
+    /// `num_max_pages` pages: for a graph whose batch changes between replays.
+    /// [`replan`](Self::replan) it before each.
+    ///
+    /// # Errors
+    /// As [`plan_split`](Self::plan_split); maxima that kernels cannot count.
+    pub fn for_replay(
+        stream: &Stream,
+        shape: DecodeShape,
+        num_max_pages: u32,
+        policy: SplitPolicy,
+    ) -> Result<Self, KernelError> {
+        let maxima = BatchMaxima { num_max_requests: shape.batch, num_max_pages };
+        maxima.check()?;
+        Self::new(stream, shape, &[], maxima, policy)
+    }
+
+    fn new(
+        stream: &Stream,
+        shape: DecodeShape,
+        kv_lens: &[u32],
+        maxima: BatchMaxima,
+        policy: SplitPolicy,
+    ) -> Result<Self, KernelError> {
         shape.check()?;
         policy.check()?;
-        require_len("kv_lens", shape.batch as usize, kv_lens.len())?;
         let device = stream.device();
         let num_sms = device.properties()?.num_multiprocessors;
         let (page_size, num_kv_heads) = (shape.page.page_size, shape.page.num_kv_heads);
         let plan = DecodePlan::new(kv_lens, page_size, num_kv_heads, num_sms, policy);
+        let most = PlanMaxima::new(maxima, page_size, num_kv_heads, num_sms, policy)?;
+        let items = device.alloc(most.num_max_items as usize * WorkItem::WORDS)?;
+        let planned = bytemuck::cast_slice(&plan.items);
+        stream.upload(planned, items.slice(..planned.len()))?;
         Ok(Self {
-            items: Buffer::from_slice(stream, bytemuck::cast_slice(&plan.items))?,
-            partial_out: device.alloc(shape.partial_elements(&plan))?,
-            partial_lse: device.alloc(shape.partial_lse_elements(&plan))?,
-            arrived: device.alloc_zeroed(plan.num_meetings as usize)?,
+            items,
+            partial_out: device.alloc(shape.partial_elements(most.num_max_parts))?,
+            partial_lse: device.alloc(shape.partial_lse_elements(most.num_max_parts))?,
+            arrived: device.alloc_zeroed(most.num_max_meetings as usize)?,
             shape,
+            policy,
+            maxima,
             kv_lens: kv_lens.to_vec(),
             plan,
+            staging: None,
         })
     }
 
-    /// The sizes this was planned for.
+    /// Plans for the batch that `table` now holds, in the same device memory: after the work that
+    /// `stream` has, and before what it is given from now on. A graph captured with this plan and
+    /// this table then attends over that batch; rows of `q`, `out` and `lse` past it are not used.
+    ///
+    /// ```text
+    /// table.update(&stream, &batch, &memory)?;
+    /// decode.replan(&stream, &table)?;
+    /// graph.launch(&stream)?;
+    /// ```
+    ///
+    /// # Errors
+    /// Before anything changes: a table for other maxima, a capture.
+    pub fn replan(&mut self, stream: &Stream, table: &DevicePageTable) -> Result<(), KernelError> {
+        self.check_maxima(table)?;
+        let (page_size, num_kv_heads) = (self.shape.page.page_size, self.shape.page.num_kv_heads);
+        let num_blocks = self.plan.num_blocks;
+        let plan =
+            DecodePlan::new(table.kv_lens(), page_size, num_kv_heads, num_blocks, self.policy);
+        let staging = Staging::in_place(&mut self.staging, stream, self.items.len())?;
+        staging.write(stream, &[(bytemuck::cast_slice(&plan.items), &self.items)])?;
+        self.plan = plan;
+        self.kv_lens = table.kv_lens().to_vec();
+        Ok(())
+    }
+
+    fn check_maxima(&self, table: &DevicePageTable) -> Result<(), ContractError> {
+        let BatchMaxima { num_max_requests, num_max_pages } = self.maxima;
+        let got = table.maxima();
+        require(
+            got == self.maxima,
+            "table",
+            format!("made for {num_max_requests} requests and {num_max_pages} pages, as planned"),
+            format!("one for {} and {}", got.num_max_requests, got.num_max_pages),
+        )
+    }
+
+    /// The sizes this was planned for; of a plan for replays, the most requests.
     pub fn shape(&self) -> DecodeShape {
         self.shape
     }
@@ -184,11 +219,12 @@ impl Decode {
 
     fn check<T: DecodeElement>(&self, args: &DecodeArgs<'_, T>) -> Result<(), ContractError> {
         require(
-            args.table.kv_lens == self.kv_lens,
+            args.table.kv_lens() == self.kv_lens,
             "table",
             "of the lengths planned for",
             "others",
         )?;
+        self.check_maxima(args.table)?;
         let fits = args.memory.shape() == self.shape.page
             && args.memory.pool_pages() == args.table.pool_pages;
         require(

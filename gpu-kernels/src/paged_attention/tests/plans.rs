@@ -6,7 +6,8 @@ use std::vec::Vec;
 
 use proptest::prelude::*;
 
-use crate::paged_attention::plan::{DecodePlan, MAX_FIXED_PARTS, SplitPolicy};
+use crate::paged_attention::contract::BatchMaxima;
+use crate::paged_attention::plan::{DecodePlan, MAX_FIXED_PARTS, PlanMaxima, SplitPolicy};
 use crate::paged_attention::{TILE_TOKENS, WorkItem};
 
 fn describe(plan: &DecodePlan) -> String {
@@ -114,6 +115,22 @@ proptest! {
         }
         prop_assert!(items.next().is_none());
         prop_assert_eq!((plan.num_parts, plan.num_meetings), (part, meetings));
+    }
+
+    #[test]
+    fn a_plan_is_within_its_maxima(
+        kv_lens in proptest::collection::vec(0u32..3000, 0..20),
+        page_size in 1u32..=64,
+        num_kv_heads in 1u32..9,
+        num_blocks in 1u32..200,
+        policy in policies(),
+    ) {
+        let plan = DecodePlan::new(&kv_lens, page_size, num_kv_heads, num_blocks, policy);
+        let batch = BatchMaxima::of_lens(&kv_lens, page_size);
+        let maxima = PlanMaxima::new(batch, page_size, num_kv_heads, num_blocks, policy).unwrap();
+        prop_assert!(plan.items.len() <= maxima.num_max_items as usize);
+        prop_assert!(plan.num_parts <= maxima.num_max_parts);
+        prop_assert!(plan.num_meetings <= maxima.num_max_meetings);
     }
 
     #[test]
