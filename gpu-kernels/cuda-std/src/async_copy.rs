@@ -7,6 +7,7 @@
 use bytemuck::AnyBitPattern;
 
 use crate::arch;
+use crate::bulk::Mbarrier;
 use crate::global::Global;
 use crate::shared::Shared;
 
@@ -44,6 +45,26 @@ pub unsafe fn copy_16_or_zero<T: AnyBitPattern, U: AnyBitPattern>(
     policy: CachePolicy,
 ) {
     arch::async_copy::copy_16_or_zero(dst.raw, src.raw, copies, policy.0);
+}
+
+/// As [`copy_16_or_zero`], of lines that others read too: the L2 treats them as any.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn copy_reused_16_or_zero<T: AnyBitPattern, U: AnyBitPattern>(
+    dst: Shared<T>,
+    src: Global<U>,
+    copies: bool,
+) {
+    arch::async_copy::copy_reused_16_or_zero(dst.raw, src.raw, copies);
+}
+
+/// Arrives at `barrier` once all copies that this thread has issued so far have landed, without
+/// waiting for it. Threads that wait for the barrier see the bytes; for `wgmma` they need
+/// [`bulk::fence_proxy_async`](crate::bulk::fence_proxy_async) in between.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn arrive_when_landed(barrier: Mbarrier) {
+    arch::async_copy::arrive_when_landed(barrier.place().raw);
 }
 
 /// Closes the copies issued since the last call into a group.

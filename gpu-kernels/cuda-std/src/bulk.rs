@@ -26,6 +26,11 @@ impl Mbarrier {
         Self(place)
     }
 
+    #[inline(always)]
+    pub(crate) fn place(self) -> Shared<u64> {
+        self.0
+    }
+
     /// Sets the barrier up for `arrivals` arrivals a phase. One thread calls it, then
     /// [`fence_init`], then a block barrier follows before anyone uses it.
     #[inline(always)]

@@ -7,7 +7,8 @@
 //! D[64, N] = A[64, 16] B[N, 16]^T (+ D)         N = 16, 32, … 128, or 256
 //! ```
 //!
-//! A and B are 16-bit floats in [`SwizzledTile`]s; D is f32, `N / 2` registers a thread. Which
+//! A and B are 16-bit floats: A in a [`SwizzledTile`] or in registers, B in a `SwizzledTile` of its
+//! N rows, or in a [`TransposedTile`] of its 16 columns. D is f32, `N / 2` registers a thread. Which
 //! thread holds which element is what PTX says for `wgmma`, and what [`place_of`] tells: warp `w`
 //! holds rows `16w..16w + 16`, and with `g = lane / 4` and `t = lane % 4`
 //!
@@ -28,23 +29,42 @@
 //! wgmma::wait_group::<0, _>(&mut d);       // and come back; the tiles may be overwritten
 //! ```
 //!
+//! A in registers, four a thread, lies as A of [`mma::m16n8k16`](crate::mma) does, warp `w` holding
+//! rows `16w..16w + 16`: so a pair of an accumulator's columns, rounded, is half a fragment of the
+//! next product's A. Multiplications read these registers at any moment too, so they are lent for as
+//! long:
+//!
+//! ```ignore
+//! wgmma::lend(&mut a);                     // [[u32; 4]; steps], written before
+//! wgmma::fence(&mut d);
+//! for (step, a) in a.iter().enumerate() {
+//!     wgmma::m64n128k16(&mut d, a, b.from_row(16 * step), true);
+//! }
+//! wgmma::commit_group();
+//! wgmma::wait_group::<0, _>(&mut d);
+//! wgmma::take_back(&mut a);                // and may be written again
+//! ```
+//!
+//! After a wait, the multiplications it covers are done in all four warps: one thread may say for
+//! the warpgroup that its tiles can be overwritten.
+//!
 //! Tiles that threads store themselves need [`bulk::fence_proxy_async`](crate::bulk::fence_proxy_async)
 //! and then a barrier before the first multiplication.
 //!
-//! `fence` and `wait_group` name the accumulator, because to the compiler its registers are plain
-//! values, whose uses it might move across. A kernel with several accumulators calls both for each.
+//! `fence`, `wait_group`, `lend` and `take_back` name registers, because to the compiler those are
+//! plain values, whose uses it might move across. A kernel with several accumulators calls both for each.
 //! An accumulator is a local array that stays where it is. It remains in registers if every index
 //! to it is a constant, in loops that unroll; `for value in d` copies it to the stack.
 //!
 //! The executor computes at the covering wait and not earlier. Until then the accumulator reads as
-//! NaN, and changing it is a fault, as is a multiplication without a fence before it.
+//! NaN, and changing it is a fault, as is a multiplication without a fence before it, or from
+//! registers that were not lent, were changed, or are taken back too early.
 
 use core::mem::size_of;
 
 use bytemuck::AnyBitPattern;
 
 use crate::arch;
-use crate::arch::RawShared;
 use crate::float::HalfFloat;
 use crate::shared::Shared;
 
@@ -63,7 +83,9 @@ const SWIZZLE_ROWS: usize = 8;
 /// 128-byte swizzle leaves the same layout.
 #[derive(Clone, Copy)]
 pub struct SwizzledTile<T> {
-    pub(crate) first_row: Shared<T>,
+    pub(crate) base: Shared<T>,
+    /// Counted from the base, and apart from it: what is constant of a place stays so.
+    pub(crate) first_row: usize,
     pub(crate) first_column: usize,
 }
 
@@ -79,14 +101,13 @@ impl<T: AnyBitPattern> SwizzledTile<T> {
     /// The tile whose first row begins at `first_row`, aligned to 1024 bytes.
     #[inline(always)]
     pub fn at(first_row: Shared<T>) -> Self {
-        Self { first_row, first_column: 0 }
+        Self { base: first_row, first_row: 0, first_column: 0 }
     }
 
     /// The tile from row `row` on, a multiple of 8.
     #[inline(always)]
-    #[track_caller]
-    pub unsafe fn from_row(self, row: usize) -> Self {
-        Self { first_row: self.first_row.offset(row * Self::ROW_ELEMENTS), ..self }
+    pub fn from_row(self, row: usize) -> Self {
+        Self { first_row: self.first_row + row, ..self }
     }
 
     /// The tile from column `column` on, a multiple of 16 where the tile is an operand.
@@ -101,7 +122,7 @@ impl<T: AnyBitPattern> SwizzledTile<T> {
     #[track_caller]
     pub unsafe fn place(self, row: usize, column: usize) -> Shared<T> {
         let byte = (self.first_column + column) * size_of::<T>();
-        self.first_row.offset(swizzled_byte(row, byte) / size_of::<T>())
+        self.base.offset(swizzled_byte(self.first_row + row, byte) / size_of::<T>())
     }
 
     /// Writes the eight elements of row `row` that start at `column`, a multiple of 8.
@@ -111,11 +132,79 @@ impl<T: AnyBitPattern> SwizzledTile<T> {
         self.place(row, column).store_x4(0, elements);
     }
 
-    /// Where the first element would lie without the swizzle, which is what the hardware asks for.
+    /// Bytes from the base to where the first element would lie without the swizzle, which is what
+    /// the hardware asks for.
     #[inline(always)]
-    #[track_caller]
-    pub(crate) unsafe fn start(self) -> RawShared {
-        self.first_row.offset(self.first_column).raw
+    pub(crate) fn start_byte(self) -> usize {
+        self.first_row * ROW_BYTES + self.first_column * size_of::<T>()
+    }
+}
+
+/// B as it is summed over: rows of K, each of N elements, in panels of 64 columns. Each panel is a
+/// [`SwizzledTile`] of all rows; the panels follow each other at equal distances.
+#[derive(Clone, Copy)]
+pub struct TransposedTile<T> {
+    pub(crate) first_panel: SwizzledTile<T>,
+    pub(crate) panel_bytes: u32,
+}
+
+impl<T: AnyBitPattern> TransposedTile<T> {
+    /// The tile whose panels begin `panel_bytes` bytes apart, a multiple of 1024.
+    #[inline(always)]
+    pub fn at(first_panel: SwizzledTile<T>, panel_bytes: usize) -> Self {
+        Self { first_panel, panel_bytes: panel_bytes as u32 }
+    }
+
+    /// The tile from row `row` on, a multiple of 8.
+    #[inline(always)]
+    pub fn from_row(self, row: usize) -> Self {
+        Self { first_panel: self.first_panel.from_row(row), ..self }
+    }
+}
+
+/// A of a multiplication, `[64, 16]`.
+#[derive(Clone, Copy)]
+pub enum OperandA<'a, T> {
+    /// 64 rows of a tile from its first on, 16 columns from its first on.
+    Tile(SwizzledTile<T>),
+    /// What this thread holds of it; [lent](lend).
+    Registers(&'a [u32; 4]),
+}
+
+impl<T> From<SwizzledTile<T>> for OperandA<'_, T> {
+    #[inline(always)]
+    fn from(tile: SwizzledTile<T>) -> Self {
+        Self::Tile(tile)
+    }
+}
+
+impl<'a, T> From<&'a [u32; 4]> for OperandA<'a, T> {
+    #[inline(always)]
+    fn from(registers: &'a [u32; 4]) -> Self {
+        Self::Registers(registers)
+    }
+}
+
+/// B of a multiplication, `[N, 16]`.
+#[derive(Clone, Copy)]
+pub enum OperandB<T> {
+    /// N rows of a tile from its first on, 16 columns from its first on.
+    Tile(SwizzledTile<T>),
+    /// 16 rows of a tile from its first on, N columns.
+    Transposed(TransposedTile<T>),
+}
+
+impl<T> From<SwizzledTile<T>> for OperandB<T> {
+    #[inline(always)]
+    fn from(tile: SwizzledTile<T>) -> Self {
+        Self::Tile(tile)
+    }
+}
+
+impl<T> From<TransposedTile<T>> for OperandB<T> {
+    #[inline(always)]
+    fn from(tile: TransposedTile<T>) -> Self {
+        Self::Transposed(tile)
     }
 }
 
@@ -174,17 +263,16 @@ macro_rules! multiplications {
     ($($name:ident: $registers:literal, $n:literal;)*) => {$(
         #[doc = concat!("`D = A B^T`, plus D if `accumulate`, for A `[64, 16]` and B `[", $n, ", 16]`.")]
         ///
-        /// Rows of a tile are those from its first on; its 16 columns are a half or a quarter of
-        /// them, so `first_column` is a multiple of 16. Both tiles are aligned to 1024 bytes.
+        /// A tile's first column is a multiple of 16, and its first row is aligned to 1024 bytes.
         #[inline(always)]
         #[track_caller]
-        pub unsafe fn $name<T: HalfFloat>(
+        pub unsafe fn $name<'a, T: HalfFloat>(
             accumulator: &mut [f32; $registers],
-            a: SwizzledTile<T>,
-            b: SwizzledTile<T>,
+            a: impl Into<OperandA<'a, T>>,
+            b: impl Into<OperandB<T>>,
             accumulate: bool,
         ) {
-            arch::wgmma::multiply(accumulator, a, b, accumulate);
+            arch::wgmma::multiply(accumulator, a.into(), b.into(), accumulate);
         }
     )*};
 }
@@ -193,20 +281,34 @@ macro_rules! multiplications {
 /// is generic over the size. Tiles as the functions of one size take them.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn multiply<T: HalfFloat, const REGISTERS: usize>(
+pub unsafe fn multiply<'a, T: HalfFloat, const REGISTERS: usize>(
     accumulator: &mut [f32; REGISTERS],
-    a: SwizzledTile<T>,
-    b: SwizzledTile<T>,
+    a: impl Into<OperandA<'a, T>>,
+    b: impl Into<OperandB<T>>,
     accumulate: bool,
 ) {
     const { assert_accumulator::<REGISTERS>() }
-    arch::wgmma::multiply(accumulator, a, b, accumulate);
+    arch::wgmma::multiply(accumulator, a.into(), b.into(), accumulate);
 }
 
 multiplications! {
     m64n64k16: 32, "64";
     m64n128k16: 64, "128";
     m64n256k16: 128, "256";
+}
+
+/// Hands registers over as A of the multiplications that follow; before their [`fence`].
+#[inline(always)]
+#[track_caller]
+pub unsafe fn lend<const STEPS: usize>(a: &mut [[u32; 4]; STEPS]) {
+    arch::wgmma::lend(a);
+}
+
+/// Takes back what was [lent](lend), after the [`wait_group`] that covers the multiplications.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn take_back<const STEPS: usize>(a: &mut [[u32; 4]; STEPS]) {
+    arch::wgmma::take_back(a);
 }
 
 /// Closes the multiplications issued since the last call into a group.

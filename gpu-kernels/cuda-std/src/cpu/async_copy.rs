@@ -1,5 +1,6 @@
 //! `cp.async`: copies wait in the thread's queue, and land at the wait that covers them.
 
+use super::bulk;
 use super::global::RawGlobal;
 use super::groups::Groups;
 use super::lane;
@@ -17,7 +18,7 @@ pub(super) struct Copy {
 }
 
 impl Copy {
-    fn land(self) {
+    pub fn land(self) {
         // SAFETY: checked when issued, and memory stays for the launch.
         let bytes = unsafe { self.src.as_ref() }.copied().unwrap_or_default();
         self.dst.land(&bytes);
@@ -41,6 +42,19 @@ pub unsafe fn copy_16_or_zero(dst: RawShared, src: RawGlobal, copies: bool, _pol
     dst.check_store(BYTES, BYTES);
     let src = if copies { src.check_load(0, BYTES, BYTES).cast() } else { std::ptr::null() };
     lane::current().copies.borrow_mut().push(Copy { dst, src });
+}
+
+#[inline(always)]
+#[track_caller]
+pub unsafe fn copy_reused_16_or_zero(dst: RawShared, src: RawGlobal, copies: bool) {
+    copy_16_or_zero(dst, src, copies, 0);
+}
+
+#[track_caller]
+pub unsafe fn arrive_when_landed(barrier: RawShared) {
+    let mut copies = Vec::new();
+    lane::current().copies.borrow_mut().land_all(|copy| copies.push(copy));
+    bulk::mbarrier_arrive_with(barrier, copies);
 }
 
 #[inline(always)]

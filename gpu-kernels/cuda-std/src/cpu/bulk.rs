@@ -5,6 +5,7 @@
 
 use std::panic::Location;
 
+use super::async_copy::Copy;
 use super::fault::Violation;
 use super::global::RawGlobal;
 use super::groups::Groups;
@@ -56,6 +57,8 @@ struct Mbarrier {
     /// Bytes that arrivals of this phase announced.
     expected_bytes: usize,
     loads: Vec<Load>,
+    /// Copies of threads that arrive when these land.
+    copies: Vec<Copy>,
     /// Threads that wait for this phase.
     waiting: Vec<u32>,
 }
@@ -75,6 +78,7 @@ impl Mbarrier {
             return;
         }
         self.loads.drain(..).for_each(Load::land);
+        self.copies.drain(..).for_each(Copy::land);
         for thread in self.waiting.drain(..) {
             lane.block().make_ready(thread as usize / 32, 1 << (thread % 32));
         }
@@ -155,6 +159,7 @@ pub unsafe fn mbarrier_init(place: RawShared, arrivals: u32) {
         missing: arrivals,
         expected_bytes: 0,
         loads: Vec::new(),
+        copies: Vec::new(),
         waiting: Vec::new(),
     };
     let mut barriers = lane::current().block().mbarriers.borrow_mut();
@@ -180,16 +185,22 @@ pub unsafe fn mbarrier_init(place: RawShared, arrivals: u32) {
 
 #[track_caller]
 pub unsafe fn mbarrier_arrive(place: RawShared) {
-    arrive(place, 0);
+    arrive(place, 0, Vec::new());
 }
 
 #[track_caller]
 pub unsafe fn mbarrier_arrive_expect_bytes(place: RawShared, bytes: u32) {
-    arrive(place, bytes as usize);
+    arrive(place, bytes as usize, Vec::new());
+}
+
+/// Arrives when `copies` have landed: they land with the phase.
+#[track_caller]
+pub(super) fn mbarrier_arrive_with(place: RawShared, copies: Vec<Copy>) {
+    arrive(place, 0, copies);
 }
 
 #[track_caller]
-fn arrive(place: RawShared, bytes: usize) {
+fn arrive(place: RawShared, bytes: usize, mut copies: Vec<Copy>) {
     with_barrier(place, |lane, barrier| {
         barrier.missing = barrier.missing.checked_sub(1).ok_or_else(|| {
             format!(
@@ -198,6 +209,7 @@ fn arrive(place: RawShared, bytes: usize) {
             )
         })?;
         barrier.expected_bytes += bytes;
+        barrier.copies.append(&mut copies);
         if !barrier.waiting.is_empty() {
             barrier.settle(lane);
         }

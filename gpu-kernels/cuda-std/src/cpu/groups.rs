@@ -40,7 +40,7 @@ impl<Copy> Groups<Copy> {
     }
 
     /// Calls `land` with all copies, of the open group too.
-    pub fn land_all(&mut self, land: impl Fn(Copy)) {
+    pub fn land_all(&mut self, mut land: impl FnMut(Copy)) {
         self.pending.drain(..).for_each(|(_, copy)| land(copy));
     }
 }

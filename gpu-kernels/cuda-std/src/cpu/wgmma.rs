@@ -1,14 +1,16 @@
 //! Multiplications of a warpgroup.
 //!
 //! The threads of a warpgroup meet in each, so that one which does not come, or names other tiles,
-//! shows. Nothing else passes between them: a thread's share of a product depends on the tiles
-//! alone, and each thread computes its own, at its wait.
+//! shows. There they learn what of A the others hold in registers. Each thread computes its own
+//! share of a product, at its wait, and goes on when all have.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::panic::Location;
+use std::rc::Rc;
 
 use crate::float::HalfFloat;
-use crate::wgmma::{NUM_THREADS, SwizzledTile, place_of};
+use crate::shared::Shared;
+use crate::wgmma::{NUM_THREADS, OperandA, OperandB, SwizzledTile, TransposedTile, place_of};
 
 use super::fault::Violation;
 use super::groups::Groups;
@@ -31,20 +33,30 @@ const IN_FLIGHT: f32 = f32::from_bits(0x7fa0_0000);
 const FULL_MASK: u32 = u32::MAX;
 const WARPS: usize = NUM_THREADS as usize / 32;
 
+/// What a thread holds of A.
+type Fragment = [u32; 4];
+/// What each thread of a warpgroup holds of A.
+type Fragments = [Fragment; NUM_THREADS as usize];
+
 /// Where the threads of a warpgroup meet.
-#[derive(Default)]
 pub(super) struct Warpgroup {
     num_arrived: Cell<u32>,
     /// The call that the first of them made.
     call: Cell<Option<Call>>,
+    /// What they bring to this meeting, and what they brought to the last one: until all have come
+    /// again, all have taken it from there.
+    brought: RefCell<Fragments>,
+    met: RefCell<Rc<Fragments>>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 struct Call {
     operation: &'static str,
     is_bf16: bool,
-    a_address: u32,
+    /// `None` for registers.
+    a_address: Option<u32>,
     b_address: u32,
+    is_transposed: bool,
     accumulate: bool,
     site: Caller,
 }
@@ -58,7 +70,14 @@ impl Warpgroup {
 
 /// The complete warpgroups of a block.
 pub(super) fn warpgroups(num_lanes: usize) -> Vec<Warpgroup> {
-    (0..num_lanes / NUM_THREADS as usize).map(|_| Warpgroup::default()).collect()
+    let nothing = [Fragment::default(); NUM_THREADS as usize];
+    let warpgroup = |_| Warpgroup {
+        num_arrived: Cell::new(0),
+        call: Cell::new(None),
+        brought: RefCell::new(nothing),
+        met: RefCell::new(Rc::new(nothing)),
+    };
+    (0..num_lanes / NUM_THREADS as usize).map(warpgroup).collect()
 }
 
 /// Coroutines have no registers to share.
@@ -68,8 +87,8 @@ pub unsafe fn give_registers<const REGISTERS: u32>() {}
 #[inline(always)]
 pub unsafe fn take_registers<const REGISTERS: u32>() {}
 
-/// Waits until the whole warpgroup has made the same call.
-fn meet(lane: &Lane, call: Call) {
+/// Waits until the whole warpgroup has made the same call; returns what each thread brought.
+fn meet(lane: &Lane, call: Call, fragment: Fragment) -> Rc<Fragments> {
     let block = lane.block();
     let idx = (lane.linear / NUM_THREADS) as usize;
     let Some(warpgroup) = block.warpgroups.get(idx) else {
@@ -80,16 +99,21 @@ fn meet(lane: &Lane, call: Call) {
         Some(first) if first == call => {}
         Some(first) => raise(call.operation, call.site, difference(&call, &first)),
     }
+    warpgroup.brought.borrow_mut()[(lane.linear % NUM_THREADS) as usize] = fragment;
     warpgroup.num_arrived.set(warpgroup.num_arrived.get() + 1);
     if warpgroup.num_arrived.get() < NUM_THREADS {
         lane.wait.set(Wait::Warpgroup(call.operation, call.site));
-        return lane.suspend();
+        lane.suspend();
+    } else {
+        warpgroup.reset();
+        let brought: Fragments = *warpgroup.brought.borrow();
+        *warpgroup.met.borrow_mut() = Rc::new(brought);
+        let own_warp = lane.linear as usize / 32;
+        for warp in WARPS * idx..WARPS * (idx + 1) {
+            block.make_ready(warp, if warp == own_warp { !lane.bit() } else { FULL_MASK });
+        }
     }
-    warpgroup.reset();
-    let own_warp = lane.linear as usize / 32;
-    for warp in WARPS * idx..WARPS * (idx + 1) {
-        block.make_ready(warp, if warp == own_warp { !lane.bit() } else { FULL_MASK });
-    }
+    warpgroup.met.borrow().clone()
 }
 
 fn difference(call: &Call, first: &Call) -> String {
@@ -99,9 +123,11 @@ fn difference(call: &Call, first: &Call) -> String {
     } else {
         let said = |call: &Call| {
             let Call { a_address, b_address, accumulate, .. } = call;
-            format!(
-                "a at shared byte {a_address}, b at shared byte {b_address}, accumulate {accumulate}"
-            )
+            let a = match a_address {
+                Some(address) => format!("at shared byte {address}"),
+                None => "in registers".to_owned(),
+            };
+            format!("a {a}, b at shared byte {b_address}, accumulate {accumulate}")
         };
         format!("it has {}; others of the warpgroup have {}", said(call), said(first))
     }
@@ -116,10 +142,29 @@ fn raise(operation: &'static str, site: Caller, problem: String) -> ! {
 /// A thread's share of a multiplication that was issued and has not been computed.
 struct Multiplication {
     accumulator: usize,
-    a: SwizzledTile<u16>,
-    b: SwizzledTile<u16>,
+    a: RowsOfA,
+    b: OperandB<u16>,
     accumulate: bool,
     unpack: fn(u32) -> [f32; 2],
+}
+
+/// The two rows of A that a thread multiplies.
+enum RowsOfA {
+    InTile(SwizzledTile<u16>),
+    /// From the registers of four threads, one of which, at `lent`, are this thread's.
+    InRegisters {
+        lent: usize,
+        rows: [[f32; K]; 2],
+    },
+}
+
+/// Registers of A from `lend` to `take_back`.
+struct Lent {
+    /// Who they are; nothing is read or written there.
+    address: usize,
+    values: Fragment,
+    is_fenced: bool,
+    num_in_flight: u32,
 }
 
 /// An accumulator from its fence to the wait that gives it back.
@@ -135,12 +180,47 @@ struct Accumulator {
 pub(super) struct Multiplications {
     groups: Groups<Multiplication>,
     accumulators: Vec<Accumulator>,
+    lent: Vec<Lent>,
 }
 
 impl Multiplications {
     pub fn clear(&mut self) {
         self.groups.clear();
         self.accumulators.clear();
+        self.lent.clear();
+    }
+
+    fn lend(&mut self, address: usize, values: Fragment) -> Result<(), String> {
+        if self.lent.iter().any(|lent| lent.address == address) {
+            return Err("the registers are lent already".into());
+        }
+        self.lent.push(Lent { address, values, is_fenced: false, num_in_flight: 0 });
+        Ok(())
+    }
+
+    fn take_back_lent(&mut self, address: usize, values: Fragment) -> Result<(), String> {
+        let idx = self.lent.iter().position(|lent| lent.address == address);
+        let lent = self.lent.swap_remove(idx.ok_or("the registers are not lent")?);
+        if lent.num_in_flight > 0 {
+            return Err("multiplications that no wait has covered read these registers".into());
+        }
+        if lent.values != values {
+            return Err("the registers were changed while they were lent".into());
+        }
+        Ok(())
+    }
+
+    /// Notes that a multiplication reads registers of A, or says why it cannot.
+    fn read_lent(&mut self, address: usize, values: Fragment) -> Result<(), String> {
+        let mut lent = self.lent.iter_mut().filter(|lent| lent.is_fenced);
+        let lent = lent
+            .find(|lent| lent.address == address)
+            .ok_or("`a` is in registers that were not lent before the last fence")?;
+        if lent.values != values {
+            return Err("`a` is in registers that were changed while they were lent".into());
+        }
+        lent.num_in_flight += 1;
+        Ok(())
     }
 
     fn position(&self, address: usize) -> Option<usize> {
@@ -187,6 +267,11 @@ impl Multiplications {
         let mut due = Vec::new();
         self.groups.land(num_newest, |multiplication| due.push(multiplication));
         for multiplication in due {
+            if let RowsOfA::InRegisters { lent: address, .. } = multiplication.a
+                && let Some(lent) = self.lent.iter_mut().find(|lent| lent.address == address)
+            {
+                lent.num_in_flight -= 1;
+            }
             let idx = self.position(multiplication.accumulator).expect("in flight");
             let accumulator = &mut self.accumulators[idx];
             accumulator.num_in_flight -= 1;
@@ -206,16 +291,20 @@ impl Multiplication {
     /// Products are exact in f32; each element of D adds them to itself in the order of k.
     #[track_caller]
     fn compute(&self, d: &mut [f32], thread: u32) {
-        // The tiles' rows that this thread multiplies, each read once.
-        let mut a_rows = [[0.0; K]; 2];
-        for (i, a_row) in a_rows.iter_mut().enumerate() {
-            *a_row = self.row(self.a, place_of(thread, 2 * i).0);
-        }
-        for (j, d) in d.chunks_exact_mut(4).enumerate() {
-            let mut b_rows = [[0.0; K]; 2];
-            for (i, b_row) in b_rows.iter_mut().enumerate() {
-                *b_row = self.row(self.b, place_of(thread, 4 * j + i).1);
+        let a_rows = match self.a {
+            RowsOfA::InRegisters { rows, .. } => rows,
+            // Written out: a closure would not be tracked to the kernel's line.
+            RowsOfA::InTile(tile) => {
+                let [first, second] = [place_of(thread, 0).0, place_of(thread, 2).0];
+                [self.row(tile, first), self.row(tile, second)]
             }
+        };
+        for (j, d) in d.chunks_exact_mut(4).enumerate() {
+            let column = place_of(thread, 4 * j).1;
+            let b_rows = match self.b {
+                OperandB::Tile(tile) => [self.row(tile, column), self.row(tile, column + 1)],
+                OperandB::Transposed(tile) => self.columns(tile, column),
+            };
             for (i, d) in d.iter_mut().enumerate() {
                 let start = if self.accumulate { *d } else { 0.0 };
                 let products = a_rows[i / 2].iter().zip(&b_rows[i % 2]).map(|(a, b)| a * b);
@@ -236,27 +325,93 @@ impl Multiplication {
         }
         elements
     }
+
+    /// Column `column`, which is even, and the next.
+    #[track_caller]
+    fn columns(&self, tile: TransposedTile<u16>, column: usize) -> [[f32; K]; 2] {
+        let mut columns = [[0.0; K]; 2];
+        let [left, right] = &mut columns;
+        for (k, (left, right)) in left.iter_mut().zip(right).enumerate() {
+            // SAFETY: bounds and initialisation are checked.
+            let word = unsafe { tile.place(k, column).cast::<u32>().load(0) };
+            [*left, *right] = (self.unpack)(word);
+        }
+        columns
+    }
+}
+
+impl TransposedTile<u16> {
+    /// Where element (`row`, `column`) lies.
+    #[track_caller]
+    unsafe fn place(self, row: usize, column: usize) -> Shared<u16> {
+        let panel_elements = self.panel_bytes as usize / size_of::<u16>();
+        let panel = column / SwizzledTile::<u16>::ROW_ELEMENTS;
+        let base = self.first_panel.base.offset(panel * panel_elements);
+        let panel = SwizzledTile { base, ..self.first_panel };
+        panel.place(row, column % SwizzledTile::<u16>::ROW_ELEMENTS)
+    }
+}
+
+/// Rows of A that thread `thread` multiplies, from what the threads of its row hold.
+fn rows_of(thread: u32, fragments: &Fragments, unpack: fn(u32) -> [f32; 2]) -> [[f32; K]; 2] {
+    let mut rows = [[0.0; K]; 2];
+    for t in 0..4 {
+        let fragment = fragments[(thread / 4 * 4 + t) as usize];
+        for (register, word) in fragment.into_iter().enumerate() {
+            let column = 2 * t as usize + register / 2 * 8;
+            rows[register % 2][column..column + 2].copy_from_slice(&unpack(word));
+        }
+    }
+    rows
 }
 
 #[track_caller]
 pub unsafe fn fence<const REGISTERS: usize>(d: &mut [f32; REGISTERS]) {
     sync_warp(Operation::WgmmaFence, Location::caller());
-    lane::current().multiplications.borrow_mut().hand_over(address_of(d), d);
+    let mut multiplications = lane::current().multiplications.borrow_mut();
+    multiplications.hand_over(address_of(d), d);
+    multiplications.lent.iter_mut().for_each(|lent| lent.is_fenced = true);
 }
 
 fn sync_warp(operation: Operation, site: Caller) {
     collective::<0, 0>(operation, FULL_MASK, site, []);
 }
 
-fn address_of<const REGISTERS: usize>(d: &[f32; REGISTERS]) -> usize {
-    d.as_ptr().addr()
+fn address_of<E, const LEN: usize>(registers: &[E; LEN]) -> usize {
+    registers.as_ptr().addr()
+}
+
+#[track_caller]
+pub unsafe fn lend<const STEPS: usize>(a: &mut [Fragment; STEPS]) {
+    for_each_lent("lend", a, Multiplications::lend);
+}
+
+#[track_caller]
+pub unsafe fn take_back<const STEPS: usize>(a: &mut [Fragment; STEPS]) {
+    for_each_lent("take_back", a, Multiplications::take_back_lent);
+}
+
+#[track_caller]
+fn for_each_lent<const STEPS: usize>(
+    operation: &'static str,
+    a: &[Fragment; STEPS],
+    act: impl Fn(&mut Multiplications, usize, Fragment) -> Result<(), String>,
+) {
+    let site = Location::caller();
+    for fragment in a {
+        let done =
+            act(&mut lane::current().multiplications.borrow_mut(), address_of(fragment), *fragment);
+        if let Err(problem) = done {
+            raise(operation, site, problem);
+        }
+    }
 }
 
 #[track_caller]
 pub unsafe fn multiply<T: HalfFloat, const REGISTERS: usize>(
     d: &mut [f32; REGISTERS],
-    a: SwizzledTile<T>,
-    b: SwizzledTile<T>,
+    a: OperandA<'_, T>,
+    b: OperandB<T>,
     accumulate: bool,
 ) {
     let site = Location::caller();
@@ -271,53 +426,103 @@ pub unsafe fn multiply<T: HalfFloat, const REGISTERS: usize>(
         64 => "m64n128k16",
         _ => "m64n256k16",
     };
-    for (name, tile, rows) in [("a", a, M), ("b", b, 2 * REGISTERS)] {
-        if let Err(problem) = check_tile(tile, rows) {
+    let (b, b_start) = match b {
+        OperandB::Tile(tile) => (OperandB::Tile(bits_of(tile)), start_of(bits_of(tile))),
+        OperandB::Transposed(TransposedTile { first_panel, panel_bytes }) => {
+            let first_panel = bits_of(first_panel);
+            let tile = TransposedTile { first_panel, panel_bytes };
+            (OperandB::Transposed(tile), start_of(first_panel))
+        }
+    };
+    let b_problem = match b {
+        OperandB::Tile(tile) => check_tile(tile, 2 * REGISTERS),
+        OperandB::Transposed(tile) => check_transposed(tile, 2 * REGISTERS),
+    };
+    let a_problem = match a {
+        OperandA::Tile(tile) => check_tile(bits_of(tile), M),
+        OperandA::Registers(_) => Ok(()),
+    };
+    for (name, problem) in [("a", a_problem), ("b", b_problem)] {
+        if let Err(problem) = problem {
             raise(operation, site, format!("`{name}` {problem}"));
         }
     }
+    let (a_address, fragment) = match a {
+        OperandA::Tile(tile) => (Some(start_of(bits_of(tile))), Fragment::default()),
+        OperandA::Registers(registers) => (None, *registers),
+    };
     let call = Call {
         operation,
         is_bf16: T::IS_BF16,
-        a_address: a.start().address(),
-        b_address: b.start().address(),
+        a_address,
+        b_address: b_start,
+        is_transposed: matches!(b, OperandB::Transposed(_)),
         accumulate,
         site,
     };
     let lane = lane::current();
-    meet(lane, call);
-    let multiplication = Multiplication {
-        accumulator: address_of(d),
-        a: bits_of(a),
-        b: bits_of(b),
-        accumulate,
-        unpack: T::unpack,
+    let fragments = meet(lane, call, fragment);
+    let mut multiplications = lane.multiplications.borrow_mut();
+    let a = match a {
+        OperandA::Tile(tile) => Ok(RowsOfA::InTile(bits_of(tile))),
+        OperandA::Registers(registers) => {
+            let rows = rows_of(lane.linear % NUM_THREADS, &fragments, T::unpack);
+            let lent = address_of(registers);
+            multiplications.read_lent(lent, fragment).map(|()| RowsOfA::InRegisters { lent, rows })
+        }
     };
-    let issued = lane.multiplications.borrow_mut().issue(d, multiplication);
+    let issued = a.and_then(|a| {
+        let accumulator = address_of(d);
+        let multiplication = Multiplication { accumulator, a, b, accumulate, unpack: T::unpack };
+        multiplications.issue(d, multiplication)
+    });
+    drop(multiplications);
     if let Err(problem) = issued {
         raise(operation, site, problem);
     }
 }
 
 fn bits_of<T: HalfFloat>(tile: SwizzledTile<T>) -> SwizzledTile<u16> {
-    let SwizzledTile { first_row, first_column } = tile;
-    SwizzledTile { first_row: first_row.cast(), first_column }
+    let SwizzledTile { base, first_row, first_column } = tile;
+    SwizzledTile { base: base.cast(), first_row, first_column }
+}
+
+/// The shared byte at which the hardware is told that a tile begins.
+fn start_of(tile: SwizzledTile<u16>) -> u32 {
+    tile.base.raw.address() + tile.start_byte() as u32
+}
+
+/// Refuses a transposed tile of `columns` columns that the hardware would read elsewhere.
+#[track_caller]
+unsafe fn check_transposed(tile: TransposedTile<u16>, columns: usize) -> Result<(), String> {
+    let start = start_of(tile.first_panel);
+    if !start.is_multiple_of(TILE_ALIGNMENT) {
+        return Err(format!("begins at shared byte {start}, which is not aligned to 1024"));
+    }
+    if !tile.panel_bytes.is_multiple_of(TILE_ALIGNMENT) {
+        let bytes = tile.panel_bytes;
+        return Err(format!("has panels of {bytes} bytes, which is not a multiple of 1024"));
+    }
+    let last_panel = tile.place(K - 1, columns - SwizzledTile::<u16>::ROW_ELEMENTS);
+    last_panel.raw.check_load(size_of::<u16>(), size_of::<u16>());
+    Ok(())
 }
 
 /// Refuses a tile that the hardware would read elsewhere; `Err` holds what is wrong with it.
 #[track_caller]
-unsafe fn check_tile<T: HalfFloat>(tile: SwizzledTile<T>, rows: usize) -> Result<(), String> {
-    let byte = tile.start().address() % TILE_ALIGNMENT;
+unsafe fn check_tile(tile: SwizzledTile<u16>, rows: usize) -> Result<(), String> {
+    let start = start_of(tile);
+    let byte = start % TILE_ALIGNMENT;
     if byte >= ROW_BYTES {
-        let row = tile.start().address() - byte % ROW_BYTES;
+        let row = start - byte % ROW_BYTES;
         return Err(format!("begins at shared byte {row}, which is not aligned to 1024"));
     }
-    let column = byte as usize / size_of::<T>();
+    let column = byte as usize / size_of::<u16>();
     if !column.is_multiple_of(K) {
         return Err(format!("begins at column {column}, which is not a multiple of {K}"));
     }
     // The last row's first piece lies last.
-    tile.place(rows - 1, 0).raw.check_load(PIECE * size_of::<T>(), PIECE * size_of::<T>());
+    tile.place(rows - 1, 0).raw.check_load(PIECE * size_of::<u16>(), PIECE * size_of::<u16>());
     Ok(())
 }
 
@@ -329,11 +534,23 @@ pub unsafe fn commit_group() {
 
 #[track_caller]
 pub unsafe fn wait_group<const N: u32, const REGISTERS: usize>(d: &mut [f32; REGISTERS]) {
-    sync_warp(Operation::WgmmaWaitGroup, Location::caller());
+    let site = Location::caller();
+    sync_warp(Operation::WgmmaWaitGroup, site);
     let lane = lane::current();
     let mut multiplications = lane.multiplications.borrow_mut();
     multiplications.compute(N, lane.linear % NUM_THREADS);
     if let Some(values) = multiplications.take_back(address_of(d)) {
         d.copy_from_slice(&values);
     }
+    drop(multiplications);
+    let call = Call {
+        operation: "wait_group",
+        is_bf16: false,
+        a_address: None,
+        b_address: 0,
+        is_transposed: false,
+        accumulate: false,
+        site,
+    };
+    meet(lane, call, Fragment::default());
 }

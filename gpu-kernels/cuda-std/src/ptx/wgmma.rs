@@ -1,7 +1,7 @@
 use core::arch::asm;
 
 use crate::float::HalfFloat;
-use crate::wgmma::SwizzledTile;
+use crate::wgmma::{OperandA, OperandB, SwizzledTile, TransposedTile};
 
 unsafe extern "C" {
     #[link_name = "llvm.nvvm.setmaxnreg.dec.sync.aligned.u32"]
@@ -20,14 +20,24 @@ pub unsafe fn take_registers<const REGISTERS: u32>() {
     setmaxnreg_inc(REGISTERS);
 }
 
-/// The matrix descriptor of a tile of K-major rows in the 128-byte swizzle: eight rows are 1024
-/// bytes after the eight before them. The other stride counts for other layouts only.
+/// The matrix descriptor of a tile in the 128-byte swizzle: eight rows are 1024 bytes after the
+/// eight before them. The other stride counts for transposed tiles only: from panel to panel.
 #[inline(always)]
-unsafe fn descriptor<T: HalfFloat>(tile: SwizzledTile<T>) -> u64 {
+unsafe fn descriptor<T: HalfFloat>(tile: SwizzledTile<T>, panel_bytes: u32) -> u64 {
     const SWIZZLE_128: u64 = 1 << 62;
     const STRIDE_OF_8_ROWS: u64 = (1024 >> 4) << 32;
-    const UNUSED_STRIDE: u32 = 1 << 16;
-    SWIZZLE_128 | STRIDE_OF_8_ROWS | (UNUSED_STRIDE | tile.start().address() >> 4) as u64
+    let base = panel_bytes << 12 | tile.base.raw.address() >> 4;
+    SWIZZLE_128 | STRIDE_OF_8_ROWS | (base + (tile.start_byte() >> 4) as u32) as u64
+}
+
+/// The other stride, where it does not count.
+const UNUSED_STRIDE: u32 = 16;
+
+/// A as the instruction has it: a descriptor, or registers.
+#[derive(Clone, Copy)]
+enum A<'a> {
+    Descriptor(u64),
+    Registers(&'a [u32; 4]),
 }
 
 /// Calls `$then` with a number of registers, their numbers, and the rest.
@@ -105,20 +115,44 @@ macro_rules! around_accumulator {
     };
 }
 
+/// The multiplications of a shape and type; `TRANSPOSED` is 1 for B by columns.
 macro_rules! multiplication {
     ($registers:literal [$first:tt $($i:tt)*] $name:ident, $instruction:literal) => {
         #[inline(always)]
-        unsafe fn $name(d: &mut [f32; $registers], a: u64, b: u64, accumulate: bool) {
-            asm!(
-                "{{ .reg .pred p; setp.ne.b32 p, {accumulate}, 0;",
-                concat!(
-                    "wgmma.mma_async.sync.aligned.", $instruction,
-                    " {{{0}" $(, ", {", stringify!($i), "}")*, "}}, {a}, {b}, p, 1, 1, 0, 0; }}",
+        unsafe fn $name<const TRANSPOSED: u32>(
+            d: &mut [f32; $registers],
+            a: A<'_>,
+            b: u64,
+            accumulate: bool,
+        ) {
+            match a {
+                A::Descriptor(a) => asm!(
+                    "{{ .reg .pred p; setp.ne.b32 p, {accumulate}, 0;",
+                    concat!(
+                        "wgmma.mma_async.sync.aligned.", $instruction,
+                        " {{{0}" $(, ", {", stringify!($i), "}")*,
+                        "}}, {a}, {b}, p, 1, 1, 0, {transposed}; }}",
+                    ),
+                    inout(reg32) d[$first], $(inout(reg32) d[$i],)*
+                    a = in(reg64) a, b = in(reg64) b, accumulate = in(reg32) accumulate as u32,
+                    transposed = const TRANSPOSED,
+                    options(nostack, preserves_flags),
                 ),
-                inout(reg32) d[$first], $(inout(reg32) d[$i],)*
-                a = in(reg64) a, b = in(reg64) b, accumulate = in(reg32) accumulate as u32,
-                options(nostack, preserves_flags),
-            );
+                A::Registers(a) => asm!(
+                    "{{ .reg .pred p; setp.ne.b32 p, {accumulate}, 0;",
+                    concat!(
+                        "wgmma.mma_async.sync.aligned.", $instruction,
+                        " {{{0}" $(, ", {", stringify!($i), "}")*,
+                        "}}, {{{a0}, {a1}, {a2}, {a3}}}, {b}, p, 1, 1, {transposed}; }}",
+                    ),
+                    inout(reg32) d[$first], $(inout(reg32) d[$i],)*
+                    a0 = in(reg32) a[0], a1 = in(reg32) a[1],
+                    a2 = in(reg32) a[2], a3 = in(reg32) a[3],
+                    b = in(reg64) b, accumulate = in(reg32) accumulate as u32,
+                    transposed = const TRANSPOSED,
+                    options(nostack, preserves_flags),
+                ),
+            }
         }
     };
 }
@@ -145,17 +179,20 @@ macro_rules! sizes {
         }
 
         #[inline(always)]
-        pub unsafe fn multiply<T: HalfFloat, const REGISTERS: usize>(
+        unsafe fn multiply_by<T: HalfFloat, const TRANSPOSED: u32, const REGISTERS: usize>(
             d: &mut [f32; REGISTERS],
-            a: SwizzledTile<T>,
-            b: SwizzledTile<T>,
+            a: OperandA<'_, T>,
+            b: u64,
             accumulate: bool,
         ) {
-            let (a, b) = (descriptor(a), descriptor(b));
+            let a = match a {
+                OperandA::Tile(tile) => A::Descriptor(descriptor(tile, UNUSED_STRIDE)),
+                OperandA::Registers(registers) => A::Registers(registers),
+            };
             match (REGISTERS, T::IS_BF16) {
                 $(
-                    ($registers, true) => $bf16(of_length(d), a, b, accumulate),
-                    ($registers, false) => $f16(of_length(d), a, b, accumulate),
+                    ($registers, true) => $bf16::<TRANSPOSED>(of_length(d), a, b, accumulate),
+                    ($registers, false) => $f16::<TRANSPOSED>(of_length(d), a, b, accumulate),
                 )*
                 _ => unreachable!(),
             }
@@ -187,6 +224,49 @@ sizes! {
 #[inline(always)]
 unsafe fn of_length<const FROM: usize, const TO: usize>(d: &mut [f32; FROM]) -> &mut [f32; TO] {
     &mut *(&raw mut *d).cast()
+}
+
+#[inline(always)]
+pub unsafe fn multiply<T: HalfFloat, const REGISTERS: usize>(
+    d: &mut [f32; REGISTERS],
+    a: OperandA<'_, T>,
+    b: OperandB<T>,
+    accumulate: bool,
+) {
+    match b {
+        OperandB::Tile(tile) => {
+            multiply_by::<T, 0, REGISTERS>(d, a, descriptor(tile, UNUSED_STRIDE), accumulate);
+        }
+        OperandB::Transposed(TransposedTile { first_panel, panel_bytes }) => {
+            multiply_by::<T, 1, REGISTERS>(d, a, descriptor(first_panel, panel_bytes), accumulate);
+        }
+    }
+}
+
+/// No instruction, but one that has the registers for an operand: what writes them stays before,
+/// or after.
+#[inline(always)]
+unsafe fn name_registers<const STEPS: usize>(a: &mut [[u32; 4]; STEPS]) {
+    let mut step = 0;
+    while step < STEPS {
+        let a = &mut a[step];
+        asm!(
+            "// {} {} {} {}",
+            inout(reg32) a[0], inout(reg32) a[1], inout(reg32) a[2], inout(reg32) a[3],
+            options(nostack, preserves_flags),
+        );
+        step += 1;
+    }
+}
+
+#[inline(always)]
+pub unsafe fn lend<const STEPS: usize>(a: &mut [[u32; 4]; STEPS]) {
+    name_registers(a);
+}
+
+#[inline(always)]
+pub unsafe fn take_back<const STEPS: usize>(a: &mut [[u32; 4]; STEPS]) {
+    name_registers(a);
 }
 
 #[inline(always)]
