@@ -66,6 +66,7 @@ impl Pair for CopyPair {
         let shape = move |name: &str, num_gpus| {
             Shape::new(name, num_gpus, move |devices, seed| Copies::new(&devices[0], seed, fault))
                 .published(&[("B200", 1.5)])
+                .sizes(&serde_json::json!({ "len": LEN }))
         };
         match set {
             ShapeSet::Tiny => vec![shape("first", self.num_gpus), shape("second", self.num_gpus)],
@@ -175,7 +176,7 @@ fn machine(world_size: usize) -> Machine {
 
 fn plan(pairs: &[&'static dyn Pair], shape_set: ShapeSet) -> Plan {
     let protocol = Protocol { rounds: Rounds::Exactly(7), ..Protocol::usual(false) };
-    Plan { pairs: pairs.to_vec(), shape_set, protocol, seed: 5 }
+    Plan { pairs: pairs.to_vec(), shape_set, only: Vec::new(), protocol, seed: 5 }
 }
 
 fn run_on(machine: &Machine, plan: &Plan) -> RunResults {
@@ -228,6 +229,17 @@ fn what_turns_wrong_while_it_is_measured_fails() {
 fn what_cannot_be_set_up_fails() {
     let results = run_on(&machine(1), &plan(&[&WITHOUT_MEMORY], ShapeSet::Tiny));
     assert_eq!(failure(&results, 0), "no memory for it");
+}
+
+#[test]
+fn only_the_shapes_asked_for_are_measured() {
+    let all = plan(&[&GOOD, &ON_FOUR], ShapeSet::Tiny);
+    let results = run_on(&machine(1), &Plan { only: vec!["econ".to_owned()], ..all.clone() });
+    let names: Vec<_> = results.entries.iter().map(|entry| entry.shape.as_str()).collect();
+    assert_eq!(names, ["second", "second"]);
+    assert_eq!(results.entries[0].sizes.as_ref().unwrap()["len"], LEN);
+    let results = run_on(&machine(1), &Plan { only: vec!["third".to_owned()], ..all });
+    assert!(results.entries.is_empty());
 }
 
 #[test]
@@ -343,6 +355,7 @@ fn measured_on_gpus(num_gpus: usize, target: &str) {
     let plan = Plan {
         pairs,
         shape_set: ShapeSet::Real,
+        only: Vec::new(),
         protocol: Protocol::usual(true),
         seed: fastrand::u64(..),
     };

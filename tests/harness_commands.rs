@@ -103,6 +103,7 @@ fn bad_arguments_are_refused_by_name() {
 
     for (arguments, named) in [
         (&["run", "--shapes", "huge"][..], "--shapes"),
+        (&["run", "--only", "no such shape"], "`--only`"),
         (&["run", "--iterations", "0"], "--iterations"),
         (&["run", "--world-size", "0"], "--world-size"),
         (&["run", "--json", "no/such/folder/file.json"], "no/such/folder/file.json"),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use farpage::device::DeviceChoice;
 use farpage::harness::protocol::{Inputs, Protocol, Rounds};
@@ -64,6 +64,10 @@ pub struct Measuring {
     /// Longest time for a target at a shape, in seconds, warm-up excluded.
     #[arg(long, value_name = "SECONDS", conflicts_with = "iterations")]
     max_seconds: Option<u64>,
+
+    /// Only shapes in whose name this stands; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
 
     /// What all inputs follow from.
     #[arg(long, default_value_t = 1)]
@@ -148,9 +152,16 @@ pub fn measure(
     let plan = Plan {
         pairs: selected.pairs.clone(),
         shape_set: selected.shape_set,
+        only: measuring.only.clone(),
         protocol: measuring.protocol(selected.machine.is_cuda()),
         seed: measuring.seed,
     };
+    ensure!(
+        plan.only.is_empty() || plan.pairs.iter().any(|pair| !plan.shapes_of(*pair).is_empty()),
+        "`--only` must be a part of the name of a {} shape that `host list` shows, got `{}`",
+        plan.shape_set,
+        plan.only.join("`, `")
+    );
     let progress = Progress::start()?;
     let results = harness::run(&selected.machine, &plan, manifest, &progress, save);
     progress.finish();

@@ -4,6 +4,7 @@ use std::fmt;
 
 use anyhow::Result;
 use gpu_kernels::contract::Work;
+use serde::Serialize;
 
 use super::results::{Phase, Published};
 use super::sampler::{Batch, Sampler};
@@ -92,6 +93,8 @@ pub struct Shape {
     pub num_gpus: usize,
     /// Ratios that were published for it.
     pub published: Vec<Published>,
+    /// What another program has to know to run the same, as results keep it.
+    pub sizes: Option<serde_json::Value>,
     prepare: Box<Prepare>,
 }
 
@@ -108,6 +111,7 @@ impl Shape {
             name: name.into(),
             num_gpus,
             published: Vec::new(),
+            sizes: None,
             prepare: Box::new(move |devices, seed| Ok(Box::new(prepare(devices, seed)?))),
         }
     }
@@ -118,6 +122,16 @@ impl Shape {
         let published =
             |&(hardware, ratio): &(&str, f64)| Published { hardware: hardware.into(), ratio };
         self.published = ratios.iter().map(published).collect();
+        self
+    }
+
+    /// The same shape, whose sizes results tell.
+    ///
+    /// # Panics
+    /// If the sizes are nothing that JSON can hold.
+    #[must_use]
+    pub fn sizes(mut self, sizes: &impl Serialize) -> Self {
+        self.sizes = Some(serde_json::to_value(sizes).expect("sizes are numbers and names"));
         self
     }
 

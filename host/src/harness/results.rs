@@ -67,6 +67,9 @@ pub struct Entry {
     pub shape: String,
     /// `seed_parity`, `real` or `tiny`.
     pub shape_set: String,
+    /// Sizes of the shape, where the pair tells them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sizes: Option<serde_json::Value>,
     /// What became of it.
     pub outcome: Outcome,
 }

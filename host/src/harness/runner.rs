@@ -20,6 +20,8 @@ pub struct Plan {
     pub pairs: Vec<&'static dyn Pair>,
     /// Which shapes of theirs.
     pub shape_set: ShapeSet,
+    /// Of these, the ones in whose name one of these stands; all, if there are none.
+    pub only: Vec<String>,
     /// How they are measured.
     pub protocol: Protocol,
     /// What all inputs follow from.
@@ -45,13 +47,13 @@ pub fn run(
     let mut results =
         RunResults { schema: SCHEMA, manifest, ceilings, entries: Vec::new(), interrupted: true };
     save(&results)?;
-    let shapes: Vec<_> = plan.pairs.iter().map(|pair| pair.shapes(plan.shape_set)).collect();
+    let shapes: Vec<_> = plan.pairs.iter().map(|pair| plan.shapes_of(*pair)).collect();
     let total = shapes.iter().map(Vec::len).sum();
     let mut done = 0;
     for (pair, shapes) in plan.pairs.iter().zip(&shapes) {
-        if shapes.is_empty() {
+        if shapes.is_empty() && plan.only.is_empty() {
             let reason = format!("has no {} shapes", plan.shape_set);
-            results.entries.push(entry(*pair, "", plan, Outcome::Skipped { reason }));
+            results.entries.push(plan.entry(*pair, None, Outcome::Skipped { reason }));
         }
         for shape in shapes {
             if watch.is_interrupted() {
@@ -64,7 +66,7 @@ pub fn run(
                 Err(_) if watch.is_interrupted() => return Ok(results),
                 Err(error) => Outcome::Failed { error: format!("{error:#}") },
             };
-            results.entries.push(entry(*pair, &shape.name, plan, outcome));
+            results.entries.push(plan.entry(*pair, Some(shape), outcome));
             save(&results)?;
             done += 1;
         }
@@ -74,12 +76,23 @@ pub fn run(
     Ok(results)
 }
 
-fn entry(pair: &dyn Pair, shape: &str, plan: &Plan, outcome: Outcome) -> Entry {
-    Entry {
-        target: pair.name().to_owned(),
-        shape: shape.to_owned(),
-        shape_set: plan.shape_set.name().to_owned(),
-        outcome,
+impl Plan {
+    /// The shapes of a pair that it is about.
+    pub fn shapes_of(&self, pair: &dyn Pair) -> Vec<Shape> {
+        let is_asked_for = |shape: &Shape| {
+            self.only.is_empty() || self.only.iter().any(|part| shape.name.contains(part))
+        };
+        pair.shapes(self.shape_set).into_iter().filter(is_asked_for).collect()
+    }
+
+    fn entry(&self, pair: &dyn Pair, shape: Option<&Shape>, outcome: Outcome) -> Entry {
+        Entry {
+            target: pair.name().to_owned(),
+            shape: shape.map(|shape| shape.name.clone()).unwrap_or_default(),
+            shape_set: self.shape_set.name().to_owned(),
+            sizes: shape.and_then(|shape| shape.sizes.clone()),
+            outcome,
+        }
     }
 }
 

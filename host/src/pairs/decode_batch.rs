@@ -89,6 +89,8 @@ impl DecodeWorkload {
 
 /// An element type that a batch may be of.
 pub trait BatchElement: DecodeElement + Send + Sync {
+    /// As results spell it.
+    const NAME: &'static str;
     /// How the contents of pages become elements.
     const FORMAT: ElementFormat;
     /// How far a kernel's output may be from the oracle.
@@ -100,8 +102,9 @@ pub trait BatchElement: DecodeElement + Send + Sync {
 }
 
 macro_rules! batch_element {
-    ($T:ty, $format:ident) => {
+    ($T:ty, $name:literal, $format:ident) => {
         impl BatchElement for $T {
+            const NAME: &'static str = $name;
             const FORMAT: ElementFormat = ElementFormat::$format;
             const TOLERANCE: Tolerance = Tolerance::$format;
 
@@ -116,8 +119,8 @@ macro_rules! batch_element {
     };
 }
 
-batch_element!(bf16, BF16);
-batch_element!(f16, F16);
+batch_element!(bf16, "bf16", BF16);
+batch_element!(f16, "f16", F16);
 
 /// A batch's contents, which follow from a seed, and what attention over them gives.
 pub struct DecodeBatch<T = bf16> {

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod append_bench;
+mod attention_sizes;
 mod decode_batch;
 mod decode_bench;
 pub(crate) mod kv_append;
@@ -13,6 +14,7 @@ mod kv_cache_nvlink_pool;
 mod paged_attention;
 
 pub use append_bench::AppendBench;
+pub use attention_sizes::AttentionSizes;
 pub use decode_batch::{BatchElement, DecodeBatch, DecodeWorkload};
 pub use decode_bench::DecodeBench;
 pub use kv_append::KvAppend;

@@ -6,7 +6,7 @@ use anyhow::Result;
 use gpu_kernels::contract::Work;
 use half::{bf16, f16};
 
-use super::{BatchElement, DecodeBatch, DecodeBench, DecodeWorkload};
+use super::{AttentionSizes, BatchElement, DecodeBatch, DecodeBench, DecodeWorkload};
 use crate::harness::ceilings::HBM_READ;
 use crate::harness::{Batch, Demand, Pair, Prepared, Sampler, Shape, ShapeSet, Variant};
 use crate::kernels::paged_attention::DecodeVariant;
@@ -75,10 +75,12 @@ impl Pair for PagedAttention {
 }
 
 fn shape<T: BatchElement>(name: &str, workload: DecodeWorkload) -> Shape {
-    Shape::new(name, 1, move |devices, seed| {
+    let sizes = AttentionSizes::of_decode::<T>(&workload);
+    let shape = Shape::new(name, 1, move |devices, seed| {
         let batch = Rc::new(DecodeBatch::<T>::new(workload.clone(), seed));
         Ok(OneGpu { bench: DecodeBench::new(devices, &batch, |_| 0)?, batch })
-    })
+    });
+    shape.sizes(&sizes)
 }
 
 /// Both kernels over the same pages.
