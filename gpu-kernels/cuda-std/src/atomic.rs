@@ -7,6 +7,7 @@
 use crate::arch;
 use crate::global::{Global, GlobalMut};
 use crate::shared::Shared;
+use crate::thread;
 
 /// Adds `value` to element `idx`; returns what was there. Relaxed, GPU scope.
 #[inline(always)]
@@ -56,6 +57,32 @@ pub unsafe fn load_acquire_sys(place: Global<u32>, idx: usize) -> u32 {
 #[track_caller]
 pub unsafe fn load_relaxed_sys(place: Global<u32>, idx: usize) -> u32 {
     arch::atomic::load_relaxed_sys(place.offset(idx).raw)
+}
+
+/// Waits until element `idx` is `expected`, before everything this thread reads afterwards. System
+/// scope.
+///
+/// # Errors
+/// What the element is instead, once `deadline_ns` have passed: no wait between GPUs is endless.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn wait_acquire_sys(
+    place: Global<u32>,
+    idx: usize,
+    expected: u32,
+    deadline_ns: u64,
+) -> Result<(), u32> {
+    let start = thread::global_timer_ns();
+    loop {
+        let seen = load_acquire_sys(place, idx);
+        if seen == expected {
+            return Ok(());
+        }
+        if thread::global_timer_ns() - start > deadline_ns {
+            return Err(seen);
+        }
+        thread::spin_pause();
+    }
 }
 
 /// Orders all this thread's accesses before the fence with those after it, for every thread of

@@ -195,3 +195,33 @@ fn a_rank_whose_peer_never_comes_meets_the_deadline() {
     let said = launch(dims(1, 1, 0), kernel).unwrap_err().to_string();
     assert_says(&said, &["kernel ping_pong only spun for", "block (0,0,0): thread 0 spins at"]);
 }
+
+/// Waits for `expected`; writes 1, or 0 and what it saw instead.
+#[kernel]
+pub unsafe fn waits_at_most(
+    flag: Global<u32>,
+    expected: u32,
+    deadline_ns: u64,
+    out: GlobalMut<u32>,
+) {
+    match atomic::wait_acquire_sys(flag, 0, expected, deadline_ns) {
+        Ok(()) => out.store_x2(0, [1, expected]),
+        Err(seen) => out.store_x2(0, [0, seen]),
+    }
+}
+
+#[test]
+fn a_bounded_wait_tells_what_it_saw() {
+    let (flag, out) = (holding(&[6_u32]), fresh::<u32>(2));
+    let wait = |expected| {
+        let (flag, out) = (flag.view(), out.view_mut());
+        let kernel = waits_at_most { flag, expected, deadline_ns: 20_000_000, out };
+        launch(dims(1, 1, 0), kernel).unwrap();
+    };
+    wait(6);
+    assert_eq!(contents::<u32>(&out), [1, 6]);
+    let before = Instant::now();
+    wait(7);
+    assert_eq!(contents::<u32>(&out), [0, 6]);
+    assert!(before.elapsed() >= Duration::from_millis(20), "it waited until its deadline");
+}
