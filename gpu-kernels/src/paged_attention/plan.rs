@@ -246,13 +246,19 @@ impl Shares {
         }
     }
 
-    /// Gives each item to the block that has its first tile.
+    /// Gives each item to the block that has its first tile; items without tiles, which take a
+    /// moment all the same, to all blocks in turn.
     fn deal(&self, items: &[WorkItem]) -> Vec<Vec<WorkItem>> {
         let mut blocks = vec![Vec::new(); self.num_blocks as usize];
-        let mut tiles_before = 0;
+        let (mut tiles_before, mut empty_before) = (0, 0);
         for item in items {
-            blocks[self.block_of(tiles_before) as usize].push(*item);
+            let block = match item.num_tiles() {
+                0 => empty_before % self.num_blocks,
+                _ => self.block_of(tiles_before),
+            };
+            blocks[block as usize].push(*item);
             tiles_before += u64::from(item.num_tiles());
+            empty_before += u64::from(item.num_tiles() == 0);
         }
         blocks
     }

@@ -2,6 +2,7 @@
 
 use std::format;
 use std::string::String;
+use std::vec;
 use std::vec::Vec;
 
 use proptest::prelude::*;
@@ -53,6 +54,14 @@ fn blocks_without_work_find_an_idle_item() {
         let idle = plan.items.iter().filter(|item| item.is_idle()).count();
         assert_eq!((plan.num_blocks, plan.items.len(), idle), (5, 5, 3), "{policy:?}");
     }
+}
+
+#[test]
+fn requests_without_tokens_are_dealt_to_all_blocks() {
+    let kv_lens = [vec![0; 60], vec![1024; 4]].concat();
+    let plan = DecodePlan::new(&kv_lens, 16, 8, 132, SplitPolicy::Balanced);
+    let most = (0..132).map(|block| plan.items_of(block).count()).max();
+    assert!(most <= Some(6), "480 empty pairs and 132 shares: {most:?} items");
 }
 
 #[test]
