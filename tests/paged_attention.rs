@@ -2,6 +2,9 @@
 //!
 //! GPU tests draw fresh inputs; the seed stands in the failure's message.
 
+mod common;
+
+use common::upload_pools;
 use farpage::device::{Buffer, Device, Stream};
 use farpage::kernels::paged_attention::{
     Decode, DecodeArgs, DecodeElement, DecodeVariant, DevicePageTable,
@@ -14,24 +17,6 @@ use gpu_kernels::paged_attention::reference::{DecodeCase, DecodeProblem, Toleran
 use half::{bf16, f16};
 
 const BATCH_INVARIANT: SplitPolicy = SplitPolicy::BatchInvariant { part_tokens: 256 };
-
-/// The problem's pools, location by location.
-fn upload_pools<T: DecodeElement>(
-    stream: &Stream,
-    devices: &[Device],
-    problem: &DecodeProblem<T>,
-) -> KvMemory {
-    let page = problem.shape.page;
-    let pages: Vec<usize> =
-        problem.pools.iter().map(|pool| pool.len() / page.page_elements()).collect();
-    let (host_pages, device_pages) = pages.split_last().unwrap();
-    let memory = KvMemory::new(stream, devices, page, device_pages, *host_pages).unwrap();
-    for (location, pool) in problem.pools.iter().enumerate() {
-        let elements = bytemuck::cast_slice::<T, u16>(pool);
-        stream.upload(elements, memory.pages(location, 0, pages[location])).unwrap();
-    }
-    memory
-}
 
 /// The outputs of one run, which start as NaN.
 fn decode<T: DecodeElement>(

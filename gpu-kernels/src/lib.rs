@@ -22,12 +22,14 @@ extern crate std;
 
 #[cfg(feature = "host")]
 pub mod contract;
+pub mod far_decode;
 pub mod kv_append;
 pub mod kv_layout;
 pub mod kv_page_copy;
 pub mod kv_page_pattern;
 pub mod memory_read;
 pub mod memory_write;
+pub mod merge_states;
 pub mod paged_attention;
 pub mod tensor_peak;
 #[cfg(test)]

@@ -170,7 +170,7 @@ pub const fn split_shared_bytes(head_dim: u32, head_tiles: u32) -> u32 {
 const ARRIVED_BYTES: u32 = 16;
 
 /// Stages of a warp's ring of tiles: one is worked on, the others are on their way.
-const fn num_stages(head_dim: u32) -> u32 {
+pub(crate) const fn num_stages(head_dim: u32) -> u32 {
     if head_dim == 64 { 4 } else { 2 }
 }
 

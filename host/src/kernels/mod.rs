@@ -7,13 +7,17 @@
 //! Launches over KV take the [`KvMemory`](crate::kv::memory::KvMemory) that their lists were
 //! checked against, and are safe.
 
+pub mod far_decode;
 pub mod kv_append;
 pub mod kv_page_copy;
 pub mod kv_page_pattern;
 pub mod memory_read;
 pub mod memory_write;
+pub mod merge_states;
 pub mod paged_attention;
 pub mod tensor_peak;
+
+use std::time::Duration;
 
 use gpu_kernels::contract::ContractError;
 
@@ -28,4 +32,20 @@ pub enum KernelError {
     /// The device refused, or failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A kernel waited for another GPU, which did not come in time.
+    #[error(
+        "rank {rank} waited {deadline:?} for rank {peer}: expected count {expected}, saw {seen}"
+    )]
+    WaitTimedOut {
+        /// Who waited.
+        rank: usize,
+        /// For whom.
+        peer: usize,
+        /// For which count.
+        expected: u32,
+        /// What the count was at the deadline.
+        seen: u32,
+        /// How long.
+        deadline: Duration,
+    },
 }

@@ -37,15 +37,15 @@ impl DecodeVariant {
 /// A plan is for one set of lengths. [`replan`](Self::replan) puts the plan for others into the same
 /// device memory, so that a captured graph of runs goes on with them.
 pub struct Decode {
-    shape: DecodeShape,
+    pub(super) shape: DecodeShape,
     policy: SplitPolicy,
     maxima: BatchMaxima,
     kv_lens: Vec<u32>,
-    plan: DecodePlan,
-    items: Buffer<u32>,
-    partial_out: Buffer<f32>,
-    partial_lse: Buffer<f32>,
-    arrived: Buffer<u32>,
+    pub(super) plan: DecodePlan,
+    pub(super) items: Buffer<u32>,
+    pub(super) partial_out: Buffer<f32>,
+    pub(super) partial_lse: Buffer<f32>,
+    pub(super) arrived: Buffer<u32>,
     /// Made by the first replan.
     staging: Option<Box<Staging<u32>>>,
 }
@@ -204,13 +204,19 @@ impl Decode {
         Ok(())
     }
 
-    fn keep<T: DecodeElement>(&self, stream: &Stream, args: &DecodeArgs<'_, T>) {
+    /// Keeps plan and workspace until `stream` has been waited for; see [`Stream::keep`].
+    pub(super) fn keep_workspace(&self, stream: &Stream) {
         for part in [&self.items, &self.arrived] {
             stream.keep(part);
         }
-        for part in [&self.partial_out, &self.partial_lse, args.lse] {
+        for part in [&self.partial_out, &self.partial_lse] {
             stream.keep(part);
         }
+    }
+
+    fn keep<T: DecodeElement>(&self, stream: &Stream, args: &DecodeArgs<'_, T>) {
+        self.keep_workspace(stream);
+        stream.keep(args.lse);
         stream.keep(args.q);
         stream.keep(args.out);
         args.table.keep(stream);
@@ -218,24 +224,22 @@ impl Decode {
     }
 
     fn check<T: DecodeElement>(&self, args: &DecodeArgs<'_, T>) -> Result<(), ContractError> {
-        require(
-            args.table.kv_lens() == self.kv_lens,
-            "table",
-            "of the lengths planned for",
-            "others",
-        )?;
-        self.check_maxima(args.table)?;
-        let fits = args.memory.shape() == self.shape.page
-            && args.memory.pool_pages() == args.table.pool_pages;
-        require(
-            fits,
-            "memory",
-            "what the table was checked against, of the planned shape",
-            "other",
-        )?;
+        self.check_pages(args.table, args.memory)?;
         require_len("q", self.shape.q_elements(), args.q.len())?;
         require_len("out", self.shape.q_elements(), args.out.len())?;
         require_len("lse", self.shape.lse_elements(), args.lse.len())
+    }
+
+    /// Refuses a table for other lengths than planned, or for other memory.
+    pub(super) fn check_pages(
+        &self,
+        table: &DevicePageTable,
+        memory: &KvMemory,
+    ) -> Result<(), ContractError> {
+        require(table.kv_lens() == self.kv_lens, "table", "of the lengths planned for", "others")?;
+        self.check_maxima(table)?;
+        let fits = memory.shape() == self.shape.page && memory.pool_pages() == table.pool_pages;
+        require(fits, "memory", "what the table was checked against, of the planned shape", "other")
     }
 }
 

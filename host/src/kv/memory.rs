@@ -12,7 +12,8 @@ pub struct KvMemory {
     shape: KvPageShape,
     device_pools: Vec<Buffer<u16>>,
     host_pool: PinnedBuffer<u16>,
-    peer_kv_ptrs: Buffer<u64>,
+    /// The table of addresses, in each device's own memory.
+    peer_kv_ptrs: Vec<Buffer<u64>>,
     pool_pages: Vec<usize>,
 }
 
@@ -49,9 +50,13 @@ impl KvMemory {
         let host_pool = reader.alloc_pinned(host_pages * shape.page_elements())?;
         let addresses: Vec<u64> =
             device_pools.iter().map(Buffer::address).chain([host_pool.address()]).collect();
+        let mut peer_kv_ptrs = vec![Buffer::from_slice(stream, &addresses)?];
+        for peer in &devices[1..] {
+            peer_kv_ptrs.push(Buffer::from_slice(&peer.new_stream()?, &addresses)?);
+        }
         Ok(Self {
             shape,
-            peer_kv_ptrs: Buffer::from_slice(stream, &addresses)?,
+            peer_kv_ptrs,
             device_pools,
             host_pool,
             pool_pages: device_pages.iter().copied().chain([host_pages]).collect(),
@@ -63,9 +68,17 @@ impl KvMemory {
         self.shape
     }
 
-    /// Base address of each location, as kernels take it: `[locations]`.
+    /// Base address of each location, as kernels of the first device take it: `[locations]`.
     pub fn peer_kv_ptrs(&self) -> &Buffer<u64> {
-        &self.peer_kv_ptrs
+        self.peer_kv_ptrs_on(0)
+    }
+
+    /// The same addresses, for kernels of device `rank`: `[locations]`.
+    ///
+    /// # Panics
+    /// If there is no such device.
+    pub fn peer_kv_ptrs_on(&self, rank: usize) -> &Buffer<u64> {
+        &self.peer_kv_ptrs[rank]
     }
 
     /// Pages of each location: `[locations]`.
@@ -75,7 +88,7 @@ impl KvMemory {
 
     /// Keeps all of it until `stream` has been waited for; see [`Stream::keep`].
     pub fn keep(&self, stream: &Stream) {
-        stream.keep(&self.peer_kv_ptrs);
+        self.peer_kv_ptrs.iter().for_each(|table| stream.keep(table));
         stream.keep(&self.host_pool);
         self.device_pools.iter().for_each(|pool| stream.keep(pool));
     }
