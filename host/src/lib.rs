@@ -7,6 +7,7 @@
 //! | [`comm`] | ranks, and what they do together: NCCL between GPUs, copies between CPU ranks |
 //! | [`kernels`] | launchers, one for each kernel's room |
 //! | [`doctor`] | what a machine and a build have, and what follows from it |
+//! | [`far`] | who attends over pages in a peer's memory: the plan, and its cost model |
 //! | [`harness`] | runs the pairs, measures them, and keeps what was found |
 //! | [`launches`] | every kernel by its name, for profilers and sanitizers |
 //! | [`kv`] | the KV pool: which page of which request lies in which memory |
@@ -19,6 +20,7 @@
 pub mod comm;
 pub mod device;
 pub mod doctor;
+pub mod far;
 pub mod harness;
 pub mod kernels;
 pub mod kv;

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use farpage::device::DeviceChoice;
 use farpage::harness::results::{
-    Entry, Estimate, Manifest, Measured, Outcome as Found, RunResults,
+    Entry, Estimate, Manifest, Measured, Outcome as Found, Planned, RunResults, Side,
 };
 
 use super::run::{Measuring, measure, outcome};
@@ -68,7 +68,11 @@ pub fn report(results: &RunResults) -> String {
         let name = [entry.target.as_str(), &entry.shape].join(" ");
         let name = name.trim_end();
         match &entry.outcome {
-            Found::Measured(_) => {}
+            Found::Measured(measured) => {
+                if let Some(planned) = &measured.planned {
+                    text += &format!("\n{name}: {}", prediction(planned, &measured.optimized));
+                }
+            }
             Found::Skipped { reason } => text += &format!("\n{name}: skipped: {reason}"),
             Found::Failed { error } => text += &format!("\n{name}: FAILED: {error}"),
         }
@@ -77,6 +81,14 @@ pub fn report(results: &RunResults) -> String {
         text += "\ninterrupted: what was not measured is missing above";
     }
     text.trim_end().to_owned() + "\n"
+}
+
+/// What was planned, and how far off the planner's prediction was.
+fn prediction(planned: &Planned, optimized: &Side) -> String {
+    let Planned { choice, predicted_us } = planned;
+    let measured_us = optimized.time_us.median;
+    let off = 100.0 * (predicted_us / measured_us - 1.0);
+    format!("predicted {predicted_us:.1} µs ({off:+.1} %): {choice}")
 }
 
 fn row(entry: &Entry, found: &Measured) -> Vec<String> {

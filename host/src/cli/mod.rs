@@ -7,6 +7,7 @@ mod ceilings;
 mod compare;
 mod doctor;
 mod expectations;
+mod far_grid;
 mod kv_validate;
 mod launch;
 mod list;
@@ -49,6 +50,8 @@ enum Command {
     Verify(verify::VerifyArguments),
     /// Measures the most that this machine's memories and links reach.
     Ceilings(ceilings::CeilingsArguments),
+    /// Measures pulled pages, travelling queries and the planner's choice over a grid of batches.
+    FarGrid(far_grid::FarGridArguments),
     /// Holds runs against what their machine is expected to reach, or moves that.
     Expectations(expectations::Arguments),
     /// Replays requests through the KV pool and the kernels, and checks every answer.
@@ -103,6 +106,7 @@ pub fn run() -> ExitCode {
         Command::Compare(arguments) => compare::run(choice, &arguments),
         Command::Verify(arguments) => verify::run(choice, &arguments),
         Command::Ceilings(arguments) => ceilings::run(choice, &arguments),
+        Command::FarGrid(arguments) => far_grid::run(choice, &arguments),
         Command::Expectations(arguments) => expectations::run(choice, arguments),
         Command::KvValidate(arguments) => kv_validate::run(choice, *arguments),
         Command::Launch(arguments) => launch::run(choice, &arguments),

@@ -39,7 +39,7 @@ pub use output::{MANIFEST_FILE, OutputFolder, write_json};
 pub use pair::{Demand, Pair, Prepared, Shape, ShapeSet, Variant};
 pub use registry::{Registry, UnknownTarget, registry};
 pub use runner::{Plan, run, verify_both};
-pub use sampler::{Batch, Mode, Sampler, stream_sampler};
+pub use sampler::{Batch, Mode, Sampler, stream_sampler, streams_sampler};
 pub use verification::{Finding, Verdict, verify};
 pub use watch::{Silent, Watch};
 

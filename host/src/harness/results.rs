@@ -109,6 +109,9 @@ pub struct Measured {
     pub ceiling: Option<Share>,
     /// Named parts of the optimized side's time, in microseconds, where the pair reports them.
     pub phases: Vec<Phase>,
+    /// What a planner chose for the optimized side, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planned: Option<Planned>,
     /// What the check of the whole output said; a run without parity does not exist.
     pub parity: String,
     /// Power, clocks and temperature over the measurement, recorded, never set.
@@ -154,6 +157,15 @@ pub struct Share {
     pub rate: f64,
     /// That over the ceiling's own rate: 0 to 1.
     pub share: f64,
+}
+
+/// A planner's choice, and its prediction, which is to stand beside what was measured.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Planned {
+    /// The plan in a line.
+    pub choice: String,
+    /// Microseconds of one call, as predicted.
+    pub predicted_us: f64,
 }
 
 /// A named part of a side's time.

@@ -139,6 +139,7 @@ fn run_shape(
         ratio: timings.ratio,
         ceiling: share_of_ceiling(&prepared.demands(), ceilings, &timings.optimized_us),
         phases: prepared.phases()?,
+        planned: prepared.planned(),
         parity,
         conditions,
         published: shape.published.clone(),

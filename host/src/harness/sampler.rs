@@ -1,8 +1,10 @@
 //! One sample: the time of a call, or of many in a row.
 
-use anyhow::Result;
+use std::slice;
 
-use crate::device::{Event, Stream};
+use anyhow::{Context, Result};
+
+use crate::device::{Event, Graph, Stream};
 
 /// How calls are issued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,18 +55,37 @@ pub fn stream_sampler<'a>(
     batch: Batch,
     enqueue: impl Fn(usize) -> Result<()> + 'a,
 ) -> Result<Sampler<'a>> {
+    streams_sampler(slice::from_ref(stream), batch, enqueue)
+}
+
+/// As [`stream_sampler`], for work on several streams, whose calls end on the first: it takes the
+/// time.
+///
+/// A steady sample is one graph, in which the other streams start and end with the first; in
+/// between they are ordered by what `enqueue` gives them alone.
+///
+/// # Errors
+/// What `enqueue` or a device says.
+pub fn streams_sampler<'a>(
+    streams: &'a [Stream],
+    batch: Batch,
+    enqueue: impl Fn(usize) -> Result<()> + 'a,
+) -> Result<Sampler<'a>> {
+    let (stream, others) = streams.split_first().context("no stream to sample")?;
     let Batch { mode, num_calls, num_inputs } = batch;
     let (start, end) = (stream.device().new_event()?, stream.device().new_event()?);
     if mode == Mode::Single {
         let mut inputs = (0..num_inputs).cycle();
         return Ok(Box::new(move || {
-            stream.synchronize()?;
+            streams.iter().try_for_each(Stream::synchronize)?;
             let input = inputs.next().unwrap_or(0);
             timed(stream, &start, &end, || enqueue(input))
         }));
     }
     let calls = |first: usize| {
-        stream.capture(|_| (first..num_calls).try_for_each(|call| enqueue(call % num_inputs)))
+        capture_together(stream, others, || {
+            (first..num_calls).try_for_each(|call| enqueue(call % num_inputs))
+        })
     };
     let timed_calls = calls(0)?;
     // The last inputs of the rotation: the first ones have to stay out of the cache.
@@ -80,6 +101,31 @@ pub fn stream_sampler<'a>(
         let us = timed(stream, &start, &end, || Ok(timed_calls.launch(stream)?))?;
         Ok(us / num_calls as f64)
     }))
+}
+
+/// Captures the work that `work` gives to `stream` and to the others, all of which start and end
+/// with it.
+fn capture_together(
+    stream: &Stream,
+    others: &[Stream],
+    work: impl FnOnce() -> Result<()>,
+) -> Result<Graph> {
+    let new_events = |streams: &[Stream]| -> Result<Vec<Event>> {
+        streams.iter().map(|stream| Ok(stream.device().new_event()?)).collect()
+    };
+    let (start, ends) = (stream.device().new_event()?, new_events(others)?);
+    stream.capture(|_| {
+        if !others.is_empty() {
+            stream.record(&start)?;
+        }
+        others.iter().try_for_each(|other| other.wait(&start))?;
+        work()?;
+        for (other, end) in others.iter().zip(&ends) {
+            other.record(end)?;
+            stream.wait(end)?;
+        }
+        Ok(())
+    })
 }
 
 fn timed(

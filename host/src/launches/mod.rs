@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod ceilings;
+mod far_decode;
 mod kv_append;
 mod kv_pages;
 mod paged_attention;
@@ -23,10 +24,16 @@ use crate::harness::near::{meant, near};
 
 /// The launches of all kernels.
 pub fn all() -> Vec<KernelLaunch> {
-    [paged_attention::launches(), kv_append::launches(), kv_pages::launches(), ceilings::launches()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        paged_attention::launches(),
+        far_decode::launches(),
+        kv_append::launches(),
+        kv_pages::launches(),
+        ceilings::launches(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// The launch of the kernel of this name.

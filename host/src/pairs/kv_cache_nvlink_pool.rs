@@ -1,5 +1,9 @@
 //! Pair `kv_cache_nvlink_pool`: KV that does not fit this GPU lies in pinned host memory, against
-//! in a peer's memory. Decode reads it in place either way: over PCIe, or over NVLink.
+//! in a peer's memory.
+//!
+//! From host memory decode reads it in place over PCIe. From the peer decode pulls it in place over
+//! NVLink, or the query travels to the peer, which attends over it where it lies: as the
+//! [planner](crate::far) decides, for a peer that has nothing else to do.
 
 use std::rc::Rc;
 
@@ -8,13 +12,17 @@ use gpu_kernels::contract::Work;
 use gpu_kernels::kv_layout::{KvLayout, KvPageShape};
 use gpu_kernels::paged_attention::plan::SplitPolicy;
 
-use super::{DecodeBatch, DecodeBench, DecodeWorkload};
+use super::{DecodeBatch, DecodeBench, DecodeWorkload, FarBench, FarRun, FarWay, is_far};
+use crate::device::Device;
+use crate::far::{FarCosts, FarPlan, Owner, Reads, plan};
 use crate::harness::ceilings::{HBM_READ, HOST_READ, NVLINK_READ};
+use crate::harness::results::Planned;
 use crate::harness::{Batch, Demand, Pair, Prepared, Sampler, Shape, ShapeSet, Variant};
+use crate::kernels::far_decode::OwnerWaits;
 use crate::kernels::paged_attention::DecodeVariant;
 
 /// Shares of a real batch's pages that lie far, in percent.
-const FAR_PERCENT: [usize; 5] = [0, 25, 50, 75, 100];
+const FAR_PERCENT: [usize; 6] = [0, 7, 25, 50, 75, 100];
 
 /// The pair.
 pub struct KvCacheNvlinkPool;
@@ -26,7 +34,7 @@ impl Pair for KvCacheNvlinkPool {
 
     fn about(&self) -> &'static str {
         "decode over KV that does not fit the GPU: what is over in pinned host memory (local only), \
-         against in a peer's memory, read in place"
+         against in a peer's memory, pulled or attended where it lies"
     }
 
     fn side_name(&self, variant: Variant) -> &'static str {
@@ -37,7 +45,7 @@ impl Pair for KvCacheNvlinkPool {
     }
 
     fn rooms(&self) -> Vec<&'static str> {
-        vec!["paged_attention"]
+        vec!["far_decode", "merge_states", "paged_attention"]
     }
 
     fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
@@ -53,7 +61,10 @@ impl Pair for KvCacheNvlinkPool {
             ],
             ShapeSet::Real => {
                 let workload = DecodeWorkload::new(64, 8, vec![4096; 16]);
-                FAR_PERCENT.map(|far| pages_spread("batch 16 x 4096", &workload, far)).into()
+                let large = DecodeWorkload::new(64, 8, vec![8192; 64]);
+                let shapes = FAR_PERCENT.map(|far| pages_spread("batch 16 x 4096", &workload, far));
+                let large = pages_spread("batch 64 x 8192", &large, 7);
+                shapes.into_iter().chain([large]).collect()
             }
             ShapeSet::Tiny => {
                 let workload = DecodeWorkload::new(8, 1, vec![150; 2]);
@@ -84,11 +95,7 @@ impl Tier {
 
 /// `far_percent` of the pages in the peer, evenly spread over the batch.
 fn pages_spread(name: &str, workload: &DecodeWorkload, far_percent: usize) -> Shape {
-    // Of each hundred pages, the first `far_percent` in steps that spread them.
-    let tier_of = move |entry: usize| match entry * 37 % 100 < far_percent {
-        true => Tier::Peer,
-        false => Tier::Local,
-    };
+    let tier_of = move |entry| if is_far(entry, far_percent) { Tier::Peer } else { Tier::Local };
     shape(format!("{name}, {far_percent} % far"), workload.clone(), tier_of)
 }
 
@@ -121,40 +128,33 @@ fn shape(
 ) -> Shape {
     Shape::new(name, 2, move |devices, seed| {
         let batch = Rc::new(DecodeBatch::new(workload.clone(), seed));
-        let side =
-            |variant| DecodeBench::new(devices, &batch, |entry| tier_of(entry).location(variant));
-        Ok(TwoGpus {
-            baseline: side(Variant::Baseline)?,
-            optimized: side(Variant::Optimized)?,
-            tiers: (0..workload.page_tokens().len()).map(tier_of).collect(),
-            batch,
-        })
+        TwoGpus::new(devices, batch, tier_of)
     })
 }
 
-/// The same kernel over the same batch, in two places.
+/// The same batch: what is over in host memory, or in the peer's.
 struct TwoGpus {
     batch: Rc<DecodeBatch>,
     baseline: DecodeBench,
-    optimized: DecodeBench,
-    /// Of each page.
-    tiers: Vec<Tier>,
+    optimized: FarBench,
+    plan: FarPlan,
+    run: FarRun,
 }
 
 impl TwoGpus {
-    fn side(&self, variant: Variant) -> &DecodeBench {
-        match variant {
-            Variant::Baseline => &self.baseline,
-            Variant::Optimized => &self.optimized,
-        }
-    }
-
-    /// Bytes of K and V in a tier.
-    fn kv_bytes(&self, tier: Tier) -> u64 {
-        let workload = self.batch.workload();
-        let tokens = workload.page_tokens().into_iter().zip(&self.tiers);
-        let here = tokens.filter(|&(_, &of)| of == tier).map(|(tokens, _)| u64::from(tokens));
-        here.sum::<u64>() * workload.token_bytes()
+    fn new(
+        devices: &[Device],
+        batch: Rc<DecodeBatch>,
+        tier_of: impl Fn(usize) -> Tier + Copy,
+    ) -> Result<Self> {
+        let location_of = |variant| move |entry| tier_of(entry).location(variant);
+        let baseline = DecodeBench::new(devices, &batch, location_of(Variant::Baseline))?;
+        let optimized = FarBench::new(devices, &batch, location_of(Variant::Optimized))?;
+        let idle = vec![Owner::default(); devices.len() - 1];
+        let plan = plan(&FarCosts::default(), &optimized.request_bytes(), &idle);
+        let (travels, waits) = (plan.travels.clone(), OwnerWaits::OnAllSms);
+        let run = optimized.plan(&FarWay::Travel { travels, waits })?;
+        Ok(Self { batch, baseline, optimized, plan, run })
     }
 }
 
@@ -164,11 +164,12 @@ impl Prepared for TwoGpus {
     }
 
     fn demands(&self) -> Vec<Demand> {
-        let (peer, host) = (self.kv_bytes(Tier::Peer), self.kv_bytes(Tier::Host));
-        let here = self.batch.workload().work().read_bytes - peer - host;
+        let Reads { near_bytes, pulled_bytes, host_bytes, travelling_bytes } = &self.plan.reads;
+        let home =
+            [(HBM_READ, *near_bytes), (NVLINK_READ, *pulled_bytes), (HOST_READ, *host_bytes)];
+        let owners = travelling_bytes.iter().map(|&bytes| (HBM_READ, bytes));
         let demand = |(ceiling, amount)| Demand { ceiling, amount };
-        let all = [(HBM_READ, here), (NVLINK_READ, peer), (HOST_READ, host)];
-        all.into_iter().filter(|&(_, amount)| amount > 0).map(demand).collect()
+        home.into_iter().chain(owners).filter(|&(_, amount)| amount > 0).map(demand).collect()
     }
 
     fn num_inputs(&self) -> usize {
@@ -176,15 +177,26 @@ impl Prepared for TwoGpus {
     }
 
     fn sampler(&self, variant: Variant, batch: Batch) -> Result<Sampler<'_>> {
-        self.side(variant).sampler(DecodeVariant::Split, batch)
+        match variant {
+            Variant::Baseline => self.baseline.sampler(DecodeVariant::Split, batch),
+            Variant::Optimized => self.optimized.sampler(&self.run, batch),
+        }
     }
 
     fn verify(&self, variant: Variant) -> Result<String> {
-        self.side(variant).verify(DecodeVariant::Split)
+        match variant {
+            Variant::Baseline => self.baseline.verify(DecodeVariant::Split),
+            Variant::Optimized => self.optimized.verify(&self.run),
+        }
     }
 
     fn corrupt(&mut self) -> Result<()> {
         self.baseline.corrupt()?;
         self.optimized.corrupt()
+    }
+
+    fn planned(&self) -> Option<Planned> {
+        let predicted_us = self.plan.chosen.step_us;
+        Some(Planned { choice: self.plan.to_string(), predicted_us })
     }
 }

@@ -1,0 +1,224 @@
+//! A decode batch some of whose pages lie far, attended in any way there is.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use gpu_kernels::far_decode::sides::deal_pages;
+use gpu_kernels::paged_attention::reference::Tolerance;
+use half::bf16;
+
+use super::placed_kv::PlacedKv;
+use super::{BatchElement, DecodeBatch};
+use crate::device::{Buffer, Device, Stream};
+use crate::far::RequestBytes;
+use crate::harness::{Batch, Sampler, streams_sampler};
+use crate::kernels::far_decode::{
+    FarDecode, FarDecodeArgs, FarDecodeElement, FarTables, OwnerWaits,
+};
+use crate::kernels::paged_attention::{Decode, DecodeArgs, DecodeVariant};
+
+/// Longest wait of a kernel for another GPU.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+/// A batch in the memory of some devices, for the first.
+pub struct FarBench<T = bf16> {
+    batch: Rc<DecodeBatch<T>>,
+    /// One for each device.
+    streams: Vec<Stream>,
+    /// The same contents, each time elsewhere.
+    inputs: Vec<PlacedKv>,
+    q: Buffer<T>,
+    out: Buffer<T>,
+    lse: Buffer<f32>,
+}
+
+/// How far pages are attended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FarWay {
+    /// Home pulls them.
+    Pull,
+    /// Where they lie, for requests whose queries travel.
+    Travel {
+        /// Of each request.
+        travels: Vec<bool>,
+        /// How owners wait.
+        waits: OwnerWaits,
+    },
+}
+
+/// One way, planned for a [`FarBench`].
+pub struct FarRun(Kind);
+
+enum Kind {
+    Pull(Decode),
+    Travel {
+        far: Box<FarDecode>,
+        /// Of each of the inputs.
+        tables: Vec<FarTables>,
+        waits: OwnerWaits,
+    },
+}
+
+impl<T: BatchElement + FarDecodeElement> FarBench<T> {
+    /// Puts page `i` of the batch into location `location_of(i)`, pages of a location shuffled,
+    /// so often that no cache holds all of it.
+    ///
+    /// # Errors
+    /// Too little memory, no peer access, or a workload that the kernels do not take.
+    pub fn new(
+        devices: &[Device],
+        batch: &Rc<DecodeBatch<T>>,
+        location_of: impl Fn(usize) -> usize,
+    ) -> Result<Self> {
+        let streams = devices.iter().map(Device::new_stream).collect::<Result<Vec<_>, _>>()?;
+        let home = streams.first().context("no device")?;
+        let shape = batch.workload().shape();
+        Ok(Self {
+            inputs: PlacedKv::often(home, devices, batch, location_of)?,
+            q: Buffer::from_slice(home, batch.q())?,
+            out: home.device().alloc(shape.q_elements())?,
+            lse: home.device().alloc(shape.lse_elements())?,
+            batch: batch.clone(),
+            streams,
+        })
+    }
+
+    /// Whether it lies on GPUs.
+    pub fn is_cuda(&self) -> bool {
+        self.streams[0].device().is_cuda()
+    }
+
+    /// How often the batch lies in memory.
+    pub fn num_inputs(&self) -> usize {
+        self.inputs.len()
+    }
+
+    /// Where each request's bytes lie.
+    pub fn request_bytes(&self) -> Vec<RequestBytes> {
+        let workload = self.batch.workload();
+        let num_owners = self.streams.len() - 1;
+        let mut page_tokens = workload.page_tokens().into_iter();
+        let table = &self.inputs[0].scattered;
+        let of_request = |ends: &[i32]| {
+            let mut bytes = RequestBytes { far: vec![0; num_owners], ..RequestBytes::default() };
+            let locations = &table.kv_page_rank[ends[0] as usize..ends[1] as usize];
+            for (&location, tokens) in locations.iter().zip(&mut page_tokens) {
+                let of_location = match location as usize {
+                    0 => &mut bytes.near,
+                    rank if rank <= num_owners => &mut bytes.far[rank - 1],
+                    _ => &mut bytes.host,
+                };
+                *of_location += u64::from(tokens) * workload.token_bytes();
+            }
+            bytes
+        };
+        table.kv_indptr.windows(2).map(of_request).collect()
+    }
+
+    /// Plans and uploads what one way takes. If no query travels to a page it is a pull.
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn plan(&self, way: &FarWay) -> Result<FarRun> {
+        let workload = self.batch.workload();
+        let num_sides = self.streams.len();
+        if let FarWay::Travel { travels, waits } = way {
+            let side_of = |request: usize, location: usize| match location {
+                rank if travels[request] && rank < num_sides => rank,
+                _ => 0,
+            };
+            let page_size = workload.page.page_size;
+            let tables = self.inputs.iter().map(|input| {
+                let sides = deal_pages(&input.scattered.table(), page_size, num_sides, side_of);
+                FarTables::upload(&self.streams, &sides, &input.memory)
+            });
+            let tables = tables.collect::<Result<Vec<_>, _>>()?;
+            let kv_lens = tables.first().context("no inputs")?.kv_lens();
+            if kv_lens[1..].iter().flatten().any(|&kv_len| kv_len > 0) {
+                let far = FarDecode::plan(&self.streams, workload.shape(), &kv_lens, DEADLINE)?;
+                return Ok(FarRun(Kind::Travel { far: Box::new(far), tables, waits: *waits }));
+            }
+        }
+        let plan = Decode::plan_split(
+            &self.streams[0],
+            workload.shape(),
+            &workload.kv_lens,
+            workload.policy,
+        )?;
+        Ok(FarRun(Kind::Pull(plan)))
+    }
+
+    /// Samples of one way.
+    pub fn sampler<'a>(&'a self, run: &'a FarRun, batch: Batch) -> Result<Sampler<'a>> {
+        let streams = match run.0 {
+            Kind::Pull(_) => &self.streams[..1],
+            Kind::Travel { .. } => &self.streams,
+        };
+        streams_sampler(streams, batch, move |input| self.run(run, input))
+    }
+
+    /// Attends once, from one of the inputs.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn run(&self, run: &FarRun, input: usize) -> Result<()> {
+        let PlacedKv { memory, table, .. } = &self.inputs[input];
+        let (q, out, lse) = (&self.q, &self.out, &self.lse);
+        Ok(match &run.0 {
+            Kind::Pull(plan) => {
+                let args = DecodeArgs { table, memory, q, out, lse };
+                plan.run(&self.streams[0], DecodeVariant::Split, &args)
+            }
+            Kind::Travel { far, tables, waits } => {
+                let args = FarDecodeArgs { tables: &tables[input], memory, q, out, lse };
+                far.run(&self.streams, *waits, &args)
+            }
+        }?)
+    }
+
+    /// Waits for all devices.
+    ///
+    /// # Errors
+    /// What the devices say; a GPU that waited for another in vain.
+    pub fn synchronize(&self, run: &FarRun) -> Result<()> {
+        match &run.0 {
+            Kind::Pull(_) => self.streams[0].synchronize()?,
+            Kind::Travel { far, .. } => far.synchronize(&self.streams)?,
+        }
+        Ok(())
+    }
+
+    /// Compares the whole output of one way, which starts as NaN, with the oracle, for the batch at
+    /// every place.
+    ///
+    /// # Errors
+    /// The first element that is off; a GPU that waited for another in vain.
+    pub fn verify(&self, run: &FarRun) -> Result<String> {
+        let (oracle, tolerance) = (self.batch.oracle(), T::TOLERANCE);
+        let home = &self.streams[0];
+        for input in 0..self.inputs.len() {
+            home.fill(&self.out, T::from_f32(f32::NAN))?;
+            home.fill(&self.lse, f32::NAN)?;
+            self.run(run, input)?;
+            self.synchronize(run)?;
+            let (out, lse) = (home.download(&self.out)?, home.download(&self.lse)?);
+            oracle.check(&out, &lse, tolerance).map_err(|off| anyhow!("inputs {input}: {off}"))?;
+        }
+        let Tolerance { out, lse } = tolerance;
+        Ok(format!(
+            "{} outputs within {out}, {} lse within {lse} of f64, {} times",
+            oracle.out.len(),
+            oracle.lse.len(),
+            self.inputs.len(),
+        ))
+    }
+
+    /// Overwrites the last page of the batch, in the last of its places.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn corrupt(&mut self) -> Result<()> {
+        self.inputs.last().context("no inputs")?.corrupt::<T>(&self.streams[0])
+    }
+}

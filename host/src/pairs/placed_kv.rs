@@ -1,0 +1,106 @@
+//! A decode batch's pages in the memory of some devices.
+
+use anyhow::{Context, Result};
+use gpu_kernels::kv_layout::KvPagePlace;
+use gpu_kernels::kv_page_pattern::KvTokenPlace;
+use gpu_kernels::paged_attention::reference::ScatteredTable;
+
+use super::{BatchElement, DecodeBatch, num_cold_inputs};
+use crate::device::{Device, Stream};
+use crate::kernels::kv_page_pattern::PatternFill;
+use crate::kernels::paged_attention::DevicePageTable;
+use crate::kv::memory::KvMemory;
+
+/// A value that no page holds: those are below 1.
+const CORRUPTED: f32 = 1e4;
+
+/// The batch's K and V, and the table that finds them.
+pub(super) struct PlacedKv {
+    pub(super) memory: KvMemory,
+    pub(super) table: DevicePageTable,
+    /// The same table, where the host sees it.
+    pub(super) scattered: ScatteredTable,
+}
+
+impl PlacedKv {
+    /// Puts page `i` of the batch into location `location_of(i)`, pages of a location shuffled,
+    /// so often that no cache of the first device, whose stream this is, holds all of it.
+    ///
+    /// # Errors
+    /// Too little memory, no peer access.
+    pub(super) fn often<T: BatchElement>(
+        stream: &Stream,
+        devices: &[Device],
+        batch: &DecodeBatch<T>,
+        location_of: impl Fn(usize) -> usize,
+    ) -> Result<Vec<Self>> {
+        let num_inputs = num_cold_inputs(stream.device(), batch.workload().work())?;
+        let inputs = 0..num_inputs as u64;
+        inputs.map(|input| Self::new(stream, devices, batch, input, &location_of)).collect()
+    }
+
+    /// Overwrites the last page of the batch.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub(super) fn corrupt<T: BatchElement>(&self, stream: &Stream) -> Result<()> {
+        let bits = |value| bytemuck::cast::<T, u16>(T::from_f32(value));
+        // Keys that give a middling score, and values that stand out among those of any number of
+        // tokens.
+        let half = self.memory.shape().page_elements() / 2;
+        let page = [vec![bits(0.0); half], vec![bits(CORRUPTED); half]].concat();
+        let last = self.scattered.kv_indices.len().checked_sub(1).context("no tokens")?;
+        let place = place_of(&self.scattered, last);
+        let place = self.memory.pages(place.rank as usize, place.index as usize, 1);
+        Ok(stream.upload(&page, place)?)
+    }
+
+    fn new<T: BatchElement>(
+        stream: &Stream,
+        devices: &[Device],
+        batch: &DecodeBatch<T>,
+        shuffle: u64,
+        location_of: impl Fn(usize) -> usize,
+    ) -> Result<Self> {
+        let (kv_lens, page) = (&batch.workload().kv_lens, batch.workload().page);
+        let mut rng = fastrand::Rng::with_seed(shuffle);
+        let num_locations = devices.len() + 1;
+        let scattered =
+            ScatteredTable::new(kv_lens, page.page_size, num_locations, location_of, &mut rng);
+        let (&host_pages, device_pages) = scattered.pages_of.split_last().context("no location")?;
+        let memory = KvMemory::new(stream, devices, page, device_pages, host_pages)?;
+        fill(stream, batch, &memory, &scattered)?;
+        Ok(Self {
+            table: DevicePageTable::upload(stream, &scattered.table(), &memory)?,
+            memory,
+            scattered,
+        })
+    }
+}
+
+fn place_of(table: &ScatteredTable, entry: usize) -> KvPagePlace {
+    KvPagePlace { rank: table.kv_page_rank[entry] as u32, index: table.kv_indices[entry] as u32 }
+}
+
+/// Writes K and V of every token, each of which is its request's and position's.
+fn fill<T: BatchElement>(
+    stream: &Stream,
+    batch: &DecodeBatch<T>,
+    memory: &KvMemory,
+    scattered: &ScatteredTable,
+) -> Result<()> {
+    let page_size = memory.shape().page_size;
+    let (mut identities, mut places) = (Vec::new(), Vec::new());
+    for (request, &kv_len) in batch.workload().kv_lens.iter().enumerate() {
+        for token in 0..kv_len {
+            let entry = scattered.kv_indptr[request] as usize + (token / page_size) as usize;
+            let token_idx = token % page_size;
+            places.push(KvTokenPlace { page: place_of(scattered, entry), token_idx });
+            identities.push(batch.identity(request, token));
+        }
+    }
+    let fill = PatternFill::upload(stream, T::FORMAT, &identities, &places, memory)?;
+    fill.run(stream, memory)?;
+    // The lists go when this returns.
+    Ok(stream.synchronize()?)
+}
