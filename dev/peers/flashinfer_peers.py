@@ -59,7 +59,7 @@ class Library:
             shape.head_dim,
             shape.page_size,
             q_data_type=inputs.dtype,
-            kv_data_type=inputs.dtype,
+            kv_data_type=inputs.kv_dtype,
         )
         out = torch.empty_like(inputs.q)
         return Peer.over_pages(
@@ -111,7 +111,7 @@ class Library:
             shape.page_size,
             causal=True,
             q_data_type=inputs.dtype,
-            kv_data_type=inputs.dtype,
+            kv_data_type=inputs.kv_dtype,
         )
         out = torch.empty_like(inputs.q)
         return Peer.over_pages(
@@ -133,6 +133,6 @@ class Library:
             shape.head_dim,
             causal=True,
             q_data_type=inputs.dtype,
-            kv_data_type=inputs.dtype,
+            kv_data_type=inputs.kv_dtype,
         )
         return Peer.over_tokens(inputs, lambda k, v: wrapper.run(inputs.q, k, v))

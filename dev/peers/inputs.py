@@ -7,10 +7,10 @@ DEVICE = "cuda"
 CACHES_EXCEEDED = 2
 # Rows of a request's output that are compared, spread over it.
 MAX_CHECKED_ROWS = 16
-# Bytes of the pool: K and V of the largest batch, 64 x 8192 tokens of 8 heads of 128, with room.
-POOL_BYTES = 3 << 30
+# Elements of a pool: K of the largest batch, 64 x 8192 tokens of 8 heads of 128, with room.
+POOL_ELEMENTS = 768 << 20
 
-ELEMENTS = {"bf16": torch.bfloat16, "f16": torch.float16}
+ELEMENTS = {"bf16": torch.bfloat16, "f16": torch.float16, "e4m3": torch.float8_e4m3fn}
 
 
 class Pool:
@@ -22,9 +22,9 @@ class Pool:
     def half(self, element, which):
         key = (element, which)
         if key not in self.halves:
-            memory = torch.empty(POOL_BYTES // 2 // 2, dtype=ELEMENTS[element], device=DEVICE)
+            memory = torch.empty(POOL_ELEMENTS, dtype=ELEMENTS[element], device=DEVICE)
             for chunk in memory.chunk(16):
-                chunk.normal_()
+                chunk.copy_(torch.randn(chunk.shape, dtype=torch.bfloat16, device=DEVICE))
             self.halves[key] = memory
         return self.halves[key]
 
@@ -64,19 +64,19 @@ class Inputs:
 
     def __init__(self, shape, pool):
         self.shape = shape
-        self.dtype = ELEMENTS[shape.element]
+        self.dtype, self.kv_dtype = ELEMENTS[shape.element], ELEMENTS[shape.kv_element]
         heads, dim = shape.num_kv_heads, shape.head_dim
         padded = sum(
             -(-kv_len // self.MAX_PAGE_SIZE) * self.MAX_PAGE_SIZE for kv_len in shape.kv_lens
         )
         elements = padded * heads * dim
-        k_pool, v_pool = pool.half(shape.element, "k"), pool.half(shape.element, "v")
-        if elements > k_pool.numel():
-            raise ValueError(f"{shape} needs a pool of {4 * elements} bytes, this is {POOL_BYTES}")
+        k_pool, v_pool = (pool.half(shape.kv_element, which) for which in "kv")
+        if elements > POOL_ELEMENTS:
+            raise ValueError(f"needs a pool of {elements} elements, this is {POOL_ELEMENTS}")
         l2_bytes = torch.cuda.get_device_properties(DEVICE).L2_cache_size
-        kv_bytes = 4 * sum(shape.kv_lens) * heads * dim
+        kv_bytes = 2 * self.kv_dtype.itemsize * sum(shape.kv_lens) * heads * dim
         wanted = -(-CACHES_EXCEEDED * l2_bytes // kv_bytes)
-        self.num_sets = max(1, min(wanted, k_pool.numel() // elements))
+        self.num_sets = max(1, min(wanted, POOL_ELEMENTS // elements))
         view = lambda half, i: half[i * elements : (i + 1) * elements].view(padded, heads, dim)
         self.sets = [(view(k_pool, i), view(v_pool, i)) for i in range(self.num_sets)]
         num_queries = sum(shape.qo_lens)
@@ -135,7 +135,12 @@ class Peer:
     def over_pages(inputs, page_size, call):
         """A peer that reads pages: `call(k, v)`."""
         sets, table = inputs.paged(page_size), inputs.table(page_size)
-        gather = lambda pages, request, kv_len: pages[table.pages(request)].flatten(0, 1)[:kv_len]
+
+        def gather(pages, request, kv_len):
+            # By bytes, because not every type can be indexed.
+            chosen = pages.view(torch.uint8)[table.pages(request)].view(pages.dtype)
+            return chosen.flatten(0, 1)[:kv_len]
+
         return Peer(
             [lambda k=k, v=v: call(k, v) for k, v in sets],
             lambda request, kv_len: [gather(half, request, kv_len) for half in sets[0]],

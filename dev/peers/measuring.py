@@ -12,8 +12,9 @@ from inputs import Inputs, Pool
 from timing import MEASURES
 
 LIBRARIES = (fa3.Library, flashinfer_peers.Library, sdpa.Library)
-# Of 16-bit floats, over what is compared: ||got - want|| / ||want||.
-MAX_RELATIVE_ERROR = 1e-2
+# By the type of K and V, over what is compared: ||got - want|| / ||want||. Over e4m3 XQA is off by
+# 4 %, the others by what rounding to 16 bits gives.
+MAX_RELATIVE_ERROR = {"bf16": 1e-2, "f16": 1e-2, "e4m3": 5e-2}
 
 
 class Row:
@@ -78,8 +79,12 @@ def measure(given, libraries):
 
 def peers_at(shape, libraries, pool, wanted, problems):
     """Inputs of a shape, and the peers that are right at it."""
-    inputs = Inputs(shape, pool)
     right = []
+    try:
+        inputs = Inputs(shape, pool)
+    except (KeyError, ValueError) as error:
+        problems.append((str(shape), "all peers", in_a_line(error)))
+        return None, right
     for library in libraries:
         for name, prepare in library.peers(inputs):
             if wanted and not any(part.lower() in name.lower() for part in wanted):
@@ -91,7 +96,7 @@ def peers_at(shape, libraries, pool, wanted, problems):
             except Exception as error:
                 problems.append((str(shape), name, in_a_line(error)))
                 continue
-            if peer.relative_error <= MAX_RELATIVE_ERROR:
+            if peer.relative_error <= MAX_RELATIVE_ERROR[shape.kv_element]:
                 right.append(peer)
             else:
                 problems.append((str(shape), name, f"wrong by {peer.relative_error:.1e}"))

@@ -22,8 +22,10 @@ class Library:
 
     def peers(self, inputs):
         shape = inputs.shape
-        # It takes rectangles, and aligns a causal mask with the first token, not with the last.
-        if shape.is_uniform and (shape.is_decode or shape.qo_lens == shape.kv_lens):
+        # It takes rectangles of one type, and aligns a causal mask with the first token, not with
+        # the last.
+        is_square = shape.is_decode or shape.qo_lens == shape.kv_lens
+        if shape.is_uniform and is_square and inputs.kv_dtype == inputs.dtype:
             for name, backend in BACKENDS.items():
                 yield f"SDPA {name}, contiguous", lambda b=backend: self.attend(inputs, b)
 

@@ -7,6 +7,7 @@ class Shape:
     def __init__(self, pair, name, sizes):
         self.pair, self.name, self.sizes = pair, name, sizes
         self.element = sizes["element"]
+        self.kv_element = sizes.get("kv_element", self.element)
         self.num_qo_heads = sizes["num_qo_heads"]
         self.num_kv_heads = sizes["num_kv_heads"]
         self.head_dim = sizes["head_dim"]
