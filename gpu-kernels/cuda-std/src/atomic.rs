@@ -31,6 +31,35 @@ pub unsafe fn fetch_add_shared(place: Shared<u32>, idx: usize, value: u32) -> u3
     arch::atomic::fetch_add_shared(place.offset(idx).raw, value)
 }
 
+/// Writes element `idx`, ordered with nothing. GPU scope: for a word that says by its value that it
+/// is there.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn store_relaxed_gpu(place: GlobalMut<u32>, idx: usize, value: u32) {
+    arch::atomic::store_relaxed_gpu(place.offset(idx).raw, value);
+}
+
+/// Writes the two elements from `idx` on, aligned to 8 bytes, as [`store_relaxed_gpu`] does each.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn store_x2_relaxed_gpu(place: GlobalMut<u32>, idx: usize, values: [u32; 2]) {
+    arch::atomic::store_x2_relaxed_gpu(place.offset(idx).raw, values);
+}
+
+/// Element `idx`, ordered with nothing. GPU scope.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn load_relaxed_gpu(place: Global<u32>, idx: usize) -> u32 {
+    arch::atomic::load_relaxed_gpu(place.offset(idx).raw)
+}
+
+/// The two elements from `idx` on, aligned to 8 bytes, as [`load_relaxed_gpu`] reads each.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn load_x2_relaxed_gpu(place: Global<u32>, idx: usize) -> [u32; 2] {
+    arch::atomic::load_x2_relaxed_gpu(place.offset(idx).raw)
+}
+
 /// Writes element `idx` after everything this thread wrote or saw before. System scope.
 #[inline(always)]
 #[track_caller]

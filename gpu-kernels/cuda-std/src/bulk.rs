@@ -98,7 +98,8 @@ pub unsafe fn store<T: AnyBitPattern, U: AnyBitPattern>(
 
 /// Starts a load of the tile of `map` whose first element has these coordinates, innermost first, to
 /// `dst`, aligned to 128 bytes. All bytes of the tile count on `barrier`, those of elements outside
-/// of the tensor too, which become 0.
+/// of the tensor too, which become 0. On the CPU a 16-byte piece that nothing wrote, or not all of it,
+/// stays so in shared memory: a fault only if the kernel reads it.
 ///
 /// ```ignore
 /// barrier.arrive_expect_bytes(TILE_BYTES);

@@ -140,6 +140,11 @@ mod host {
             Ok(Self::from_raw(RawTensorMap::new(view.raw, tiling, size_of::<T>())))
         }
 
+        /// A map of nothing, in place of one that a launch does not use.
+        pub fn null() -> Self {
+            Self::from_raw(RawTensorMap::null())
+        }
+
         /// The same map with what `cuTensorMapEncodeTiled` made of it.
         pub fn for_cuda_launch(mut self, encoded: CudaTensorMap) -> Self {
             self.raw.encoded = encoded;

@@ -211,7 +211,7 @@ fn a_load_is_checked() {
     let map = TensorMap::new(unwritten.view(), &tiling()).unwrap();
     let kernel = load_2d { map, x: 0, y: 0, bytes: 32, out: out.view_mut() };
     let said = fault(dims(1, 32, 64), kernel);
-    assert_says(&said, &["load of 16 bytes", "tensor_map.rs", "reads memory nothing wrote"]);
+    assert_says(&said, &["shared load of 4 bytes", "tensor_map.rs", "reads memory nothing wrote"]);
     drop(memory);
     let kernel = load_2d { map: kernel_of_freed(), x: 0, y: 0, bytes: 32, out: out.view_mut() };
     assert_says(&fault(dims(1, 32, 64), kernel), &["uses memory that was freed"]);

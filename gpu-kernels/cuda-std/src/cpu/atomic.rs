@@ -48,6 +48,15 @@ macro_rules! stores {
 stores! {
     store_release_sys: Release;
     store_relaxed_sys: Relaxed;
+    store_relaxed_gpu: Relaxed;
+}
+
+#[inline(always)]
+#[track_caller]
+pub unsafe fn store_x2_relaxed_gpu(place: RawGlobal, values: [u32; 2]) {
+    place.check_store(0, 2 * BYTES, 2 * BYTES);
+    store_relaxed_gpu(place, values[0]);
+    store_relaxed_gpu(place.offset_bytes(BYTES), values[1]);
 }
 
 macro_rules! loads {
@@ -64,6 +73,14 @@ macro_rules! loads {
 loads! {
     load_acquire_sys: Acquire;
     load_relaxed_sys: Relaxed;
+    load_relaxed_gpu: Relaxed;
+}
+
+#[inline(always)]
+#[track_caller]
+pub unsafe fn load_x2_relaxed_gpu(place: RawGlobal) -> [u32; 2] {
+    place.check_load(0, 2 * BYTES, 2 * BYTES);
+    [load_relaxed_gpu(place), load_relaxed_gpu(place.offset_bytes(BYTES))]
 }
 
 #[inline(always)]

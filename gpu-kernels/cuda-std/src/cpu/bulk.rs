@@ -23,6 +23,8 @@ pub(super) struct Piece {
     pub shared: RawShared,
     pub global: *mut u8,
     pub bytes: usize,
+    /// Whether there is something to copy: a load of what nothing wrote leaves it so.
+    pub is_written: bool,
 }
 
 /// A copy from global to shared memory that has not landed.
@@ -40,9 +42,13 @@ impl Load {
         if self.pieces.iter().map(|piece| piece.bytes).sum::<usize>() < self.bytes {
             self.dst.land(&vec![0; self.bytes]);
         }
-        for Piece { shared, global, bytes } in self.pieces {
-            // SAFETY: checked when issued, and memory stays for the launch.
-            shared.land(unsafe { std::slice::from_raw_parts(global, bytes) });
+        for Piece { shared, global, bytes, is_written } in self.pieces {
+            if is_written {
+                // SAFETY: checked when issued, and memory stays for the launch.
+                shared.land(unsafe { std::slice::from_raw_parts(global, bytes) });
+            } else {
+                shared.forget(bytes);
+            }
         }
     }
 }
@@ -260,7 +266,12 @@ pub unsafe fn load(dst: RawShared, src: RawGlobal, bytes: u32, barrier: RawShare
     let bytes = check_size(bytes);
     dst.check_store(bytes, UNIT);
     let src = src.check_load(0, bytes, UNIT).cast_mut();
-    issue_load(dst, bytes, vec![Piece { shared: dst, global: src, bytes }], barrier);
+    issue_load(
+        dst,
+        bytes,
+        vec![Piece { shared: dst, global: src, bytes, is_written: true }],
+        barrier,
+    );
 }
 
 /// Puts a load of `bytes` bytes to `dst`, made of checked pieces, on its way.
@@ -293,7 +304,12 @@ pub unsafe fn store(dst: RawGlobal, src: RawShared, bytes: u32) {
     let bytes = check_size(bytes);
     src.check_load(bytes, UNIT);
     let global = dst.check_store(0, bytes, UNIT);
-    lane::current().stores.borrow_mut().push(Piece { shared: src, global, bytes });
+    lane::current().stores.borrow_mut().push(Piece {
+        shared: src,
+        global,
+        bytes,
+        is_written: true,
+    });
 }
 
 #[inline(always)]

@@ -128,6 +128,20 @@ impl RawGlobal {
         place
     }
 
+    /// Where to read `bytes` bytes of a tile, and whether something wrote all of them, or a fault.
+    #[track_caller]
+    pub(super) fn check_tile_load(
+        self,
+        byte_idx: usize,
+        bytes: usize,
+        alignment: usize,
+    ) -> (*mut u8, bool) {
+        let place = self.check(byte_idx, bytes, alignment, Access::GlobalLoad);
+        let marks = self.extent.marks(place).filter(|_| checks_init());
+        // SAFETY: an extent has a mark for each byte, and these are in bounds.
+        (place, marks.is_none_or(|marks| unsafe { all_written(marks, bytes) }))
+    }
+
     /// Where to write `bytes` bytes, which count as written from now on, or a fault.
     #[inline(always)]
     #[track_caller]

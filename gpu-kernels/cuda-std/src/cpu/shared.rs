@@ -140,6 +140,15 @@ impl RawShared {
         }
     }
 
+    /// Makes bytes for which `check_store` was called as if nothing had written them.
+    pub(super) fn forget(self, bytes: usize) {
+        // SAFETY: checked when the copy to them was issued.
+        unsafe {
+            self.place().write_bytes(POISON, bytes);
+            self.marks().write_bytes(0, bytes);
+        }
+    }
+
     /// Where to read `bytes` bytes that were written, or a fault.
     #[inline(always)]
     #[track_caller]

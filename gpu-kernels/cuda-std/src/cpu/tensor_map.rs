@@ -213,7 +213,7 @@ impl<const RANK: usize> RawTensorMap<RANK> {
     }
 
     /// A map of nothing.
-    fn null() -> Self {
+    pub fn null() -> Self {
         let tiling = Tiling {
             sizes: [0; RANK],
             strides: [0; RANK],
@@ -316,8 +316,8 @@ pub unsafe fn load<const RANK: usize>(
     dst.check_store(bytes, TILE_ALIGNMENT);
     let mut pieces = Vec::new();
     for (shared, byte, bytes) in tiles.places(dst, at) {
-        let global = tiles.view.check_load(byte, bytes, tiles.element_bytes).cast_mut();
-        pieces.push(Piece { shared, global, bytes });
+        let (global, is_written) = tiles.view.check_tile_load(byte, bytes, tiles.element_bytes);
+        pieces.push(Piece { shared, global, bytes, is_written });
     }
     issue_load(dst, bytes, pieces, barrier);
 }
@@ -341,6 +341,6 @@ pub unsafe fn store<const RANK: usize>(map: &RawTensorMap<RANK>, at: [i32; RANK]
     for (shared, byte, bytes) in tiles.places(src, at) {
         shared.check_load(bytes, 1);
         let global = tiles.view.check_store(byte, bytes, tiles.element_bytes);
-        stores.push(Piece { shared, global, bytes });
+        stores.push(Piece { shared, global, bytes, is_written: true });
     }
 }

@@ -42,6 +42,14 @@ macro_rules! stores {
 stores! {
     store_release_sys: "st.release.sys.global.u32";
     store_relaxed_sys: "st.relaxed.sys.global.u32";
+    store_relaxed_gpu: "st.relaxed.gpu.global.u32";
+}
+
+#[inline(always)]
+pub unsafe fn store_x2_relaxed_gpu(place: RawGlobal, [a, b]: [u32; 2]) {
+    asm!("st.relaxed.gpu.global.v2.u32 [{p}], {{{a}, {b}}};",
+        p = in(reg64) place.address(), a = in(reg32) a, b = in(reg32) b,
+        options(nostack, preserves_flags));
 }
 
 macro_rules! loads {
@@ -59,6 +67,16 @@ macro_rules! loads {
 loads! {
     load_acquire_sys: "ld.acquire.sys.global.u32";
     load_relaxed_sys: "ld.relaxed.sys.global.u32";
+    load_relaxed_gpu: "ld.relaxed.gpu.global.u32";
+}
+
+#[inline(always)]
+pub unsafe fn load_x2_relaxed_gpu(place: RawGlobal) -> [u32; 2] {
+    let [a, b]: [u32; 2];
+    asm!("ld.relaxed.gpu.global.v2.u32 {{{a}, {b}}}, [{p}];",
+        a = out(reg32) a, b = out(reg32) b, p = in(reg64) place.address(),
+        options(nostack, preserves_flags));
+    [a, b]
 }
 
 #[inline(always)]
