@@ -11,19 +11,20 @@ use farpage::kernels::paged_attention::{
 };
 use farpage::kv::memory::KvMemory;
 use gpu_kernels::kv_layout::{KvLayout, KvPageShape};
-use gpu_kernels::paged_attention::contract::{BatchMaxima, DecodeShape};
+use gpu_kernels::paged_attention::contract::{BatchMaxima, DecodeShape, TileLoads};
 use gpu_kernels::paged_attention::plan::SplitPolicy;
 use gpu_kernels::paged_attention::reference::{DecodeCase, DecodeProblem, Tolerance, cases};
 use half::{bf16, f16};
 
 const BATCH_INVARIANT: SplitPolicy = SplitPolicy::BatchInvariant { part_tokens: 256 };
 
-/// The outputs of one run, which start as NaN.
+/// The outputs of one run, which start as NaN. `loads`: other ones than the plan's own choice.
 fn decode<T: DecodeElement>(
     stream: &Stream,
     memory: &KvMemory,
     problem: &DecodeProblem<T>,
     variant: DecodeVariant,
+    loads: Option<TileLoads>,
     policy: SplitPolicy,
 ) -> (Vec<T>, Vec<f32>) {
     let shape = problem.shape;
@@ -32,7 +33,10 @@ fn decode<T: DecodeElement>(
     let nan = bytemuck::cast::<u16, T>(0xffff);
     let out = Buffer::from_slice(stream, &vec![nan; shape.q_elements()]).unwrap();
     let lse = Buffer::from_slice(stream, &vec![f32::NAN; shape.lse_elements()]).unwrap();
-    let plan = Decode::plan_split(stream, shape, table.kv_lens(), policy).unwrap();
+    let mut plan = Decode::plan_split(stream, shape, table.kv_lens(), policy).unwrap();
+    if let Some(loads) = loads {
+        plan = plan.with_loads(stream, loads).unwrap();
+    }
     let args = DecodeArgs { table: &table, memory, q: &q, out: &out, lse: &lse };
     plan.run(stream, variant, &args).unwrap();
     (stream.download(&out).unwrap(), stream.download(&lse).unwrap())
@@ -44,17 +48,19 @@ fn check_case<T: DecodeElement>(devices: &[Device], case: &DecodeCase, tolerance
     let problem = case.problem::<T>(seed);
     let oracle = problem.oracle();
     let memory = upload_pools(&stream, devices, &problem);
-    for (variant, policy) in [
-        (DecodeVariant::Baseline, SplitPolicy::Balanced),
-        (DecodeVariant::Split, SplitPolicy::Balanced),
-        (DecodeVariant::Split, BATCH_INVARIANT),
+    for (variant, loads, policy) in [
+        (DecodeVariant::Baseline, None, SplitPolicy::Balanced),
+        (DecodeVariant::Split, None, SplitPolicy::Balanced),
+        (DecodeVariant::Split, None, BATCH_INVARIANT),
+        (DecodeVariant::Split, Some(TileLoads::Pieces), SplitPolicy::Balanced),
+        (DecodeVariant::Split, Some(TileLoads::Pieces), BATCH_INVARIANT),
     ] {
-        let what = format!("{}, {variant:?}, {policy:?}, seed {seed}", case.name);
-        let (out, lse) = decode(&stream, &memory, &problem, variant, policy);
+        let what = format!("{}, {variant:?}, {loads:?}, {policy:?}, seed {seed}", case.name);
+        let (out, lse) = decode(&stream, &memory, &problem, variant, loads, policy);
         if let Err(off) = oracle.check(&out, &lse, tolerance) {
             panic!("{what}: {off}");
         }
-        let (again, _) = decode(&stream, &memory, &problem, variant, policy);
+        let (again, _) = decode(&stream, &memory, &problem, variant, loads, policy);
         assert!(bits(&out) == bits(&again), "{what}: does not repeat");
     }
 }
@@ -70,8 +76,9 @@ fn check_batch_invariance(device: &Device, case: &DecodeCase) {
     let seed = fastrand::u64(..);
     let problem = case.problem::<bf16>(seed);
     let memory = upload_pools(&stream, std::slice::from_ref(device), &problem);
-    let split =
-        |problem: &_| decode(&stream, &memory, problem, DecodeVariant::Split, BATCH_INVARIANT);
+    let split = |problem: &_| {
+        decode(&stream, &memory, problem, DecodeVariant::Split, None, BATCH_INVARIANT)
+    };
     let (out, lse) = split(&problem);
     for request in 0..case.kv_lens.len() {
         let (out_alone, lse_alone) = split(&problem.of_requests(&[request]));

@@ -3,11 +3,15 @@
 use std::vec::Vec;
 
 use cuda_std::cpu::LaunchDims;
+use cuda_std::tensor_map::{L2Promotion, Swizzle, Tiling};
 
 use super::plan::DecodePlan;
-use super::{DecodeParams, MAX_GROUP_SIZE, MAX_LOCATIONS, NUM_THREADS, split_shared_bytes};
+use super::{
+    DecodeParams, MAX_GROUP_SIZE, MAX_LOCATIONS, NUM_THREADS, TilesLayout, box_tokens, num_stages,
+    split_shared_bytes,
+};
 use crate::contract::{ContractError, Work, require, require_len};
-use crate::kv_layout::KvPageShape;
+use crate::kv_layout::{KvPageShape, KvStrides};
 
 /// Sizes of a decode launch: every request contributes one query token.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,6 +24,16 @@ pub struct DecodeShape {
     pub page: KvPageShape,
     /// Factor of the scores, usually `1 / sqrt(head_dim)`.
     pub sm_scale: f32,
+}
+
+/// How the split kernels bring K and V into shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TileLoads {
+    /// 16 bytes a lane, by `cp.async`: pages of any size, on any GPU.
+    Pieces,
+    /// Boxes of 16 or 8 tokens, by tensor maps: pages of a multiple of 8 tokens in at most
+    /// [`MAX_TILE_LOCATIONS`](super::MAX_TILE_LOCATIONS) places, on Hopper.
+    Boxes,
 }
 
 /// Which page holds which tokens of which request; all host slices.
@@ -166,6 +180,39 @@ impl DecodeShape {
             block: [NUM_THREADS, 1, 1],
             shared_bytes: split_shared_bytes(self.page.head_dim, self.head_tiles()),
         }
+    }
+
+    /// How the split kernels best load the pages on Hopper: as boxes, if those are whole pages or
+    /// whole parts of a page.
+    pub fn loads(&self) -> TileLoads {
+        if self.page.page_size.is_multiple_of(8) { TileLoads::Boxes } else { TileLoads::Pieces }
+    }
+
+    /// Launch of the tiles kernel.
+    pub fn tiles_dims(&self, plan: &DecodePlan) -> LaunchDims {
+        let head_dim = self.page.head_dim;
+        let layout = TilesLayout::new(head_dim, self.head_tiles(), num_stages(head_dim));
+        LaunchDims { shared_bytes: layout.bytes(), ..self.split_dims(plan) }
+    }
+
+    /// A location of `num_pages` pages, at least one, as the tiles kernel loads it: 64 elements,
+    /// tokens, blocks of 64 elements, heads, K and V of each page.
+    pub fn pool_tiling(&self, num_pages: usize) -> Tiling<5> {
+        let KvPageShape { page_size, num_kv_heads, head_dim, .. } = self.page;
+        let KvStrides { token, head, value, .. } = self.page.strides();
+        let blocks = head_dim / 64;
+        Tiling {
+            sizes: [64, page_size, blocks, num_kv_heads, 2 * num_pages as u32].map(u64::from),
+            strides: [1, token, 64, head, value].map(u64::from),
+            tile: [64, box_tokens(page_size), blocks, 1, 2],
+            swizzle: Swizzle::Bytes128,
+            l2_promotion: L2Promotion::None,
+        }
+    }
+
+    /// Counters where the parts of `num_meetings` pairs meet.
+    pub fn arrived_elements(&self, num_meetings: u32) -> usize {
+        num_meetings as usize * self.group_size() as usize
     }
 
     /// Elements of the workspace for the partial outputs of `num_parts` parts.

@@ -23,22 +23,28 @@
 //! time for the scores, then own head dimensions for the values. Each query head reads the KV of
 //! its group again.
 //!
-//! *split*: one persistent block per SM, 8 warps. The [plan](plan) cuts the batch's (request, KV
-//! head) pairs, laid end to end in tiles of 16 tokens, into equal shares, so that every SM reads
-//! the same bytes whatever the lengths; or, on request, at fixed token positions, so that a
-//! request's result does not depend on the batch it came in. Within an item the warps take tiles in turn, each with its
-//! own ring of `cp.async` stages that runs on across items, so nothing drains at a boundary. A
-//! tile is two products on the tensor cores with the grouped heads as the narrow side, so that a
-//! group of 8 wastes no lane:
+//! *split* and *tiles*: one persistent block per SM, 8 warps. The [plan](plan) cuts the batch's
+//! (request, KV head) pairs, laid end to end in tiles of 16 tokens, into equal shares, so that every
+//! SM reads the same bytes whatever the lengths; or, on request, at fixed token positions, so that a
+//! request's result does not depend on the batch it came in. Within an item the warps take tiles in
+//! turn, each with its own ring of stages that runs on across items, so nothing drains at a
+//! boundary. A tile is two products on the tensor cores with the grouped heads as the narrow side,
+//! so that a group of 8 wastes no lane:
 //!
 //! ```text
 //! S^T[16 tokens, 8 heads] = K[16, head_dim] Q^T     softmax down the tokens
 //! O^T[head_dim, 8 heads] += V^T[head_dim, 16] P^T   P^T by one transpose in registers
 //! ```
 //!
-//! Warps merge in shared memory. Parts of a pair that was cut go to a workspace in f32; the block
-//! whose part arrives last merges them, in the order of the parts whoever it is, so that results
-//! repeat bit by bit.
+//! *split* loads with `cp.async`, 16 bytes a lane, pages of any size on any GPU. Its warps merge in
+//! shared memory, between block barriers. Parts of a pair that was cut go to a workspace in f32; the
+//! block whose part arrives last merges them, in the order of the parts whoever it is, so that
+//! results repeat bit by bit.
+//!
+//! *tiles*, on Hopper, loads with tensor maps: one lane asks for K and V of a tile at once. No warp
+//! waits for the block. It leaves its result of an item in shared memory, goes on to the next item,
+//! and after a tile of that merges one head over all warps. Rows of parts are their own flags, absent
+//! until written: the block of the last part merges as soon as it sees them, without a fence.
 //!
 //! # What bounds it
 //! Memory: 1 flop a byte and query head that shares it, far below the ridge. The floor is KV bytes over the
@@ -46,7 +52,8 @@
 //!
 //! # Whose idea
 //! Paging: vLLM. Split KV with a merge by log-sum-exp: Flash-Decoding. Equal shares from a plan:
-//! FlashInfer. Scores transposed, so that few heads fill a tensor-core tile: XQA.
+//! FlashInfer. Scores transposed, so that few heads fill a tensor-core tile: XQA. Data that is its
+//! own flag: NCCL's low-latency protocol.
 
 #[cfg(feature = "host")]
 pub mod contract;
@@ -122,8 +129,9 @@ pub struct WorkItem {
     pub num_parts: u32,
     /// Where the blocks that have the parts meet: the last to arrive merges them.
     pub meeting: u32,
-    #[doc(hidden)]
-    pub padding: u32,
+    /// Who merges the parts: [`BY_LAST_TO_ARRIVE`](Self::BY_LAST_TO_ARRIVE) or
+    /// [`BY_LAST_PART`](Self::BY_LAST_PART).
+    pub merged: u32,
 }
 
 impl WorkItem {
@@ -131,6 +139,11 @@ impl WorkItem {
     pub const END: u32 = u32::MAX;
     /// Words of an item in device memory.
     pub const WORDS: usize = 12;
+    /// `merged`: the block whose part arrives last, whichever it is.
+    pub const BY_LAST_TO_ARRIVE: u32 = 0;
+    /// `merged`: the block that has the last part, as its first item. The other parts are with lower
+    /// blocks, so it may wait for them: they run before it does.
+    pub const BY_LAST_PART: u32 = 1;
     /// What a block without work finds: it leaves at once.
     pub const IDLE: Self = Self {
         request: 0,
@@ -144,13 +157,21 @@ impl WorkItem {
         part_begin: 0,
         num_parts: 0,
         meeting: 0,
-        padding: 0,
+        merged: Self::BY_LAST_TO_ARRIVE,
     };
 
     /// Whether this is no work.
     #[inline(always)]
     pub const fn is_idle(&self) -> bool {
         self.num_parts == 0
+    }
+
+    /// Whether the block that has this merges the parts of its pair, once it has done all its items.
+    #[inline(always)]
+    pub const fn merges_at_end(&self) -> bool {
+        self.merged == Self::BY_LAST_PART
+            && self.num_parts > 1
+            && self.part + 1 == self.part_begin + self.num_parts
     }
 
     /// Tiles of 16 tokens.
@@ -172,6 +193,73 @@ const ARRIVED_BYTES: u32 = 16;
 /// Stages of a warp's ring of tiles: one is worked on, the others are on their way.
 pub(crate) const fn num_stages(head_dim: u32) -> u32 {
     if head_dim == 64 { 4 } else { 2 }
+}
+
+/// Most locations whose pages tensor maps load: as many maps are a kernel's parameter.
+pub const MAX_TILE_LOCATIONS: u32 = 9;
+
+/// Slots in which warps leave their results of an item to each other: as many as have room.
+const fn num_result_slots(head_tiles: u32) -> u32 {
+    if head_tiles == 1 { 2 } else { 1 }
+}
+
+/// Tokens that one tensor-map load brings: a tile, or half of one.
+pub const fn box_tokens(page_size: u32) -> u32 {
+    if page_size.is_multiple_of(TILE_TOKENS) { TILE_TOKENS } else { 8 }
+}
+
+/// The shared memory of the tiles kernel: rings, results, barriers.
+#[derive(Clone, Copy, Debug)]
+pub struct TilesLayout {
+    ring_bytes: u32,
+    results_bytes: u32,
+    num_slots: u32,
+    stages: u32,
+}
+
+impl TilesLayout {
+    const BARRIER_BYTES: u32 = 8;
+
+    /// For heads of `head_dim` elements in `head_tiles` tiles of 8, and `stages` tiles in flight.
+    pub const fn new(head_dim: u32, head_tiles: u32, stages: u32) -> Self {
+        let num_slots = num_result_slots(head_tiles);
+        Self {
+            ring_bytes: stages * 2 * tile_bytes(head_dim),
+            results_bytes: num_slots * NUM_WARPS * merge_bytes(head_dim, head_tiles),
+            num_slots,
+            stages,
+        }
+    }
+
+    /// Where a warp's ring starts.
+    const fn ring(self, warp_idx: u32) -> u32 {
+        warp_idx * self.ring_bytes
+    }
+
+    /// Where the results start.
+    const fn results(self) -> u32 {
+        self.ring(NUM_WARPS)
+    }
+
+    /// Where the barriers of a warp's ring start.
+    const fn full(self, warp_idx: u32) -> u32 {
+        self.results() + self.results_bytes + warp_idx * self.stages * Self::BARRIER_BYTES
+    }
+
+    /// Where the barriers of slots that are filled start.
+    const fn filled(self) -> u32 {
+        self.full(NUM_WARPS)
+    }
+
+    /// Where the barriers of slots that are drained start.
+    const fn drained(self) -> u32 {
+        self.filled() + self.num_slots * Self::BARRIER_BYTES
+    }
+
+    /// All of it.
+    pub const fn bytes(self) -> u32 {
+        self.drained() + self.num_slots * Self::BARRIER_BYTES
+    }
 }
 
 /// Bytes of one tile of K, or of V.

@@ -33,6 +33,9 @@ pub enum SplitPolicy {
     },
 }
 
+/// Fewest eighths of the SMs that read memory as fast as all of them do.
+const MIN_WORKING_EIGHTHS: u32 = 6;
+
 /// Most parts of a pair that [`SplitPolicy::BatchInvariant`] makes: the last block to arrive merges
 /// all of them.
 pub const MAX_FIXED_PARTS: u32 = 64;
@@ -84,7 +87,7 @@ impl DecodePlan {
         let tiles_of = |kv_len: u32| u64::from(kv_len.div_ceil(TILE_TOKENS));
         let shares = Shares {
             num_tiles: kv_lens.iter().map(|&len| tiles_of(len) * u64::from(num_kv_heads)).sum(),
-            num_blocks: u64::from(num_blocks),
+            num_blocks: u64::from(num_working_blocks(kv_lens, num_kv_heads, num_blocks)),
         };
 
         let mut parts = Parts::default();
@@ -95,8 +98,12 @@ impl DecodePlan {
                     SplitPolicy::Balanced => shares.cuts(tiles_before, tiles_of(kv_len)),
                     SplitPolicy::BatchInvariant { part_tokens } => fixed_cuts(kv_len, part_tokens),
                 };
+                let merged = match policy {
+                    SplitPolicy::Balanced => WorkItem::BY_LAST_PART,
+                    SplitPolicy::BatchInvariant { .. } => WorkItem::BY_LAST_TO_ARRIVE,
+                };
                 parts.add_pair(
-                    WorkItem { request, kv_head, kv_len, first_entry, ..WorkItem::IDLE },
+                    WorkItem { request, kv_head, kv_len, first_entry, merged, ..WorkItem::IDLE },
                     cuts,
                 );
                 tiles_before += tiles_of(kv_len);
@@ -104,7 +111,7 @@ impl DecodePlan {
             first_entry += kv_len.div_ceil(page_size);
         }
         let blocks = match policy {
-            SplitPolicy::Balanced => shares.deal(&parts.items),
+            SplitPolicy::Balanced => shares.deal(&parts.items, num_blocks),
             SplitPolicy::BatchInvariant { .. } => deal_longest_first(&parts.items, num_blocks),
         };
         Self {
@@ -213,6 +220,21 @@ impl Parts {
     }
 }
 
+/// Blocks that share the batch, of `num_blocks`: for requests of one length fewer than all, if then
+/// every block has whole pairs or every pair whole blocks. What that saves of merging is more than
+/// the memory's rate loses by some idle SMs: nothing, down to [`MIN_WORKING_EIGHTHS`].
+fn num_working_blocks(kv_lens: &[u32], num_kv_heads: u32, num_blocks: u32) -> u32 {
+    let num_tiles = |kv_len: &u32| kv_len.div_ceil(TILE_TOKENS);
+    let is_even = kv_lens.windows(2).all(|two| num_tiles(&two[0]) == num_tiles(&two[1]));
+    let num_pairs = kv_lens.len() as u32 * num_kv_heads;
+    if !is_even || num_pairs == 0 {
+        return num_blocks;
+    }
+    let fewest = (num_blocks * MIN_WORKING_EIGHTHS).div_ceil(8);
+    let fits = |blocks: &u32| blocks.is_multiple_of(num_pairs) || num_pairs.is_multiple_of(*blocks);
+    (fewest..=num_blocks).rev().find(fits).unwrap_or(num_blocks)
+}
+
 /// The batch's tiles, laid end to end, in equal shares: the blocks' differ by a tile at most.
 struct Shares {
     num_tiles: u64,
@@ -246,19 +268,26 @@ impl Shares {
         }
     }
 
-    /// Gives each item to the block that has its first tile; items without tiles, which take a
-    /// moment all the same, to all blocks in turn.
-    fn deal(&self, items: &[WorkItem]) -> Vec<Vec<WorkItem>> {
-        let mut blocks = vec![Vec::new(); self.num_blocks as usize];
-        let (mut tiles_before, mut empty_before) = (0, 0);
-        for item in items {
-            let block = match item.num_tiles() {
-                0 => empty_before % self.num_blocks,
-                _ => self.block_of(tiles_before),
-            };
-            blocks[block as usize].push(*item);
+    /// Gives each item to the block that has its first tile, of `num_launched` blocks; but whole
+    /// pairs of one length to the working blocks in turn, so that the heads of a page are read at
+    /// about the same time; and then items without tiles, which take a moment all the same, to all
+    /// blocks in turn.
+    fn deal(&self, items: &[WorkItem], num_launched: u32) -> Vec<Vec<WorkItem>> {
+        let mut blocks = vec![Vec::new(); num_launched as usize];
+        let (empty, full): (Vec<WorkItem>, Vec<WorkItem>) =
+            items.iter().partition(|item| item.num_tiles() == 0);
+        let is_even = full.len().is_multiple_of(self.num_blocks as usize)
+            && full
+                .iter()
+                .all(|item| item.num_parts == 1 && item.num_tiles() == full[0].num_tiles());
+        let mut tiles_before = 0;
+        for (i, item) in (0..).zip(full) {
+            let block = if is_even { i % self.num_blocks } else { self.block_of(tiles_before) };
+            blocks[block as usize].push(item);
             tiles_before += u64::from(item.num_tiles());
-            empty_before += u64::from(item.num_tiles() == 0);
+        }
+        for (block, item) in (0..num_launched as usize).cycle().zip(empty) {
+            blocks[block].push(item);
         }
         blocks
     }

@@ -4,15 +4,17 @@ use std::vec;
 use std::vec::Vec;
 
 use cuda_std::float::HalfFloat;
+use cuda_std::tensor_map::{TensorElement, TensorMap, TensorMaps};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
-use super::TILE_TOKENS;
+use super::contract::TileLoads::{self, Boxes, Pieces};
 use super::contract::{DecodeShape, PageTable};
 use super::device::*;
 use super::plan::DecodePlan;
 use super::plan::SplitPolicy::{self, Balanced};
 use super::reference::{DecodeCase, DecodeProblem, DecodeResult, Tolerance, cases};
+use super::{MAX_TILE_LOCATIONS, TILE_TOKENS};
 use crate::kv_layout::{KvLayout, KvPageShape};
 use crate::testing::{DeviceMemory, TestDevice, digest};
 
@@ -27,15 +29,15 @@ struct OnDevice<T> {
     kv_indices: DeviceMemory<i32>,
     kv_page_rank: DeviceMemory<i32>,
     kv_last_page_len: DeviceMemory<i32>,
-    /// Held for the table of pointers.
-    _pools: Vec<DeviceMemory<T>>,
+    /// Each location's pages, to which the table of pointers points.
+    pools: Vec<DeviceMemory<T>>,
     peer_kv_ptrs: DeviceMemory<u64>,
     q: DeviceMemory<T>,
     out: DeviceMemory<T>,
     lse: DeviceMemory<f32>,
 }
 
-impl<T: HalfFloat> OnDevice<T> {
+impl<T: HalfFloat + TensorElement> OnDevice<T> {
     fn new(problem: &DecodeProblem<T>) -> Self {
         let table = &problem.table;
         let shape = problem.shape;
@@ -54,12 +56,23 @@ impl<T: HalfFloat> OnDevice<T> {
             kv_indices: DeviceMemory::from_slice(&table.kv_indices),
             kv_page_rank: DeviceMemory::from_slice(&table.kv_page_rank),
             kv_last_page_len: DeviceMemory::from_slice(&table.kv_last_page_len),
-            _pools: pools,
+            pools,
             peer_kv_ptrs: DeviceMemory::from_slice(&addresses),
             q: DeviceMemory::from_slice(&problem.q),
             out: DeviceMemory::poisoned(shape.q_elements()),
             lse: DeviceMemory::poisoned(shape.lse_elements()),
         }
+    }
+
+    fn pool_maps(&self) -> TensorMaps<T, 5, { MAX_TILE_LOCATIONS as usize }> {
+        let maps =
+            self.pools.iter().map(|pool| match pool.len() / self.shape.page.page_elements() {
+                0 => TensorMap::null(),
+                num_pages => {
+                    TensorMap::new(pool.view(), &self.shape.pool_tiling(num_pages)).unwrap()
+                }
+            });
+        TensorMaps::new(&maps.collect::<Vec<_>>())
     }
 
     fn results(&self) -> (Vec<T>, Vec<f32>) {
@@ -73,7 +86,6 @@ macro_rules! launch {
         $device.launch($dims, $entry {
             kv_indices: $on.kv_indices.view(),
             kv_page_rank: $on.kv_page_rank.view(),
-            peer_kv_ptrs: $on.peer_kv_ptrs.view(),
             params: $on.shape.params($on.num_locations),
             q: $on.q.view(),
             out: $on.out.view_mut(),
@@ -91,13 +103,14 @@ trait Entries: HalfFloat {
     fn split(
         device: &TestDevice,
         problem: &DecodeProblem<Self>,
+        loads: TileLoads,
         num_blocks: u32,
         policy: SplitPolicy,
     ) -> (Vec<Self>, Vec<f32>);
 }
 
 macro_rules! entries {
-    ($T:ty, $tolerance:expr, $base64:ident, $base128:ident, $split64:ident, $wide64:ident, $split128:ident, $wide128:ident) => {
+    ($T:ty, $tolerance:expr, $base64:ident, $base128:ident, $split64:ident, $wide64:ident, $split128:ident, $wide128:ident, $tiles64:ident, $tiles64_wide:ident, $tiles128:ident, $tiles128_wide:ident) => {
         impl Entries for $T {
             const TOLERANCE: Tolerance = $tolerance;
 
@@ -115,6 +128,7 @@ macro_rules! entries {
                             $entry {
                                 kv_indptr: on.kv_indptr.view(),
                                 kv_last_page_len: on.kv_last_page_len.view(),
+                                peer_kv_ptrs: on.peer_kv_ptrs.view(),
                             }
                         )
                     };
@@ -129,6 +143,7 @@ macro_rules! entries {
             fn split(
                 device: &TestDevice,
                 problem: &DecodeProblem<Self>,
+                loads: TileLoads,
                 num_blocks: u32,
                 policy: SplitPolicy,
             ) -> (Vec<Self>, Vec<f32>) {
@@ -138,18 +153,20 @@ macro_rules! entries {
                 let plan =
                     DecodePlan::new(&on.kv_lens, page_size, num_kv_heads, num_blocks, policy);
                 let items = DeviceMemory::from_slice(bytemuck::cast_slice(&plan.items));
+                let absent = |len| vec![f32::from_bits(u32::MAX); len];
                 let partial_out =
-                    DeviceMemory::<f32>::poisoned(shape.partial_elements(plan.num_parts));
+                    DeviceMemory::from_slice(&absent(shape.partial_elements(plan.num_parts)));
                 let partial_lse =
-                    DeviceMemory::<f32>::poisoned(shape.partial_lse_elements(plan.num_parts));
-                let arrived = DeviceMemory::from_slice(&vec![0; plan.num_meetings as usize]);
+                    DeviceMemory::from_slice(&absent(shape.partial_lse_elements(plan.num_parts)));
+                let arrived = DeviceMemory::from_slice(&vec![0; shape.arrived_elements(plan.num_meetings)]);
                 macro_rules! split {
-                    ($entry:ident) => {
+                    ($entry:ident, $dims:expr, $pages:ident: $value:expr) => {
                         launch!(
                             device,
                             on,
-                            shape.split_dims(&plan),
+                            $dims,
                             $entry {
+                                $pages: $value,
                                 items: items.view(),
                                 partial_out: partial_out.view_mut(),
                                 partial_lse: partial_lse.view_mut(),
@@ -158,16 +175,36 @@ macro_rules! entries {
                         )
                     };
                 }
-                match (page.head_dim, shape.head_tiles()) {
-                    (64, 1) => split!($split64),
-                    (64, _) => split!($wide64),
-                    (_, 1) => split!($split128),
-                    (_, _) => split!($wide128),
+                macro_rules! pieces {
+                    ($entry:ident) => {
+                        split!($entry, shape.split_dims(&plan), peer_kv_ptrs: on.peer_kv_ptrs.view())
+                    };
+                }
+                macro_rules! boxes {
+                    ($entry:ident) => {
+                        split!($entry, shape.tiles_dims(&plan), pools: on.pool_maps())
+                    };
+                }
+                match (loads, page.head_dim, shape.head_tiles()) {
+                    (Pieces, 64, 1) => pieces!($split64),
+                    (Pieces, 64, _) => pieces!($wide64),
+                    (Pieces, _, 1) => pieces!($split128),
+                    (Pieces, _, _) => pieces!($wide128),
+                    (Boxes, 64, 1) => boxes!($tiles64),
+                    (Boxes, 64, _) => boxes!($tiles64_wide),
+                    (Boxes, _, 1) => boxes!($tiles128),
+                    (Boxes, _, _) => boxes!($tiles128_wide),
                 }
                 assert!(
                     arrived.to_vec().iter().all(|&parts| parts == 0),
                     "ready for the next launch"
                 );
+                if loads == Boxes {
+                    for partial in [partial_out.to_vec(), partial_lse.to_vec()] {
+                        let is_ready = partial.iter().all(|value| value.to_bits() == u32::MAX);
+                        assert!(is_ready, "absent for the next launch");
+                    }
+                }
                 on.results()
             }
         }
@@ -178,14 +215,18 @@ entries! {
     bf16, Tolerance::BF16,
     paged_attention_decode_baseline_bf16_d64, paged_attention_decode_baseline_bf16_d128,
     paged_attention_decode_split_bf16_d64_g8, paged_attention_decode_split_bf16_d64_g16,
-    paged_attention_decode_split_bf16_d128_g8, paged_attention_decode_split_bf16_d128_g16
+    paged_attention_decode_split_bf16_d128_g8, paged_attention_decode_split_bf16_d128_g16,
+    paged_attention_decode_tiles_bf16_d64_g8, paged_attention_decode_tiles_bf16_d64_g16,
+    paged_attention_decode_tiles_bf16_d128_g8, paged_attention_decode_tiles_bf16_d128_g16
 }
 
 entries! {
     f16, Tolerance::F16,
     paged_attention_decode_baseline_f16_d64, paged_attention_decode_baseline_f16_d128,
     paged_attention_decode_split_f16_d64_g8, paged_attention_decode_split_f16_d64_g16,
-    paged_attention_decode_split_f16_d128_g8, paged_attention_decode_split_f16_d128_g16
+    paged_attention_decode_split_f16_d128_g8, paged_attention_decode_split_f16_d128_g16,
+    paged_attention_decode_tiles_f16_d64_g8, paged_attention_decode_tiles_f16_d64_g16,
+    paged_attention_decode_tiles_f16_d128_g8, paged_attention_decode_tiles_f16_d128_g16
 }
 
 fn check<T: HalfFloat>(
@@ -196,6 +237,14 @@ fn check<T: HalfFloat>(
 ) {
     if let Err(off) = oracle.check(&got.0, &got.1, tolerance) {
         panic!("{what}: {off}");
+    }
+}
+
+/// The split kernels that take a problem.
+fn loads_of<T>(problem: &DecodeProblem<T>) -> Vec<TileLoads> {
+    match problem.shape.loads() {
+        Pieces => vec![Pieces],
+        Boxes => vec![Pieces, Boxes],
     }
 }
 
@@ -218,12 +267,14 @@ fn every_case_is_the_oracle<T: Entries>() {
             (1, batch_invariant),
             (5, batch_invariant),
         ] {
-            check(
-                &format!("{}, {policy:?} split over {num_blocks}", case.name),
-                &oracle,
-                &T::split(&device, &problem, num_blocks, policy),
-                T::TOLERANCE,
-            );
+            for loads in loads_of(&problem) {
+                check(
+                    &format!("{}, {policy:?} split over {num_blocks} by {loads:?}", case.name),
+                    &oracle,
+                    &T::split(&device, &problem, loads, num_blocks, policy),
+                    T::TOLERANCE,
+                );
+            }
         }
     }
 }
@@ -242,10 +293,12 @@ fn every_case_is_the_oracle_in_f16() {
 fn lane_order_does_not_change_a_bit() {
     let case = &cases()[2];
     let problem = case.problem::<bf16>(11);
-    let results: Vec<_> = TestDevice::lane_orders()
-        .map(|device| bits(&bf16::split(&device, &problem, 3, Balanced)))
-        .collect();
-    assert!(results.iter().all(|result| result == &results[0]));
+    for loads in loads_of(&problem) {
+        let results: Vec<_> = TestDevice::lane_orders()
+            .map(|device| bits(&bf16::split(&device, &problem, loads, 3, Balanced)))
+            .collect();
+        assert!(results.iter().all(|result| result == &results[0]), "{loads:?}");
+    }
 }
 
 fn bits<T: HalfFloat>((out, lse): &(Vec<T>, Vec<f32>)) -> (u64, u64) {
@@ -268,7 +321,8 @@ fn outputs_are_as_reviewed() {
     let device = TestDevice::ascending();
     let text: String = [
         describe("baseline", bf16::baseline(&device, &problem)),
-        describe("split over 3", bf16::split(&device, &problem, 3, Balanced)),
+        describe("split over 3", bf16::split(&device, &problem, Pieces, 3, Balanced)),
+        describe("split over 3, boxes", bf16::split(&device, &problem, Boxes, 3, Balanced)),
     ]
     .concat();
     insta::assert_snapshot!(text);
@@ -284,8 +338,10 @@ fn a_wrong_page_index_shows() {
     for index in &mut off_by_one.table.kv_indices {
         *index = (*index + 1) % num_pages;
     }
-    let (out, lse) = bf16::split(&TestDevice::ascending(), &off_by_one, 3, Balanced);
-    assert!(oracle.check(&out, &lse, Tolerance::BF16).is_err());
+    for loads in loads_of(&problem) {
+        let (out, lse) = bf16::split(&TestDevice::ascending(), &off_by_one, loads, 3, Balanced);
+        assert!(oracle.check(&out, &lse, Tolerance::BF16).is_err(), "{loads:?}");
+    }
 }
 
 #[test]
@@ -304,7 +360,7 @@ proptest! {
     fn any_batch_is_the_oracle(
         kv_lens in proptest::collection::vec(0u32..150, 1..4),
         (group_size, num_kv_heads) in (1u32..=16, 1u32..3),
-        page_size in 1u32..=64,
+        page_size in prop_oneof![1u32..=64, (1u32..=8).prop_map(|eighth| 8 * eighth)],
         wide in any::<bool>(),
         heads_outermost in any::<bool>(),
         (num_blocks, num_locations, seed) in (1u32..9, 1usize..4, any::<u64>()),
@@ -323,12 +379,13 @@ proptest! {
         let device = TestDevice::seeded(seed);
         let oracle = problem.oracle();
         let batch_invariant = SplitPolicy::BatchInvariant { part_tokens: TILE_TOKENS * part_tiles };
-        for (out, lse) in [
-            bf16::baseline(&device, &problem),
-            bf16::split(&device, &problem, num_blocks, Balanced),
-            bf16::split(&device, &problem, num_blocks, batch_invariant),
-        ] {
-            prop_assert_eq!(oracle.check(&out, &lse, Tolerance::BF16), Ok(()));
+        let (out, lse) = bf16::baseline(&device, &problem);
+        prop_assert_eq!(oracle.check(&out, &lse, Tolerance::BF16), Ok(()));
+        for loads in loads_of(&problem) {
+            for policy in [Balanced, batch_invariant] {
+                let (out, lse) = bf16::split(&device, &problem, loads, num_blocks, policy);
+                prop_assert_eq!(oracle.check(&out, &lse, Tolerance::BF16), Ok(()), "{:?}", loads);
+            }
         }
     }
 }
@@ -347,10 +404,10 @@ proptest! {
         let problem = case.problem::<bf16>(seed);
         let policy = SplitPolicy::BatchInvariant { part_tokens: TILE_TOKENS * part_tiles };
         let device = TestDevice::seeded(seed);
-        let (out, lse) = bf16::split(&device, &problem, blocks_in_batch, policy);
+        let (out, lse) = bf16::split(&device, &problem, Boxes, blocks_in_batch, policy);
         for request in 0..case.kv_lens.len() {
             let (out_alone, lse_alone) =
-                bf16::split(&device, &problem.of_requests(&[request]), blocks_alone, policy);
+                bf16::split(&device, &problem.of_requests(&[request]), Boxes, blocks_alone, policy);
             let of_request = |elements: usize| request * elements..(request + 1) * elements;
             prop_assert_eq!(digest(&out_alone), digest(&out[of_request(out_alone.len())]));
             prop_assert_eq!(digest(&lse_alone), digest(&lse[of_request(lse_alone.len())]));

@@ -2,10 +2,10 @@
 
 use cuda_std::float::HalfFloat;
 use gpu_kernels::contract::{ContractError, require, require_len};
-use gpu_kernels::paged_attention::contract::{BatchMaxima, DecodeShape};
+use gpu_kernels::paged_attention::contract::{BatchMaxima, DecodeShape, TileLoads};
 use gpu_kernels::paged_attention::device as entries;
 use gpu_kernels::paged_attention::plan::{DecodePlan, PlanMaxima, SplitPolicy};
-use gpu_kernels::paged_attention::{DecodeParams, WorkItem};
+use gpu_kernels::paged_attention::{DecodeParams, MAX_TILE_LOCATIONS, WorkItem};
 use half::{bf16, f16};
 
 mod page_table;
@@ -15,7 +15,7 @@ pub use page_table::DevicePageTable;
 use staging::Staging;
 
 use super::KernelError;
-use crate::device::{Buffer, Stream};
+use crate::device::{Buffer, Device, DeviceError, PtxModule, Stream};
 use crate::kv::memory::KvMemory;
 
 /// Which decode kernel runs.
@@ -42,6 +42,7 @@ pub struct Decode {
     maxima: BatchMaxima,
     kv_lens: Vec<u32>,
     pub(super) plan: DecodePlan,
+    loads: TileLoads,
     pub(super) items: Buffer<u32>,
     pub(super) partial_out: Buffer<f32>,
     pub(super) partial_lse: Buffer<f32>,
@@ -119,20 +120,22 @@ impl Decode {
         let num_sms = device.properties()?.num_multiprocessors;
         let (page_size, num_kv_heads) = (shape.page.page_size, shape.page.num_kv_heads);
         let plan = DecodePlan::new(kv_lens, page_size, num_kv_heads, num_sms, policy);
+        let loads = if has_tensor_maps(device)? { shape.loads() } else { TileLoads::Pieces };
         let most = PlanMaxima::new(maxima, page_size, num_kv_heads, num_sms, policy)?;
         let items = device.alloc(most.num_max_items as usize * WorkItem::WORDS)?;
         let planned = bytemuck::cast_slice(&plan.items);
         stream.upload(planned, items.slice(..planned.len()))?;
         Ok(Self {
             items,
-            partial_out: device.alloc(shape.partial_elements(most.num_max_parts))?,
-            partial_lse: device.alloc(shape.partial_lse_elements(most.num_max_parts))?,
-            arrived: device.alloc_zeroed(most.num_max_meetings as usize)?,
+            partial_out: absent(stream, shape.partial_elements(most.num_max_parts))?,
+            partial_lse: absent(stream, shape.partial_lse_elements(most.num_max_parts))?,
+            arrived: device.alloc_zeroed(shape.arrived_elements(most.num_max_meetings))?,
             shape,
             policy,
             maxima,
             kv_lens: kv_lens.to_vec(),
             plan,
+            loads,
             staging: None,
         })
     }
@@ -176,6 +179,24 @@ impl Decode {
     /// The sizes this was planned for; of a plan for replays, the most requests.
     pub fn shape(&self) -> DecodeShape {
         self.shape
+    }
+
+    /// How the split kernel loads the pages: boxes where the device and the page size allow it, which
+    /// is faster.
+    pub fn loads(&self) -> TileLoads {
+        self.loads
+    }
+
+    /// The same plan, its pages loaded otherwise.
+    ///
+    /// # Errors
+    /// Boxes on a device, or of pages, that do not allow them.
+    pub fn with_loads(mut self, stream: &Stream, loads: TileLoads) -> Result<Self, KernelError> {
+        let can = loads == TileLoads::Pieces
+            || self.shape.loads() == loads && has_tensor_maps(stream.device())?;
+        require(can, "loads", "pages of a multiple of 8 tokens, on Hopper, for boxes", "others")?;
+        self.loads = loads;
+        Ok(self)
     }
 
     /// Who reads what.
@@ -225,6 +246,13 @@ impl Decode {
 
     fn check<T: DecodeElement>(&self, args: &DecodeArgs<'_, T>) -> Result<(), ContractError> {
         self.check_pages(args.table, args.memory)?;
+        let num_locations = args.memory.pool_pages().len();
+        require(
+            self.loads == TileLoads::Pieces || num_locations <= MAX_TILE_LOCATIONS as usize,
+            "memory",
+            format!("at most {MAX_TILE_LOCATIONS} locations, for pages loaded as boxes"),
+            num_locations,
+        )?;
         require_len("q", self.shape.q_elements(), args.q.len())?;
         require_len("out", self.shape.q_elements(), args.out.len())?;
         require_len("lse", self.shape.lse_elements(), args.lse.len())
@@ -241,6 +269,19 @@ impl Decode {
         let fits = memory.shape() == self.shape.page && memory.pool_pages() == table.pool_pages;
         require(fits, "memory", "what the table was checked against, of the planned shape", "other")
     }
+}
+
+/// Whether the device runs the kernels that load by tensor maps: Hopper, and the CPU.
+fn has_tensor_maps(device: &Device) -> Result<bool, DeviceError> {
+    Ok(!device.is_cuda() || device.properties()?.ptx.is_some_and(PtxModule::is_hopper))
+}
+
+/// Rows of parts that are not there yet: every bit is set.
+fn absent(stream: &Stream, len: usize) -> Result<Buffer<f32>, DeviceError> {
+    let rows = stream.device().alloc(len)?;
+    stream.fill_bytes(&rows, 0xff)?;
+    stream.synchronize()?;
+    Ok(rows)
 }
 
 /// A run whose arguments were checked.
@@ -262,7 +303,7 @@ pub trait DecodeElement: HalfFloat {
 }
 
 macro_rules! decode_element {
-    ($T:ty: $base64:ident, $base128:ident, $split64:ident, $split64_wide:ident, $split128:ident, $split128_wide:ident) => {
+    ($T:ty: $base64:ident, $base128:ident, $split64:ident, $split64_wide:ident, $split128:ident, $split128_wide:ident, $tiles64:ident, $tiles64_wide:ident, $tiles128:ident, $tiles128_wide:ident) => {
         impl DecodeElement for $T {
             unsafe fn launch(
                 stream: &Stream,
@@ -307,13 +348,37 @@ macro_rules! decode_element {
                         unsafe { stream.launch(shape.split_dims(&decode.plan), kernel) }?
                     }};
                 }
-                match (variant, shape.page.head_dim, shape.head_tiles()) {
-                    (DecodeVariant::Baseline, 64, _) => baseline!($base64),
-                    (DecodeVariant::Baseline, _, _) => baseline!($base128),
-                    (DecodeVariant::Split, 64, 1) => split!($split64),
-                    (DecodeVariant::Split, 64, _) => split!($split64_wide),
-                    (DecodeVariant::Split, _, 1) => split!($split128),
-                    (DecodeVariant::Split, _, _) => split!($split128_wide),
+                macro_rules! tiles {
+                    ($kernel:ident) => {{
+                        let kernel = entries::$kernel {
+                            pools: args.memory.tile_maps(&shape)?,
+                            kv_indices: table.kv_indices.view(),
+                            kv_page_rank: table.kv_page_rank.view(),
+                            params,
+                            items: decode.items.view(),
+                            q: args.q.view(),
+                            out: args.out.view_mut(),
+                            lse: args.lse.view_mut(),
+                            partial_out: decode.partial_out.view_mut(),
+                            partial_lse: decode.partial_lse.view_mut(),
+                            arrived: decode.arrived.view_mut(),
+                        };
+                        // SAFETY: the caller vouches for a checked run.
+                        unsafe { stream.launch(shape.tiles_dims(&decode.plan), kernel) }?
+                    }};
+                }
+                let (head_dim, head_tiles) = (shape.page.head_dim, shape.head_tiles());
+                match (variant, decode.loads, head_dim, head_tiles) {
+                    (DecodeVariant::Baseline, _, 64, _) => baseline!($base64),
+                    (DecodeVariant::Baseline, _, _, _) => baseline!($base128),
+                    (DecodeVariant::Split, TileLoads::Pieces, 64, 1) => split!($split64),
+                    (DecodeVariant::Split, TileLoads::Pieces, 64, _) => split!($split64_wide),
+                    (DecodeVariant::Split, TileLoads::Pieces, _, 1) => split!($split128),
+                    (DecodeVariant::Split, TileLoads::Pieces, _, _) => split!($split128_wide),
+                    (DecodeVariant::Split, TileLoads::Boxes, 64, 1) => tiles!($tiles64),
+                    (DecodeVariant::Split, TileLoads::Boxes, 64, _) => tiles!($tiles64_wide),
+                    (DecodeVariant::Split, TileLoads::Boxes, _, 1) => tiles!($tiles128),
+                    (DecodeVariant::Split, TileLoads::Boxes, _, _) => tiles!($tiles128_wide),
                 }
                 Ok(())
             }
@@ -328,7 +393,11 @@ decode_element! {
     paged_attention_decode_split_bf16_d64_g8,
     paged_attention_decode_split_bf16_d64_g16,
     paged_attention_decode_split_bf16_d128_g8,
-    paged_attention_decode_split_bf16_d128_g16
+    paged_attention_decode_split_bf16_d128_g16,
+    paged_attention_decode_tiles_bf16_d64_g8,
+    paged_attention_decode_tiles_bf16_d64_g16,
+    paged_attention_decode_tiles_bf16_d128_g8,
+    paged_attention_decode_tiles_bf16_d128_g16
 }
 
 decode_element! {
@@ -338,5 +407,9 @@ decode_element! {
     paged_attention_decode_split_f16_d64_g8,
     paged_attention_decode_split_f16_d64_g16,
     paged_attention_decode_split_f16_d128_g8,
-    paged_attention_decode_split_f16_d128_g16
+    paged_attention_decode_split_f16_d128_g16,
+    paged_attention_decode_tiles_f16_d64_g8,
+    paged_attention_decode_tiles_f16_d64_g16,
+    paged_attention_decode_tiles_f16_d128_g8,
+    paged_attention_decode_tiles_f16_d128_g16
 }

@@ -1,6 +1,8 @@
 //! The bytes behind the slots: one allocation a location, and the table of their addresses.
 
+use cuda_std::tensor_map::{TensorElement, TensorMap, TensorMaps};
 use gpu_kernels::kv_layout::KvPageShape;
+use gpu_kernels::paged_attention::contract::DecodeShape;
 
 use crate::device::{Buffer, Device, DeviceError, PinnedBuffer, Slice, Stream};
 
@@ -84,6 +86,24 @@ impl KvMemory {
     /// Pages of each location: `[locations]`.
     pub fn pool_pages(&self) -> &[usize] {
         &self.pool_pages
+    }
+
+    /// The locations, as the tiles kernel of the room `paged_attention` loads them.
+    pub(crate) fn tile_maps<T: TensorElement, const N: usize>(
+        &self,
+        shape: &DecodeShape,
+    ) -> Result<TensorMaps<T, 5, N>, DeviceError> {
+        let mut maps = Vec::new();
+        for (location, &num_pages) in self.pool_pages.iter().enumerate() {
+            maps.push(match num_pages {
+                0 => TensorMap::null(),
+                _ => {
+                    let pages = self.pages(location, 0, num_pages);
+                    pages.tensor_map(&shape.pool_tiling(num_pages))?.cast()
+                }
+            });
+        }
+        Ok(TensorMaps::new(&maps))
     }
 
     /// Keeps all of it until `stream` has been waited for; see [`Stream::keep`].

@@ -3,32 +3,54 @@
 use std::rc::Rc;
 
 use anyhow::Result;
+use gpu_kernels::paged_attention::contract::TileLoads::{self, Boxes, Pieces};
 use half::{bf16, f16};
 
 use super::{KernelLaunch, Setting, kernel};
-use crate::kernels::paged_attention::DecodeVariant::{self, Baseline, Split};
+use crate::kernels::paged_attention::DecodeVariant;
 use crate::pairs::{BatchElement, DecodeBatch, DecodeBench, DecodeWorkload};
 
 pub(super) fn launches() -> Vec<KernelLaunch> {
     vec![
-        kernel("paged_attention_decode_baseline_bf16_d64", decode::<bf16>(Baseline, 64, 8)),
-        kernel("paged_attention_decode_baseline_bf16_d128", decode::<bf16>(Baseline, 128, 8)),
-        kernel("paged_attention_decode_baseline_f16_d64", decode::<f16>(Baseline, 64, 8)),
-        kernel("paged_attention_decode_baseline_f16_d128", decode::<f16>(Baseline, 128, 8)),
-        kernel("paged_attention_decode_split_bf16_d64_g8", decode::<bf16>(Split, 64, 8)),
-        kernel("paged_attention_decode_split_bf16_d64_g16", decode::<bf16>(Split, 64, 16)),
-        kernel("paged_attention_decode_split_bf16_d128_g8", decode::<bf16>(Split, 128, 8)),
-        kernel("paged_attention_decode_split_bf16_d128_g16", decode::<bf16>(Split, 128, 16)),
-        kernel("paged_attention_decode_split_f16_d64_g8", decode::<f16>(Split, 64, 8)),
-        kernel("paged_attention_decode_split_f16_d64_g16", decode::<f16>(Split, 64, 16)),
-        kernel("paged_attention_decode_split_f16_d128_g8", decode::<f16>(Split, 128, 8)),
-        kernel("paged_attention_decode_split_f16_d128_g16", decode::<f16>(Split, 128, 16)),
+        kernel("paged_attention_decode_baseline_bf16_d64", baseline::<bf16>(64)),
+        kernel("paged_attention_decode_baseline_bf16_d128", baseline::<bf16>(128)),
+        kernel("paged_attention_decode_baseline_f16_d64", baseline::<f16>(64)),
+        kernel("paged_attention_decode_baseline_f16_d128", baseline::<f16>(128)),
+        kernel("paged_attention_decode_split_bf16_d64_g8", split::<bf16>(Pieces, 64, 8)),
+        kernel("paged_attention_decode_split_bf16_d64_g16", split::<bf16>(Pieces, 64, 16)),
+        kernel("paged_attention_decode_split_bf16_d128_g8", split::<bf16>(Pieces, 128, 8)),
+        kernel("paged_attention_decode_split_bf16_d128_g16", split::<bf16>(Pieces, 128, 16)),
+        kernel("paged_attention_decode_split_f16_d64_g8", split::<f16>(Pieces, 64, 8)),
+        kernel("paged_attention_decode_split_f16_d64_g16", split::<f16>(Pieces, 64, 16)),
+        kernel("paged_attention_decode_split_f16_d128_g8", split::<f16>(Pieces, 128, 8)),
+        kernel("paged_attention_decode_split_f16_d128_g16", split::<f16>(Pieces, 128, 16)),
+        kernel("paged_attention_decode_tiles_bf16_d64_g8", split::<bf16>(Boxes, 64, 8)),
+        kernel("paged_attention_decode_tiles_bf16_d64_g16", split::<bf16>(Boxes, 64, 16)),
+        kernel("paged_attention_decode_tiles_bf16_d128_g8", split::<bf16>(Boxes, 128, 8)),
+        kernel("paged_attention_decode_tiles_bf16_d128_g16", split::<bf16>(Boxes, 128, 16)),
+        kernel("paged_attention_decode_tiles_f16_d64_g8", split::<f16>(Boxes, 64, 8)),
+        kernel("paged_attention_decode_tiles_f16_d64_g16", split::<f16>(Boxes, 64, 16)),
+        kernel("paged_attention_decode_tiles_f16_d128_g8", split::<f16>(Boxes, 128, 8)),
+        kernel("paged_attention_decode_tiles_f16_d128_g16", split::<f16>(Boxes, 128, 16)),
     ]
+}
+
+fn baseline<T: BatchElement>(head_dim: u32) -> impl Fn(&Setting<'_>) -> Result<()> {
+    decode::<T>(DecodeVariant::Baseline, Pieces, head_dim, 8)
+}
+
+fn split<T: BatchElement>(
+    loads: TileLoads,
+    head_dim: u32,
+    group_size: u32,
+) -> impl Fn(&Setting<'_>) -> Result<()> {
+    decode::<T>(DecodeVariant::Split, loads, head_dim, group_size)
 }
 
 /// Decode of a batch whose heads have `head_dim` elements, `group_size` of them for a KV head.
 fn decode<T: BatchElement>(
     variant: DecodeVariant,
+    loads: TileLoads,
     head_dim: u32,
     group_size: u32,
 ) -> impl Fn(&Setting<'_>) -> Result<()> {
@@ -37,7 +59,7 @@ fn decode<T: BatchElement>(
         let num_qo_heads = group_size * num_kv_heads;
         let workload = DecodeWorkload::new(num_qo_heads, num_kv_heads, kv_lens).head_dim(head_dim);
         let batch = Rc::new(DecodeBatch::<T>::new(workload, 1));
-        let bench = DecodeBench::new(setting.devices, &batch, |_| 0)?;
+        let bench = DecodeBench::new(setting.devices, &batch, |_| 0)?.with_loads(loads)?;
         setting.repeat(bench.stream(), |call| bench.run(variant, call % bench.num_inputs()))
     }
 }

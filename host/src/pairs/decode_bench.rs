@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use anyhow::{Context, Result, anyhow};
+use gpu_kernels::paged_attention::contract::TileLoads;
 use gpu_kernels::paged_attention::reference::Tolerance;
 use half::bf16;
 
@@ -48,6 +49,15 @@ impl<T: BatchElement> DecodeBench<T> {
             batch: batch.clone(),
             stream,
         })
+    }
+
+    /// The same bench, pages loaded in this way.
+    ///
+    /// # Errors
+    /// A way that the device or the pages do not allow.
+    pub fn with_loads(mut self, loads: TileLoads) -> Result<Self> {
+        self.plan = self.plan.with_loads(&self.stream, loads)?;
+        Ok(self)
     }
 
     /// How often the batch lies in memory.

@@ -10,16 +10,20 @@ pub(crate) mod merge;
 pub(crate) mod output_element;
 mod paged_kv;
 pub(crate) mod split;
+mod tile_loader;
+mod tiles;
 
 use cuda_std::prelude::*;
 use half::{bf16, f16};
 
-use super::{DecodeParams, MAX_GROUP_SIZE, num_stages};
+use super::{DecodeParams, MAX_GROUP_SIZE, MAX_TILE_LOCATIONS, num_stages};
 use baseline::decode_baseline;
 use handshake::AtHome;
 use merge::Parts;
 use paged_kv::PagedKv;
 use split::{DecodeOutput, Pages, decode_split};
+use tile_loader::{POOL_RANK, TilePages};
+use tiles::decode_tiles;
 
 const _: () = assert!(MAX_GROUP_SIZE == 16, "entries exist for one and two tiles of 8 heads");
 
@@ -100,4 +104,49 @@ split_entries! {
     paged_attention_decode_split_f16_d128_g8: f16, 128, 1, 2, 1;
     /// Decode by equal shares, groups of up to 16 heads.
     paged_attention_decode_split_f16_d128_g16: f16, 128, 2, 2, 1;
+}
+
+macro_rules! tiles_entries {
+    ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal, $HT:literal, $STAGES:literal;)*) => {$(
+        $(#[$doc])*
+        #[kernel(threads = 256, min_blocks = 1, target = "sm_90a")]
+        pub unsafe fn $name(
+            pools: TensorMaps<$T, POOL_RANK, { MAX_TILE_LOCATIONS as usize }>, // [locations]
+            kv_indices: Global<i32>,     // [entries]
+            kv_page_rank: Global<i32>,   // [entries]
+            params: DecodeParams,
+            items: Global<u32>,          // [items, WorkItem::WORDS]
+            q: Global<$T>,               // [batch, num_qo_heads, head_dim]
+            out: GlobalMut<$T>,          // [batch, num_qo_heads, head_dim]
+            lse: GlobalMut<f32>,         // [batch, num_qo_heads]
+            partial_out: GlobalMut<f32>, // [parts, group_size, head_dim]
+            partial_lse: GlobalMut<f32>, // [parts, group_size]
+            arrived: GlobalMut<u32>,     // [meetings, group_size], 0 before and after
+        ) {
+            let pages = TilePages { pools, kv_indices, kv_page_rank, params };
+            let group_size = params.group_size;
+            let parts = Parts { out: partial_out, lse: partial_lse, arrived, group_size };
+            let output = DecodeOutput { out, lse, parts };
+            decode_tiles::<$T, $D, $HT, $STAGES, $T>(pages, items, q, output);
+        }
+    )*};
+}
+
+tiles_entries! {
+    /// Decode by equal shares, pages by tensor maps, groups of up to 8 heads.
+    paged_attention_decode_tiles_bf16_d64_g8: bf16, 64, 1, 4;
+    /// Decode by equal shares, pages by tensor maps, groups of up to 16 heads.
+    paged_attention_decode_tiles_bf16_d64_g16: bf16, 64, 2, 4;
+    /// Decode by equal shares, pages by tensor maps, groups of up to 8 heads.
+    paged_attention_decode_tiles_bf16_d128_g8: bf16, 128, 1, 2;
+    /// Decode by equal shares, pages by tensor maps, groups of up to 16 heads.
+    paged_attention_decode_tiles_bf16_d128_g16: bf16, 128, 2, 2;
+    /// Decode by equal shares, pages by tensor maps, groups of up to 8 heads.
+    paged_attention_decode_tiles_f16_d64_g8: f16, 64, 1, 4;
+    /// Decode by equal shares, pages by tensor maps, groups of up to 16 heads.
+    paged_attention_decode_tiles_f16_d64_g16: f16, 64, 2, 4;
+    /// Decode by equal shares, pages by tensor maps, groups of up to 8 heads.
+    paged_attention_decode_tiles_f16_d128_g8: f16, 128, 1, 2;
+    /// Decode by equal shares, pages by tensor maps, groups of up to 16 heads.
+    paged_attention_decode_tiles_f16_d128_g16: f16, 128, 2, 2;
 }

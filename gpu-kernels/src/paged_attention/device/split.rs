@@ -33,11 +33,11 @@ fn tile_offset<const D: usize>(row: u32, chunk: u32) -> usize {
 }
 
 #[inline(always)]
-unsafe fn load_item(items: Global<u32>, idx: u32) -> WorkItem {
+pub(super) unsafe fn load_item(items: Global<u32>, idx: u32) -> WorkItem {
     let item = items.offset(idx as usize * WorkItem::WORDS);
     let [request, kv_head, tile_begin, tile_end] = item.load_x4(0);
     let [kv_len, first_entry, next, part] = item.load_x4(4);
-    let [part_begin, num_parts, meeting, padding] = item.load_x4(8);
+    let [part_begin, num_parts, meeting, merged] = item.load_x4(8);
     WorkItem {
         request,
         kv_head,
@@ -50,7 +50,7 @@ unsafe fn load_item(items: Global<u32>, idx: u32) -> WorkItem {
         part_begin,
         num_parts,
         meeting,
-        padding,
+        merged,
     }
 }
 
@@ -194,9 +194,34 @@ impl<const D: usize, const STAGES: u32> Loader<D, STAGES> {
     }
 }
 
+/// Where the rows of a tile that has landed lie in shared memory.
+pub(super) trait TilePlaces: Copy {
+    /// 16-byte piece `piece` of columns `64 * block..64 * (block + 1)` of a token's K.
+    unsafe fn k(self, token: u32, block: u32, piece: u32) -> Shared<u8>;
+    /// The same of its V.
+    unsafe fn v(self, token: u32, block: u32, piece: u32) -> Shared<u8>;
+}
+
+/// A tile whose rows are whole heads: K, then V.
+#[derive(Clone, Copy)]
+struct WholeRows<const D: usize>(Shared<u8>);
+
+impl<const D: usize> TilePlaces for WholeRows<D> {
+    #[inline(always)]
+    unsafe fn k(self, token: u32, block: u32, piece: u32) -> Shared<u8> {
+        self.0.offset(tile_offset::<D>(token, 8 * block + piece))
+    }
+
+    #[inline(always)]
+    unsafe fn v(self, token: u32, block: u32, piece: u32) -> Shared<u8> {
+        let v = self.0.offset(tile_bytes(D as u32) as usize);
+        v.offset(tile_offset::<D>(token, 8 * block + piece))
+    }
+}
+
 /// The softmax of one warp's tiles so far, for `8 * HT` heads of which a lane holds, of each tile
 /// of 8, heads `2 (lane % 4)` and the next. `D / 16` rows of `output` are used.
-struct Softmax<const HT: usize> {
+pub(super) struct Softmax<const HT: usize> {
     maximum: [[f32; 2]; HT],
     /// Of this lane's tokens only.
     sum: [[f32; 2]; HT],
@@ -205,7 +230,7 @@ struct Softmax<const HT: usize> {
 
 impl<const HT: usize> Softmax<HT> {
     #[inline(always)]
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             maximum: [[f32::NEG_INFINITY; 2]; HT],
             sum: [[0.0; 2]; HT],
@@ -215,10 +240,10 @@ impl<const HT: usize> Softmax<HT> {
 
     /// Takes in the 16 tokens of a tile that has landed; those from `num_tokens` on count nothing.
     #[inline(always)]
-    unsafe fn add_tile<T: HalfFloat, const D: usize>(
+    pub(super) unsafe fn add_tile<T: HalfFloat, const D: usize>(
         &mut self,
         q: &[[[u32; 2]; 8]; HT],
-        stage: Shared<u8>,
+        places: impl TilePlaces,
         num_tokens: u32,
         sm_scale_log2: f32,
     ) {
@@ -228,8 +253,8 @@ impl<const HT: usize> Softmax<HT> {
         let mut scores = [[0.0f32; 4]; HT];
         let k_row = matrix % 2 * 8 + row_of_matrix;
         for step in 0..D / 16 {
-            let chunk = 2 * step as u32 + matrix / 2;
-            let k = mma::load_matrix_x4(stage.offset(tile_offset::<D>(k_row, chunk)));
+            let (block, piece) = (step as u32 / 4, step as u32 % 4 * 2 + matrix / 2);
+            let k = mma::load_matrix_x4(places.k(k_row, block, piece));
             for h in 0..HT {
                 scores[h] = mma::m16n8k16::<T>(k, q[h][step], scores[h]);
             }
@@ -262,11 +287,10 @@ impl<const HT: usize> Softmax<HT> {
             ];
         }
 
-        let v_stage = stage.offset(tile_bytes(D as u32) as usize);
         let v_row = matrix / 2 * 8 + row_of_matrix;
         for rows in 0..D / 16 {
-            let chunk = 2 * rows as u32 + matrix % 2;
-            let v = mma::load_matrix_x4_transposed(v_stage.offset(tile_offset::<D>(v_row, chunk)));
+            let (block, piece) = (rows as u32 / 4, rows as u32 % 4 * 2 + matrix % 2);
+            let v = mma::load_matrix_x4_transposed(places.v(v_row, block, piece));
             for h in 0..HT {
                 self.output[h][rows] = mma::m16n8k16::<T>(v, weights[h], self.output[h][rows]);
             }
@@ -275,7 +299,7 @@ impl<const HT: usize> Softmax<HT> {
 
     /// Leaves the result in shared memory: the output by head, then maxima and sums.
     #[inline(always)]
-    unsafe fn store<const D: usize>(&self, place: WarpResult<D>) {
+    pub(super) unsafe fn store<const D: usize>(&self, place: WarpResult<D>) {
         let lane = warp::lane_id();
         for h in 0..HT {
             for j in 0..2 {
@@ -298,9 +322,9 @@ impl<const HT: usize> Softmax<HT> {
 /// Where a warp leaves its result for the block: `[heads, D]` output, padded, `[heads]` maxima,
 /// `[heads]` sums.
 #[derive(Clone, Copy)]
-struct WarpResult<const D: usize> {
-    place: Shared<f32>,
-    num_heads: u32,
+pub(super) struct WarpResult<const D: usize> {
+    pub(super) place: Shared<f32>,
+    pub(super) num_heads: u32,
 }
 
 impl<const D: usize> WarpResult<D> {
@@ -313,17 +337,17 @@ impl<const D: usize> WarpResult<D> {
     }
 
     #[inline(always)]
-    unsafe fn output(self, head: u32, d: u32) -> Shared<f32> {
+    pub(super) unsafe fn output(self, head: u32, d: u32) -> Shared<f32> {
         self.place.offset((head * merge_row(D as u32) + d) as usize)
     }
 
     #[inline(always)]
-    unsafe fn maximum(self, head: u32) -> Shared<f32> {
+    pub(super) unsafe fn maximum(self, head: u32) -> Shared<f32> {
         self.output(self.num_heads, head)
     }
 
     #[inline(always)]
-    unsafe fn sum(self, head: u32) -> Shared<f32> {
+    pub(super) unsafe fn sum(self, head: u32) -> Shared<f32> {
         self.output(self.num_heads, self.num_heads + head)
     }
 }
@@ -391,7 +415,7 @@ impl<O: OutputElement> DecodeOutput<O> {
     }
 
     #[inline(always)]
-    unsafe fn store<const D: usize>(
+    pub(super) unsafe fn store<const D: usize>(
         &self,
         params: &DecodeParams,
         item: &WorkItem,
@@ -492,7 +516,7 @@ pub(crate) unsafe fn decode_split<
             warp::sync_warp(FULL_MASK);
             softmax.add_tile::<T, D>(
                 &q_fragments,
-                stage_of(tiles_done),
+                WholeRows::<D>(stage_of(tiles_done)),
                 item.kv_len - tile * TILE_TOKENS,
                 params.sm_scale_log2,
             );
@@ -514,7 +538,7 @@ pub(crate) unsafe fn decode_split<
 
 /// The group's queries as B operands, heads past the group as zeros.
 #[inline(always)]
-unsafe fn load_q<T: HalfFloat, const D: usize, const HT: usize>(
+pub(super) unsafe fn load_q<T: HalfFloat, const D: usize, const HT: usize>(
     params: &DecodeParams,
     q: Global<T>, // [batch, num_qo_heads, D]
     item: &WorkItem,

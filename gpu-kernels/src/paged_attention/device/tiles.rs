@@ -1,0 +1,272 @@
+//! Equal shares of the batch for all blocks: tiles by tensor maps, warps that never wait for all.
+
+use cuda_std::bulk::Mbarrier;
+use cuda_std::prelude::*;
+use cuda_std::warp::{FULL_MASK, WARP_SIZE};
+
+use super::output_element::OutputElement;
+use super::split::{DecodeOutput, Softmax, WarpResult, load_item, load_q};
+use super::tile_loader::{TileLoader, TilePages};
+use crate::paged_attention::{
+    DecodeParams, NUM_WARPS, TILE_TOKENS, TilesLayout, WorkItem, merge_bytes, num_result_slots,
+};
+
+/// Where the warps leave their results of an item: slots in turn, so that a warp goes on with the
+/// next item while others still work on this one.
+#[derive(Clone, Copy)]
+struct Slots<const D: usize> {
+    results: Shared<u8>,
+    /// `[slots]`: all warps have left their results.
+    filled: Shared<u64>,
+    /// `[slots]`: all warps have merged them.
+    drained: Shared<u64>,
+    head_tiles: u32,
+}
+
+impl<const D: usize> Slots<D> {
+    #[inline(always)]
+    fn num_slots(&self) -> u32 {
+        num_result_slots(self.head_tiles)
+    }
+
+    /// The barrier of item number `idx` of the block, and the parity of its phase.
+    #[inline(always)]
+    unsafe fn barrier(&self, barriers: Shared<u64>, idx: u32) -> (Mbarrier, u32) {
+        let barrier = Mbarrier::at(barriers.offset((idx % self.num_slots()) as usize));
+        (barrier, idx / self.num_slots() % 2)
+    }
+
+    #[inline(always)]
+    unsafe fn init(&self) {
+        for slot in 0..self.num_slots() as usize {
+            Mbarrier::at(self.filled.offset(slot)).init(NUM_WARPS);
+            Mbarrier::at(self.drained.offset(slot)).init(NUM_WARPS);
+        }
+        bulk::fence_init();
+    }
+
+    #[inline(always)]
+    unsafe fn result(&self, idx: u32, warp_idx: u32) -> WarpResult<D> {
+        let slot = idx % self.num_slots() * NUM_WARPS + warp_idx;
+        let place = self.results.offset((slot * merge_bytes(D as u32, self.head_tiles)) as usize);
+        WarpResult { place: place.cast(), num_heads: 8 * self.head_tiles }
+    }
+
+    /// Leaves this warp's result of item `idx`, once the slot is free.
+    #[inline(always)]
+    unsafe fn fill<const HT: usize>(&self, idx: u32, softmax: &Softmax<HT>) {
+        if idx >= self.num_slots() {
+            let (drained, parity) = self.barrier(self.drained, idx - self.num_slots());
+            drained.wait(parity);
+        }
+        softmax.store(self.result(idx, thread::thread_idx_x() / WARP_SIZE));
+        warp::sync_warp(FULL_MASK);
+        if warp::lane_id() == 0 {
+            self.barrier(self.filled, idx).0.arrive();
+        }
+    }
+
+    /// Merges this warp's heads of item `idx` over all warps, once all results are there.
+    #[inline(always)]
+    unsafe fn drain<O: OutputElement>(
+        &self,
+        idx: u32,
+        params: &DecodeParams,
+        item: &WorkItem,
+        output: &DecodeOutput<O>,
+    ) {
+        let (filled, parity) = self.barrier(self.filled, idx);
+        filled.wait(parity);
+        let mut head = thread::thread_idx_x() / WARP_SIZE;
+        while head < params.group_size {
+            let (values, log_sum) = self.merge(idx, head);
+            if item.num_parts == 1 {
+                output.store_row::<D>(params, item, head, values, log_sum);
+            } else {
+                output.store_part_row::<D>(params, item, head, values, log_sum);
+            }
+            head += NUM_WARPS;
+        }
+        warp::sync_warp(FULL_MASK);
+        if warp::lane_id() == 0 {
+            self.barrier(self.drained, idx).0.arrive();
+        }
+    }
+
+    /// A head over all warps: `D / 32` dimensions a lane, in pairs 64 apart, and the log-sum-exp.
+    #[inline(always)]
+    unsafe fn merge(&self, idx: u32, head: u32) -> ([[f32; 2]; 2], f32) {
+        let lane = warp::lane_id();
+        // Lane `w % 8` looks at warp `w`.
+        let of_lane = self.result(idx, lane % NUM_WARPS);
+        let maximum_of_warp = of_lane.maximum(head).load(0);
+        let maximum = warp::reduce_max(maximum_of_warp, NUM_WARPS);
+        if maximum == f32::NEG_INFINITY {
+            return ([[0.0; 2]; 2], maximum);
+        }
+        let weight_of_warp = float::exp2(maximum_of_warp - maximum);
+        let sum = warp::reduce_sum(weight_of_warp * of_lane.sum(head).load(0), NUM_WARPS);
+        let mut values = [[0.0f32; 2]; 2];
+        for warp_idx in 0..NUM_WARPS {
+            let (weight, _) =
+                warp::warp_shuffle_idx(FULL_MASK, weight_of_warp, warp_idx, WARP_SIZE);
+            for i in 0..D / 64 {
+                let place = self.result(idx, warp_idx).output(head, 64 * i as u32 + 2 * lane);
+                let [low, high] = place.load_x2(0);
+                values[i][0] += weight * f32::from_bits(low);
+                values[i][1] += weight * f32::from_bits(high);
+            }
+        }
+        let normalize = float::reciprocal(sum);
+        for i in 0..D / 64 {
+            values[i] = [values[i][0] * normalize, values[i][1] * normalize];
+        }
+        (values, maximum + float::log2(sum))
+    }
+}
+
+impl<O: OutputElement> DecodeOutput<O> {
+    /// Writes a head of the result.
+    #[inline(always)]
+    unsafe fn store_row<const D: usize>(
+        &self,
+        params: &DecodeParams,
+        item: &WorkItem,
+        head: u32,
+        values: [[f32; 2]; 2],
+        log_sum: f32,
+    ) {
+        for i in 0..D / 64 {
+            let d = 64 * i as u32 + 2 * warp::lane_id();
+            self.store::<D>(params, item, head, d, values[i], log_sum);
+        }
+    }
+
+    /// Writes a head of a part. The warp whose part of it arrives last merges all of them, if the
+    /// plan leaves open who does.
+    #[inline(always)]
+    unsafe fn store_part_row<const D: usize>(
+        &self,
+        params: &DecodeParams,
+        item: &WorkItem,
+        head: u32,
+        values: [[f32; 2]; 2],
+        log_sum: f32,
+    ) {
+        self.parts.store_row::<D>(item.part, head, values, log_sum);
+        if item.merged == WorkItem::BY_LAST_PART {
+            return;
+        }
+        let meeting = (item.meeting * params.group_size + head) as usize;
+        warp::sync_warp(FULL_MASK);
+        let mut arrived = 0;
+        if warp::lane_id() == 0 {
+            arrived = atomic::fetch_add_acq_rel_gpu(self.parts.arrived, meeting, 1) + 1;
+        }
+        let (arrived, _) = warp::warp_shuffle_idx(FULL_MASK, arrived, 0, WARP_SIZE);
+        if arrived == item.num_parts {
+            if warp::lane_id() == 0 {
+                self.parts.arrived.store(meeting, 0);
+            }
+            self.merge_row::<D>(params, item, head);
+        }
+    }
+
+    /// Merges a head of all parts, as soon as they are there.
+    #[inline(always)]
+    unsafe fn merge_row<const D: usize>(&self, params: &DecodeParams, item: &WorkItem, head: u32) {
+        let (values, log_sum) = self.parts.take_row::<D>(item.part_begin, item.num_parts, head);
+        self.store_row::<D>(params, item, head, values, log_sum);
+    }
+}
+
+/// Each block works through its items; within an item its warps take tiles in turn, and each merges
+/// one or two heads of it over all warps, while it has tiles of the next item on their way.
+#[inline(always)]
+pub(super) unsafe fn decode_tiles<
+    T: HalfFloat,
+    const D: usize,
+    const HT: usize,
+    const STAGES: u32,
+    O: OutputElement,
+>(
+    pages: TilePages<T>,
+    items: Global<u32>, // [items, WorkItem::WORDS]
+    q: Global<T>,       // [batch, num_qo_heads, D]
+    output: DecodeOutput<O>,
+) {
+    let params = pages.params;
+    let (warp_idx, lane) = (thread::thread_idx_x() / WARP_SIZE, warp::lane_id());
+    let layout = TilesLayout::new(D as u32, HT as u32, STAGES);
+    let shared_mem = shared::dynamic_shared_mem::<u8>();
+    let part = |first_byte: u32| shared_mem.offset(first_byte as usize);
+
+    let full = part(layout.full(warp_idx)).cast();
+    TileLoader::<T, D, STAGES>::init(full);
+    let slots = Slots::<D> {
+        results: part(layout.results()),
+        filled: part(layout.filled()).cast(),
+        drained: part(layout.drained()).cast(),
+        head_tiles: HT as u32,
+    };
+    if thread::thread_idx_x() == 0 {
+        slots.init();
+    }
+    let first = load_item(items, thread::block_idx_x());
+    if first.is_idle() {
+        return;
+    }
+    let ring = part(layout.ring(warp_idx));
+    let mut loader = TileLoader::<T, D, STAGES>::start(pages, items, first, ring, full);
+    for _ in 1..STAGES {
+        loader.load_tile();
+    }
+    thread::sync_threads();
+
+    // The item before, as long as this warp has not merged its heads of it; after the last item comes
+    // an idle one, for that alone.
+    let mut before = WorkItem::IDLE;
+    let mut item = first;
+    let mut idx = 0;
+    let mut q_fragments = load_q::<T, D, HT>(&params, q, &first, lane);
+    loop {
+        let next = match item.next {
+            WorkItem::END => WorkItem::IDLE,
+            next => load_item(items, next),
+        };
+        let mut softmax = Softmax::<HT>::new();
+        let mut tile = item.tile_begin + warp_idx;
+        loop {
+            if tile < item.tile_end {
+                loader.load_tile();
+                let num_tokens = item.kv_len - tile * TILE_TOKENS;
+                let boxes = loader.take(num_tokens);
+                softmax.add_tile::<T, D>(&q_fragments, boxes, num_tokens, params.sm_scale_log2);
+                loader.release();
+                tile += NUM_WARPS;
+            }
+            if !before.is_idle() {
+                slots.drain(idx - 1, &params, &before, &output);
+                before = WorkItem::IDLE;
+            }
+            if tile >= item.tile_end {
+                break;
+            }
+        }
+        // On its way while the result is stored.
+        q_fragments = load_q::<T, D, HT>(&params, q, &next, lane);
+        if item.is_idle() {
+            break;
+        }
+        slots.fill(idx, &softmax);
+        (before, item) = (item, next);
+        idx += 1;
+    }
+    if first.merges_at_end() {
+        let mut head = warp_idx;
+        while head < params.group_size {
+            output.merge_row::<D>(&params, &first, head);
+            head += NUM_WARPS;
+        }
+    }
+}
