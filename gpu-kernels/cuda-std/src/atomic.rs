@@ -74,6 +74,13 @@ pub unsafe fn store_relaxed_sys(place: GlobalMut<u32>, idx: usize, value: u32) {
     arch::atomic::store_relaxed_sys(place.offset(idx).raw, value);
 }
 
+/// Element `idx`, before everything this thread reads afterwards. GPU scope.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn load_acquire_gpu(place: Global<u32>, idx: usize) -> u32 {
+    arch::atomic::load_acquire_gpu(place.offset(idx).raw)
+}
+
 /// Element `idx`, before everything this thread reads afterwards. System scope.
 #[inline(always)]
 #[track_caller]

@@ -127,6 +127,20 @@ pub unsafe fn warp_vote_any(mask: u32, predicate: bool) -> bool {
     warp_vote_ballot(mask, predicate) != 0
 }
 
+/// The largest `value` among the lanes of `mask`, in one instruction.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn warp_reduce_max(mask: u32, value: u32) -> u32 {
+    arch::warp::reduce_max(mask, value)
+}
+
+/// One bit a lane: lanes of `mask` whose `value` is this lane's.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn warp_match_any(mask: u32, value: u32) -> u32 {
+    arch::warp::match_any(mask, value)
+}
+
 /// Sum over the lanes of each group of `width`, in a fixed order, in every lane.
 #[inline(always)]
 #[track_caller]

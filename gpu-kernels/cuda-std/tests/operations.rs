@@ -199,6 +199,39 @@ fn disjoint_masks_meet_apart() {
     assert_eq!(contents::<u32>(&out), expected);
 }
 
+/// Over the even and the odd lanes apart: the largest number, and who has the same one.
+#[kernel(threads = 32)]
+pub unsafe fn halves_of_a_warp(numbers: Global<u32>, out: GlobalMut<u32>) {
+    let lane = warp::lane_id() as usize;
+    let number = numbers.load(lane);
+    let results = if lane.is_multiple_of(2) {
+        let mask = 0x5555_5555;
+        [warp::warp_reduce_max(mask, number), warp::warp_match_any(mask, number)]
+    } else {
+        let mask = 0xaaaa_aaaa;
+        [warp::warp_reduce_max(mask, number), warp::warp_match_any(mask, number)]
+    };
+    out.store(2 * lane, results[0]);
+    out.store(2 * lane + 1, results[1]);
+}
+
+#[test]
+fn maxima_and_matches_are_those_of_the_mask() {
+    let numbers: Vec<u32> =
+        (0..32_u32).map(|lane| (lane * 7 + 3) % 5 + (lane % 2) * 1000).collect();
+    let (memory, out) = (holding(&numbers), fresh::<u32>(64));
+    let kernel = halves_of_a_warp { numbers: memory.view(), out: out.view_mut() };
+    launch(dims(1, 32, 0), kernel).unwrap();
+    for (lane, row) in contents::<[u32; 2]>(&out).into_iter().enumerate() {
+        let others = (0..32).filter(|other| other % 2 == lane % 2);
+        let largest = others.clone().map(|other| numbers[other]).max().unwrap();
+        let same = others
+            .filter(|&other| numbers[other] == numbers[lane])
+            .fold(0_u32, |lanes, other| lanes | 1 << other);
+        assert_eq!(row, [largest, same], "lane {lane}");
+    }
+}
+
 /// Sums each block's part of `x` through shared memory.
 #[kernel(threads = 128)]
 pub unsafe fn block_sum(x: Global<f32>, sums: GlobalMut<f32>) {

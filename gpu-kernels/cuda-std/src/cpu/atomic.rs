@@ -71,6 +71,7 @@ macro_rules! loads {
 }
 
 loads! {
+    load_acquire_gpu: Acquire;
     load_acquire_sys: Acquire;
     load_relaxed_sys: Relaxed;
     load_relaxed_gpu: Relaxed;

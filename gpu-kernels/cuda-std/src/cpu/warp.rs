@@ -16,6 +16,8 @@ pub(super) enum Operation {
     ShuffleDown,
     ShuffleUp,
     Ballot,
+    ReduceMax,
+    MatchAny,
     MmaBf16,
     MmaF16,
     LoadMatrix,
@@ -37,6 +39,8 @@ impl Operation {
             Self::ShuffleDown => "warp_shuffle_down",
             Self::ShuffleUp => "warp_shuffle_up",
             Self::Ballot => "warp_vote_ballot",
+            Self::ReduceMax => "warp_reduce_max",
+            Self::MatchAny => "warp_match_any",
             Self::MmaBf16 | Self::MmaF16 => "m16n8k16",
             Self::LoadMatrix => "load_matrix_x4",
             Self::LoadMatrixTransposed => "load_matrix_x4_transposed",
@@ -223,6 +227,19 @@ fn complete(operation: Operation, mask: u32, site: Caller, warp: &Warp) {
                 lanes_of(mask).fold(0, |votes, lane| votes | warp.registers(lane)[0] << lane);
             lanes_of(mask).for_each(|lane| warp.registers(lane)[0] = votes);
         }
+        Operation::ReduceMax => {
+            let maximum = lanes_of(mask).map(|lane| warp.registers(lane)[0]).max().unwrap_or(0);
+            lanes_of(mask).for_each(|lane| warp.registers(lane)[0] = maximum);
+        }
+        Operation::MatchAny => {
+            let values: [u32; 32] = std::array::from_fn(|lane| warp.registers(lane as u32)[0]);
+            for lane in lanes_of(mask) {
+                let is_same = |&other: &u32| values[other as usize] == values[lane as usize];
+                let same =
+                    lanes_of(mask).filter(is_same).fold(0, |lanes, other| lanes | 1 << other);
+                warp.registers(lane)[0] = same;
+            }
+        }
         Operation::MmaBf16 => mma::multiply::<half::bf16>(warp),
         Operation::MmaF16 => mma::multiply::<half::f16>(warp),
         Operation::LoadMatrix => mma::distribute_matrices(warp),
@@ -303,4 +320,21 @@ shuffles! {
 pub unsafe fn ballot(mask: u32, predicate: bool) -> u32 {
     let [votes] = collective(Operation::Ballot, mask, Location::caller(), [u32::from(predicate)]);
     votes
+}
+
+macro_rules! reductions {
+    ($($name:ident: $operation:ident;)*) => {$(
+        #[inline(always)]
+        #[track_caller]
+        pub unsafe fn $name(mask: u32, value: u32) -> u32 {
+            let [result] =
+                collective(Operation::$operation, mask, Location::caller(), [value]);
+            result
+        }
+    )*};
+}
+
+reductions! {
+    reduce_max: ReduceMax;
+    match_any: MatchAny;
 }

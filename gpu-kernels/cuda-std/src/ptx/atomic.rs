@@ -65,6 +65,7 @@ macro_rules! loads {
 }
 
 loads! {
+    load_acquire_gpu: "ld.acquire.gpu.global.u32";
     load_acquire_sys: "ld.acquire.sys.global.u32";
     load_relaxed_sys: "ld.relaxed.sys.global.u32";
     load_relaxed_gpu: "ld.relaxed.gpu.global.u32";

@@ -12,6 +12,10 @@ unsafe extern "C" {
     fn shfl_up(mask: u32, value: u32, delta: u32, clamp: u32) -> u32;
     #[link_name = "llvm.nvvm.vote.ballot.sync"]
     fn vote_ballot(mask: u32, predicate: bool) -> u32;
+    #[link_name = "llvm.nvvm.redux.sync.umax"]
+    fn redux_umax(value: u32, mask: u32) -> u32;
+    #[link_name = "llvm.nvvm.match.any.sync.i32"]
+    fn match_any_sync(mask: u32, value: u32) -> u32;
     #[link_name = "llvm.nvvm.bar.warp.sync"]
     fn bar_warp_sync(mask: u32);
 }
@@ -58,4 +62,14 @@ pub unsafe fn shuffle_up(mask: u32, value: u32, delta: u32, width: u32) -> u32 {
 #[inline(always)]
 pub unsafe fn ballot(mask: u32, predicate: bool) -> u32 {
     vote_ballot(mask, predicate)
+}
+
+#[inline(always)]
+pub unsafe fn reduce_max(mask: u32, value: u32) -> u32 {
+    redux_umax(value, mask)
+}
+
+#[inline(always)]
+pub unsafe fn match_any(mask: u32, value: u32) -> u32 {
+    match_any_sync(mask, value)
 }
