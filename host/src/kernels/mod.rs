@@ -14,6 +14,7 @@ pub mod kv_page_pattern;
 pub mod memory_read;
 pub mod memory_write;
 pub mod merge_states;
+pub mod moe_permute;
 pub mod moe_topk;
 pub mod paged_attention;
 pub mod tensor_peak;
