@@ -36,3 +36,7 @@ pub mod paged_attention;
 pub mod tensor_peak;
 #[cfg(test)]
 mod testing;
+pub mod token_pack;
+#[cfg(feature = "host")]
+pub mod token_rows;
+pub mod token_unpack;

@@ -18,6 +18,8 @@ pub mod moe_permute;
 pub mod moe_topk;
 pub mod paged_attention;
 pub mod tensor_peak;
+pub mod token_pack;
+pub mod token_unpack;
 
 use std::time::Duration;
 
