@@ -13,6 +13,7 @@ mod ceilings;
 mod far_decode;
 mod kv_append;
 mod kv_pages;
+mod moe;
 mod paged_attention;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ pub fn all() -> Vec<KernelLaunch> {
         far_decode::launches(),
         kv_append::launches(),
         kv_pages::launches(),
+        moe::launches(),
         ceilings::launches(),
     ]
     .into_iter()

@@ -13,6 +13,8 @@ mod far_bench;
 mod far_grid;
 pub(crate) mod kv_append;
 mod kv_cache_nvlink_pool;
+pub(crate) mod moe_permute;
+pub(crate) mod moe_topk;
 mod paged_attention;
 mod placed_kv;
 
@@ -24,6 +26,8 @@ pub use far_bench::{FarBench, FarRun, FarWay};
 pub use far_grid::{FarGrid, FarGridRow, far_grid, is_far};
 pub use kv_append::KvAppend;
 pub use kv_cache_nvlink_pool::KvCacheNvlinkPool;
+pub use moe_permute::MoePermute;
+pub use moe_topk::MoeTopk;
 pub use paged_attention::PagedAttention;
 
 use anyhow::Result;
@@ -33,7 +37,8 @@ use crate::device::Device;
 use crate::harness::Pair;
 
 /// Every pair.
-pub const ALL: &[&dyn Pair] = &[&PagedAttention, &KvCacheNvlinkPool, &KvAppend];
+pub const ALL: &[&dyn Pair] =
+    &[&PagedAttention, &KvCacheNvlinkPool, &KvAppend, &MoeTopk, &MoePermute];
 
 /// How much more than an L2 cache holds all inputs have together.
 const CACHES_EXCEEDED: u64 = 2;
