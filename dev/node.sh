@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs a bundle on a GPU node. Made by dev/bundle.sh; needs a driver, and for some verbs CUDA's
-# tools. Reports go to $OUT, or to `out` beside this script.
+# tools. Reports go to $OUT, or to `out` beside this script. The archive beside it is unpacked at
+# the first use, beside itself or, where that cannot be written, into $TMPDIR.
 set -uo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-out=${OUT:-$here/out}
-mkdir -p "$out"
+beside=$(cd "$(dirname "$0")" && pwd)
+out=${OUT:-$beside/out}
 
 usage() {
     cat >&2 <<'EOF'
@@ -12,13 +12,37 @@ run.sh test [FILTER]                  CPU tests, then the GPU tests that the GPU
 run.sh sanitize [TOOL] [FILTER]       compute-sanitizer over the GPU tests; TOOL is memcheck,
                                       racecheck, synccheck, initcheck or all
 run.sh bench [NAME [ARGS...]]         one bench, or all
-run.sh profile KERNEL [COMMAND...]    Nsight Compute over KERNEL (a regular expression), by default
-                                      in the bench of its room, else in kv-validate
+run.sh profile KERNEL [ARGS...]       Nsight Compute over one kernel by its name: host profile ARGS
 run.sh validate [ARGS...]             the main job: host kv-validate ARGS
-LIMIT=SECONDS bounds each program started (default 300).
+run.sh record [ARGS...]               a release's recorded run: pairs measured and kept in $OUT/runs,
+                                      with a report; $OUT/expectations updated, and checked twice.
+                                      ARGS of host run, by default: all --shapes real
+LIMIT=SECONDS bounds each program started, and a record as a whole (default 300).
 EOF
     exit 2
 }
+
+# unpack ARCHIVE FOLDER: all of it, or no folder at all.
+unpack() {
+    local part
+    part=$(mktemp -d "$2.XXXXXX") || return
+    # Without xz, Python's module for it.
+    if { tar -xJf "$1" -C "$part" 2>/dev/null || python3 -m tarfile -e "$1" "$part"; }; then
+        mv -T "$part" "$2" 2>/dev/null && return
+    fi
+    rm -rf "$part"
+    # Another run.sh may have been first.
+    [ -d "$2" ]
+}
+
+[ $# -gt 0 ] || usage
+archive=$beside/bundle.tar.xz
+parent=$beside
+[ -w "$beside" ] || parent=${TMPDIR:-/tmp}
+# The name tells the contents, so that nothing of an older bundle is run.
+here=$parent/unpacked-$(cksum <"$archive" | cut -d ' ' -f 1)
+[ -d "$here" ] || unpack "$archive" "$here" || { echo "$archive cannot be unpacked" >&2; exit 1; }
+mkdir -p "$out" || exit
 
 export INSTA_UPDATE=no INSTA_WORKSPACE_ROOT=$here/root
 export CARGO_BIN_EXE_host=$here/bin/host
@@ -81,8 +105,21 @@ sanitize_of() {
         "$here/tests/$2" --ignored --exact --test-threads=1 "${names[@]}"
 }
 
-verb=${1:-}
-[ $# -gt 0 ] && shift
+# step NAME COMMAND...: a step of a record, which ends where $LIMIT is over. What a run has measured
+# by then, it has kept.
+step() {
+    local name=$1 left=$((LIMIT - SECONDS)) status
+    shift
+    echo "=== $name, $left s left"
+    [ $left -gt 0 ] || { echo "LIMIT=$LIMIT s was over before: $name" >&2; exit 1; }
+    timeout --signal=INT --kill-after=10 "$left" "$@" 2>&1 | tee "$out/record-$name.log"
+    status=${PIPESTATUS[0]}
+    [ "$status" -ne 124 ] || { echo "LIMIT=$LIMIT s was over during: $name" >&2; exit 1; }
+    [ "$status" -eq 0 ] || { echo "$name failed (exit status $status)" >&2; exit 1; }
+}
+
+verb=$1
+shift
 case $verb in
 test)
     filter=${1:-}
@@ -115,20 +152,26 @@ bench)
     ;;
 profile)
     [ $# -gt 0 ] || usage
-    kernel=$1
-    shift
-    if [ $# -eq 0 ]; then
-        set -- "$here/bin/host" kv-validate
-        for bench in "$here"/benches/*; do
-            [[ $kernel == "$(basename "$bench")"* ]] && set -- "$bench" --bench
-        done
-    fi
-    bounded ncu --set full --import-source no --target-processes all --kernel-name "regex:$kernel" \
-        --launch-skip 10 --launch-count 3 --force-overwrite --export "$out/profile" "$@"
+    bounded "$here/bin/host" profile --run --tool ncu --out "$out" "$@"
     exit
     ;;
 validate)
     bounded "$here/bin/host" kv-validate "$@"
+    exit
+    ;;
+record)
+    [ $# -gt 0 ] || set -- all --shapes real
+    : "${LIMIT:=300}"
+    host=$here/bin/host
+    mkdir -p "$out/expectations"
+    cp "$here"/root/expectations/* "$out/expectations"
+    expectations=("$host" expectations --folder "$out/expectations")
+    step run "$host" run "$@" --out "$out/runs"
+    step report "$host" report "$out/runs"
+    step update "${expectations[@]}" update --results "$out/runs"
+    step check-1 "${expectations[@]}" check "$@"
+    step check-2 "${expectations[@]}" check "$@"
+    echo "recorded in $out: runs, expectations"
     exit
     ;;
 *)
