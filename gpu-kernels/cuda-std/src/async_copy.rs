@@ -67,6 +67,17 @@ pub unsafe fn arrive_when_landed(barrier: Mbarrier) {
     arch::async_copy::arrive_when_landed(barrier.place().raw);
 }
 
+/// As [`copy_16_or_zero`], for lines that others read, too: the L2 treats them as any.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn copy_shared_16_or_zero<T: AnyBitPattern, U: AnyBitPattern>(
+    dst: Shared<T>,
+    src: Global<U>,
+    copies: bool,
+) {
+    arch::async_copy::copy_shared_16_or_zero(dst.raw, src.raw, copies);
+}
+
 /// Closes the copies issued since the last call into a group.
 #[inline(always)]
 pub unsafe fn commit_group() {

@@ -46,6 +46,12 @@ pub unsafe fn copy_16_or_zero(dst: RawShared, src: RawGlobal, copies: bool, _pol
 
 #[inline(always)]
 #[track_caller]
+pub unsafe fn copy_shared_16_or_zero(dst: RawShared, src: RawGlobal, copies: bool) {
+    copy_16_or_zero(dst, src, copies, 0);
+}
+
+#[inline(always)]
+#[track_caller]
 pub unsafe fn copy_reused_16_or_zero(dst: RawShared, src: RawGlobal, copies: bool) {
     copy_16_or_zero(dst, src, copies, 0);
 }

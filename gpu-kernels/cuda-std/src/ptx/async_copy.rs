@@ -43,6 +43,14 @@ pub unsafe fn arrive_when_landed(barrier: RawShared) {
 }
 
 #[inline(always)]
+pub unsafe fn copy_shared_16_or_zero(dst: RawShared, src: RawGlobal, copies: bool) {
+    let src_bytes = if copies { 16 } else { 0 };
+    asm!("cp.async.cg.shared.global [{d}], [{s}], 16, {n};",
+        d = in(reg32) dst.address(), s = in(reg64) src.address(), n = in(reg32) src_bytes,
+        options(nostack, preserves_flags));
+}
+
+#[inline(always)]
 pub unsafe fn commit_group() {
     asm!("cp.async.commit_group;", options(nostack, preserves_flags));
 }
