@@ -22,7 +22,9 @@ extern crate std;
 
 #[cfg(feature = "host")]
 pub mod contract;
+pub mod expert_gemm;
 pub mod far_decode;
+pub mod gemm;
 pub mod kv_append;
 pub mod kv_layout;
 pub mod kv_page_copy;
@@ -33,6 +35,7 @@ pub mod merge_states;
 pub mod moe_permute;
 pub mod moe_topk;
 pub mod paged_attention;
+pub mod shared_expert;
 pub mod tensor_peak;
 #[cfg(test)]
 mod testing;

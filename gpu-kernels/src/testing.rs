@@ -12,6 +12,7 @@ use cuda_std::cpu::memory::Allocation;
 use cuda_std::cpu::{Executor, ExecutorConfig, LaneOrder, LaunchDims};
 use cuda_std::float::HalfFloat;
 use cuda_std::global::{Global, GlobalMut};
+use cuda_std::tensor_map::{TensorElement, TensorMap, TensorMaps, Tiling};
 use half::{bf16, f16};
 
 /// The CPU as a device.
@@ -106,6 +107,15 @@ impl<T: Pod> DeviceMemory<T> {
     pub fn view_mut(&self) -> GlobalMut<T> {
         self.allocation.view_mut()
     }
+}
+
+/// Maps of `memory` by tiles of several sizes.
+pub fn tensor_maps<T: TensorElement + Pod, const RANK: usize, const N: usize>(
+    memory: &DeviceMemory<T>,
+    tilings: &[Tiling<RANK>; N],
+) -> TensorMaps<T, RANK, N> {
+    let maps = tilings.iter().map(|tiling| TensorMap::new(memory.view(), tiling).unwrap());
+    TensorMaps::new(&maps.collect::<Vec<_>>())
 }
 
 /// A 16-bit float as tests convert it.

@@ -7,7 +7,9 @@
 //! Launches over KV take the [`KvMemory`](crate::kv::memory::KvMemory) that their lists were
 //! checked against, and are safe.
 
+pub mod expert_gemm;
 pub mod far_decode;
+pub mod gemm;
 pub mod kv_append;
 pub mod kv_page_copy;
 pub mod kv_page_pattern;
@@ -17,6 +19,7 @@ pub mod merge_states;
 pub mod moe_permute;
 pub mod moe_topk;
 pub mod paged_attention;
+pub mod shared_expert;
 pub mod tensor_peak;
 pub mod token_pack;
 pub mod token_unpack;

@@ -15,6 +15,7 @@ mod kv_append;
 mod kv_pages;
 mod moe;
 mod paged_attention;
+mod products;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,7 @@ pub fn all() -> Vec<KernelLaunch> {
         kv_append::launches(),
         kv_pages::launches(),
         moe::launches(),
+        products::launches(),
         ceilings::launches(),
     ]
     .into_iter()

@@ -1,0 +1,229 @@
+//! The kernels: a block for each tile, and persistent blocks.
+
+// A kernel is one unsafe program: its launch vouches for it.
+#![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc)]
+
+use cuda_std::prelude::*;
+use cuda_std::tensor_map::{TensorMap, TensorMaps};
+use half::bf16;
+
+use crate::gemm::baseline::{TILE_M, TILE_N};
+use crate::gemm::device::baseline::{self, multiply_tile};
+use crate::gemm::device::output::{Meeting, Output};
+use crate::gemm::device::pipeline::{Operands, Tile, Tiles, run};
+use crate::gemm::schedule::{Raster, RowTiles};
+use crate::gemm::tma::{BLOCK_ROWS, RAGGED, STAGE_COLUMNS};
+
+/// Where the rows of expert `expert` begin, at most `num_rows`; no experts after the last have any.
+#[inline(always)]
+unsafe fn offset_of(
+    expert_offsets: Global<i32>, // [num_experts + 1]
+    num_experts: u32,
+    num_rows: u32,
+    expert: u32,
+) -> u32 {
+    expert_offsets.load(expert.min(num_experts) as usize).clamp(0, num_rows as i32) as u32
+}
+
+/// `c[r] = a[r] b[e]^T` for the rows of each expert, a block for each tile of 128 x 128.
+#[kernel(threads = 256, min_blocks = 2)]
+pub unsafe fn expert_gemm_baseline_bf16(
+    a: Global<bf16>,             // [num_rows, k]
+    b: Global<bf16>,             // [num_experts, n, k]
+    expert_offsets: Global<i32>, // [num_experts + 1]
+    num_rows: u32,
+    num_experts: u32,
+    n: u32,
+    k: u32,
+    c: GlobalMut<bf16>, // [num_rows, n]
+) {
+    let mut tile = thread::block_idx_y();
+    let mut expert = 0;
+    while expert < num_experts {
+        let begin = offset_of(expert_offsets, num_experts, num_rows, expert);
+        let end = offset_of(expert_offsets, num_experts, num_rows, expert + 1);
+        let rows = end.saturating_sub(begin);
+        let num_tiles = rows.div_ceil(TILE_M as u32);
+        if tile < num_tiles {
+            let first = tile * TILE_M as u32;
+            let row = (begin + first) as usize;
+            let operands = baseline::Operands {
+                a: a.offset(row * k as usize),
+                b: b.offset(expert as usize * n as usize * k as usize),
+                c: c.offset(row * n as usize),
+                num_rows: rows - first,
+                n,
+                k,
+            };
+            return multiply_tile(operands, thread::block_idx_x() * TILE_N as u32);
+        }
+        tile -= num_tiles;
+        expert += 1;
+    }
+}
+
+/// The tiles of all experts, of whom each lane holds one of 32.
+#[derive(Clone, Copy)]
+struct ExpertTiles {
+    expert_offsets: Global<i32>, // [num_experts + 1]
+    num_experts: u32,
+    num_rows: u32,
+    /// Columns of C of a tile.
+    columns: u32,
+    n_tiles: u32,
+    num_steps: u32,
+    /// The block's next tile.
+    next: u32,
+    /// The first lane's expert.
+    first_expert: u32,
+    /// Of this lane's expert: first row, rows, and the number of the tile after its last.
+    begin: u32,
+    rows: u32,
+    tiles_end: u32,
+}
+
+const WARP: u32 = warp::WARP_SIZE;
+
+/// Lane `lane`'s value.
+#[inline(always)]
+unsafe fn of_lane(value: u32, lane: u32) -> u32 {
+    warp::warp_shuffle_idx(warp::FULL_MASK, value, lane, WARP).0
+}
+
+impl ExpertTiles {
+    /// The tiles of this block. All lanes of a warp call it together.
+    #[inline(always)]
+    unsafe fn new(
+        expert_offsets: Global<i32>, // [num_experts + 1]
+        num_experts: u32,
+        num_rows: u32,
+        n: u32,
+        k: u32,
+        columns: u32,
+    ) -> Self {
+        let mut tiles = Self {
+            expert_offsets,
+            num_experts,
+            num_rows,
+            columns,
+            n_tiles: n.div_ceil(columns),
+            num_steps: k.div_ceil(STAGE_COLUMNS as u32),
+            next: thread::block_idx_x(),
+            first_expert: 0,
+            begin: 0,
+            rows: 0,
+            tiles_end: 0,
+        };
+        tiles.hold(0, 0);
+        tiles
+    }
+
+    #[inline(always)]
+    fn row_tiles(rows: u32) -> RowTiles {
+        RowTiles::new(rows, RAGGED.max_rows as u32)
+    }
+
+    /// Takes the 32 experts from `first_expert` on, before whom there are `tiles_before` tiles.
+    #[inline(always)]
+    unsafe fn hold(&mut self, first_expert: u32, tiles_before: u32) {
+        let expert = first_expert + warp::lane_id();
+        let offset =
+            |expert| offset_of(self.expert_offsets, self.num_experts, self.num_rows, expert);
+        self.first_expert = first_expert;
+        self.begin = offset(expert);
+        self.rows = offset(expert + 1).saturating_sub(self.begin);
+        let mut tiles = Self::row_tiles(self.rows).num_tiles * self.n_tiles;
+        let mut distance = 1;
+        while distance < WARP {
+            let (before, exists) = warp::warp_shuffle_up(warp::FULL_MASK, tiles, distance, WARP);
+            tiles += if exists { before } else { 0 };
+            distance *= 2;
+        }
+        self.tiles_end = tiles_before + tiles;
+    }
+}
+
+impl Tiles for ExpertTiles {
+    const RAGGED: bool = true;
+
+    #[inline(always)]
+    unsafe fn next(&mut self) -> Option<Tile> {
+        loop {
+            let owners = warp::warp_vote_ballot(warp::FULL_MASK, self.next < self.tiles_end);
+            if owners != 0 {
+                return Some(self.tile_of(owners.trailing_zeros()));
+            }
+            if self.first_expert + WARP >= self.num_experts {
+                return None;
+            }
+            self.hold(self.first_expert + WARP, of_lane(self.tiles_end, WARP - 1));
+        }
+    }
+}
+
+impl ExpertTiles {
+    /// The block's next tile, which is of the expert that `lane` holds.
+    #[inline(always)]
+    unsafe fn tile_of(&mut self, lane: u32) -> Tile {
+        let rows = Self::row_tiles(of_lane(self.rows, lane));
+        let raster = Raster { m_tiles: rows.num_tiles, n_tiles: self.n_tiles };
+        let in_expert = self.next + raster.num_tiles() - of_lane(self.tiles_end, lane);
+        let (m_tile, n_tile) = raster.place(in_expert);
+        let (first_row, num_rows) = rows.tile(m_tile);
+        self.next += thread::grid_dim_x();
+        Tile {
+            expert: self.first_expert + lane,
+            first_row: of_lane(self.begin, lane) + first_row,
+            num_rows,
+            first_column: n_tile * self.columns,
+            steps: [0, self.num_steps],
+            number: 0,
+            split: 0,
+        }
+    }
+}
+
+const PLAIN: bool = false;
+const GATED: bool = true;
+const ALONE: bool = false;
+
+/// `c[r] = a[r] b[e]^T` for the rows of each expert.
+#[kernel(target = "sm_90a", threads = 384, min_blocks = 1)]
+pub unsafe fn expert_gemm_grouped_bf16(
+    a: TensorMaps<bf16, 2, 8>,      // [num_rows, k]
+    b: TensorMap<bf16, 3>,          // [num_experts, n, k]
+    c_maps: TensorMaps<bf16, 2, 4>, // [num_rows, n]
+    expert_offsets: Global<i32>,    // [num_experts + 1]
+    num_rows: u32,
+    num_experts: u32,
+    n: u32,
+    k: u32,
+    c: GlobalMut<bf16>, // [num_rows, n]
+) {
+    let operands = Operands { a, b, second_block: BLOCK_ROWS as u32 };
+    let output = Output { maps: c_maps, c, n, meeting: Meeting::none() };
+    let columns = 2 * BLOCK_ROWS as u32;
+    let tiles = ExpertTiles::new(expert_offsets, num_experts, num_rows, n, k, columns);
+    run::<_, _, 2, 64, 4, PLAIN, ALONE>(operands, output, tiles);
+}
+
+/// `c[r] = silu(a[r] g[e]^T) * (a[r] u[e]^T)` for the rows of each expert; `b[e]` is `g[e]`, then
+/// `u[e]`.
+#[kernel(target = "sm_90a", threads = 384, min_blocks = 1)]
+pub unsafe fn expert_gemm_gated_bf16(
+    a: TensorMaps<bf16, 2, 8>,      // [num_rows, k]
+    b: TensorMap<bf16, 3>,          // [num_experts, 2 n, k]
+    c_maps: TensorMaps<bf16, 2, 4>, // [num_rows, n]
+    expert_offsets: Global<i32>,    // [num_experts + 1]
+    num_rows: u32,
+    num_experts: u32,
+    n: u32,
+    k: u32,
+    c: GlobalMut<bf16>, // [num_rows, n]
+) {
+    let operands = Operands { a, b, second_block: n };
+    let output = Output { maps: c_maps, c, n, meeting: Meeting::none() };
+    let columns = BLOCK_ROWS as u32;
+    let tiles = ExpertTiles::new(expert_offsets, num_experts, num_rows, n, k, columns);
+    run::<_, _, 2, 64, 4, GATED, ALONE>(operands, output, tiles);
+}

@@ -1,0 +1,95 @@
+//! What a shared expert must be like, and what it does.
+
+use cuda_std::cpu::LaunchDims;
+use cuda_std::tensor_map::Tiling;
+
+use super::device::{PIECE, SILU_MUL_THREADS};
+use crate::contract::{ContractError, Work};
+use crate::gemm::contract::{GemmShape, row_tilings, rows_tiling, weights_tiling};
+use crate::gemm::tma::{BLOCK_ROWS, NUM_THREADS, PANEL_STEPS, RAGGED};
+
+/// Sizes of a shared expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedExpertShape {
+    /// Rows of x and y.
+    pub num_tokens: u32,
+    /// Columns of x and y.
+    pub hidden: u32,
+    /// Columns of h.
+    pub intermediate: u32,
+}
+
+impl SharedExpertShape {
+    /// The two products: x with gate and up, and h with down.
+    pub fn products(&self) -> [GemmShape; 2] {
+        let Self { num_tokens: m, hidden, intermediate } = *self;
+        [
+            GemmShape { m, n: 2 * intermediate, k: hidden },
+            GemmShape { m, n: hidden, k: intermediate },
+        ]
+    }
+
+    /// Refuses what the kernels do not take, in the words of the products. With arguments of the
+    /// lengths that the room states, no thread then reaches out of bounds.
+    pub fn check(&self) -> Result<(), ContractError> {
+        self.products().iter().try_for_each(GemmShape::check)
+    }
+
+    /// Elements of x, and of y.
+    pub fn x_elements(&self) -> usize {
+        self.num_tokens as usize * self.hidden as usize
+    }
+
+    /// Elements of h.
+    pub fn h_elements(&self) -> usize {
+        self.num_tokens as usize * self.intermediate as usize
+    }
+
+    /// Launch of the gate as a kernel of its own.
+    pub fn silu_mul_dims(&self) -> LaunchDims {
+        let row_pieces = self.intermediate / PIECE;
+        LaunchDims {
+            grid: [row_pieces.div_ceil(SILU_MUL_THREADS), self.num_tokens, 1],
+            block: [SILU_MUL_THREADS, 1, 1],
+            shared_bytes: 0,
+        }
+    }
+
+    /// Launch of the first product with its gate, on a GPU of `num_sms` SMs.
+    pub fn gate_up_dims(&self, num_sms: u32) -> LaunchDims {
+        let num_tiles = self.num_tokens.div_ceil(RAGGED.max_rows as u32)
+            * self.intermediate.div_ceil(BLOCK_ROWS as u32);
+        LaunchDims {
+            grid: [num_tiles.min(num_sms), 1, 1],
+            block: [NUM_THREADS, 1, 1],
+            shared_bytes: RAGGED.shared_bytes() as u32,
+        }
+    }
+
+    /// How the copy engine loads x.
+    pub fn x_tiling(&self) -> Tiling<2> {
+        rows_tiling(self.num_tokens, self.hidden, RAGGED.max_rows as u32)
+    }
+
+    /// How the copy engine loads gate and up.
+    pub fn gate_up_tiling(&self) -> Tiling<3> {
+        weights_tiling(1, 2 * self.intermediate, self.hidden)
+    }
+
+    /// How the copy engine stores h.
+    pub fn h_tilings(&self) -> [Tiling<2>; PANEL_STEPS] {
+        row_tilings(self.num_tokens, self.intermediate)
+    }
+
+    /// What the expert itself needs: x and weights read once, y written once; h need not leave a
+    /// cache.
+    pub fn work(&self) -> Work {
+        let [gate_up, down] = self.products();
+        let weights = gate_up.b_elements() + down.b_elements();
+        Work {
+            read_bytes: 2 * (self.x_elements() + weights) as u64,
+            written_bytes: 2 * self.x_elements() as u64,
+            flops: gate_up.work().flops + down.work().flops,
+        }
+    }
+}

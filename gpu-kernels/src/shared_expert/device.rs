@@ -1,0 +1,60 @@
+//! The gate: as a kernel of its own, and in the first product.
+
+// A kernel is one unsafe program: its launch vouches for it. Arrays stay in registers as long as
+// constants index them, in loops that unroll.
+#![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, clippy::needless_range_loop)]
+
+use cuda_std::prelude::*;
+use cuda_std::tensor_map::{TensorMap, TensorMaps};
+use half::bf16;
+
+use crate::gemm::device::activation::silu;
+use crate::gemm::device::dense::DenseTiles;
+use crate::gemm::device::output::{Meeting, Output};
+use crate::gemm::device::pipeline::{Operands, run};
+use crate::gemm::tma::BLOCK_ROWS;
+
+/// Threads of a block of the gate alone.
+pub const SILU_MUL_THREADS: u32 = 128;
+/// Elements of a thread.
+pub const PIECE: u32 = 8;
+
+/// `h[t, i] = silu(gate_up[t, i]) * gate_up[t, n + i]`; a row of the grid for each token.
+#[kernel(threads = 128)]
+pub unsafe fn shared_expert_silu_mul_bf16(
+    gate_up: Global<bf16>, // [num_tokens, 2 n]
+    n: u32,
+    h: GlobalMut<bf16>, // [num_tokens, n]
+) {
+    let column = thread::index_1d() * PIECE;
+    if column >= n {
+        return;
+    }
+    let token = thread::block_idx_y() as usize;
+    let row = gate_up.offset(token * 2 * n as usize + column as usize);
+    let (gates, ups) = (row.load_x4(0), row.load_x4(n as usize));
+    let mut products = [0; 4];
+    for word in 0..4 {
+        let [g0, g1] = bf16::unpack(gates[word]);
+        let [u0, u1] = bf16::unpack(ups[word]);
+        products[word] = bf16::pack(silu(g0) * u0, silu(g1) * u1);
+    }
+    h.store_x4(token * n as usize + column as usize, products);
+}
+
+/// `h = silu(x g^T) * (x u^T)`, where `gate_up` is `g`, then `u`.
+#[kernel(target = "sm_90a", threads = 384, min_blocks = 1)]
+pub unsafe fn shared_expert_gate_up_bf16(
+    x: TensorMap<bf16, 2>,          // [num_tokens, k]
+    gate_up: TensorMap<bf16, 3>,    // [1, 2 n, k]
+    h_maps: TensorMaps<bf16, 2, 4>, // [num_tokens, n]
+    num_tokens: u32,
+    n: u32,
+    k: u32,
+    h: GlobalMut<bf16>, // [num_tokens, n]
+) {
+    let operands = Operands { a: x, b: gate_up, second_block: n };
+    let output = Output { maps: h_maps, c: h, n, meeting: Meeting::none() };
+    let tiles = DenseTiles::<128>::new(num_tokens, n, k, BLOCK_ROWS as u32, 1);
+    run::<_, _, 2, 64, 4, true, false>(operands, output, tiles);
+}

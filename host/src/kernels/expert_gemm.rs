@@ -1,0 +1,151 @@
+//! Launches of the room `expert_gemm`.
+
+use gpu_kernels::contract::{require, require_len};
+use gpu_kernels::expert_gemm::contract::ExpertGemmShape;
+use gpu_kernels::expert_gemm::device as entries;
+use half::bf16;
+
+use super::KernelError;
+use super::gemm::{runs_hopper_kernels, tensor_maps};
+use crate::device::{Buffer, Stream};
+
+/// Which kernel multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertGemmVariant {
+    /// A block for each tile, `cp.async` and `mma`: Ampere and later. Knows no gate.
+    Baseline,
+    /// Persistent blocks, tiles as even as an expert's rows allow: Hopper.
+    Grouped,
+}
+
+/// Grouped products of one shape, for any routing.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpertGemm {
+    shape: ExpertGemmShape,
+    variant: ExpertGemmVariant,
+    num_sms: u32,
+}
+
+/// What one run of [`ExpertGemm`] reads and writes.
+#[derive(Clone, Copy)]
+pub struct ExpertGemmArgs<'a> {
+    /// `[num_rows, k]`, sorted by expert
+    pub a: &'a Buffer<bf16>,
+    /// `[num_experts, n, k]`; gated `[num_experts, 2 n, k]`, an expert's gates first
+    pub b: &'a Buffer<bf16>,
+    /// `[num_experts + 1]`: where each expert's rows begin, and where the last one's end
+    pub expert_offsets: &'a Buffer<i32>,
+    /// `[num_rows, n]`
+    pub c: &'a Buffer<bf16>,
+}
+
+impl ExpertGemm {
+    /// Products by the fastest kernel that the device of `stream` has for this shape.
+    ///
+    /// # Errors
+    /// A shape that the kernels do not take, in words: with a gate, also on a GPU before Hopper,
+    /// where [`silu_mul`](super::shared_expert::silu_mul) follows a product without one.
+    pub fn new(stream: &Stream, shape: ExpertGemmShape) -> Result<Self, KernelError> {
+        let variant = match runs_hopper_kernels(stream.device())? {
+            true => ExpertGemmVariant::Grouped,
+            false => ExpertGemmVariant::Baseline,
+        };
+        Self::with_variant(stream, shape, variant)
+    }
+
+    /// Products by a kernel of one's choice.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_variant(
+        stream: &Stream,
+        shape: ExpertGemmShape,
+        variant: ExpertGemmVariant,
+    ) -> Result<Self, KernelError> {
+        shape.check()?;
+        let fits = variant == ExpertGemmVariant::Grouped || !shape.is_gated;
+        require(fits, "is_gated", "false for the baseline, which has no gate", shape.is_gated)?;
+        let num_sms = stream.device().properties()?.num_multiprocessors;
+        Ok(Self { shape, variant, num_sms })
+    }
+
+    /// The sizes this was made for.
+    pub fn shape(&self) -> ExpertGemmShape {
+        self.shape
+    }
+
+    /// `c[r] = a[r] b[e]^T` for the rows of each expert, or gated. Rows of no expert stay as they
+    /// are. Offsets are read on the device, when it gets there; those outside of 0 to `num_rows`
+    /// count as the nearest.
+    ///
+    /// # Errors
+    /// Before any launch: arguments of the wrong length.
+    pub fn run(&self, stream: &Stream, args: ExpertGemmArgs<'_>) -> Result<(), KernelError> {
+        let shape = &self.shape;
+        require_len("a", shape.a_elements(), args.a.len())?;
+        require_len("b", shape.b_elements(), args.b.len())?;
+        require_len("expert_offsets", shape.offsets_elements(), args.expert_offsets.len())?;
+        require_len("c", shape.c_elements(), args.c.len())?;
+        match self.variant {
+            ExpertGemmVariant::Baseline => self.launch_baseline(stream, args)?,
+            ExpertGemmVariant::Grouped => self.launch_grouped(stream, args)?,
+        }
+        for buffer in [args.a, args.b, args.c] {
+            stream.keep(buffer);
+        }
+        stream.keep(args.expert_offsets);
+        Ok(())
+    }
+
+    fn launch_baseline(
+        &self,
+        stream: &Stream,
+        args: ExpertGemmArgs<'_>,
+    ) -> Result<(), KernelError> {
+        let ExpertGemmShape { num_rows, num_experts, n, k, .. } = self.shape;
+        let kernel = entries::expert_gemm_baseline_bf16 {
+            a: args.a.view(),
+            b: args.b.view(),
+            expert_offsets: args.expert_offsets.view(),
+            num_rows,
+            num_experts,
+            n,
+            k,
+            c: args.c.view_mut(),
+        };
+        // SAFETY: the contract was checked, for these lengths.
+        unsafe { stream.launch(self.shape.baseline_dims(), kernel) }?;
+        Ok(())
+    }
+
+    fn launch_grouped(&self, stream: &Stream, args: ExpertGemmArgs<'_>) -> Result<(), KernelError> {
+        let ExpertGemmShape { num_rows, num_experts, n, k, is_gated } = self.shape;
+        let a = tensor_maps(args.a, &self.shape.a_tilings())?;
+        let b = args.b.tensor_map(&self.shape.b_tiling())?;
+        let c_maps = tensor_maps(args.c, &self.shape.c_tilings())?;
+        let (expert_offsets, c) = (args.expert_offsets.view(), args.c.view_mut());
+        let dims = self.shape.grouped_dims(self.num_sms);
+        macro_rules! launch {
+            ($kernel:ident) => {{
+                let kernel = entries::$kernel {
+                    a,
+                    b,
+                    c_maps,
+                    expert_offsets,
+                    num_rows,
+                    num_experts,
+                    n,
+                    k,
+                    c,
+                };
+                // SAFETY: the contract was checked, for these lengths.
+                unsafe { stream.launch(dims, kernel) }?
+            }};
+        }
+        match is_gated {
+            true => launch!(expert_gemm_gated_bf16),
+            false => launch!(expert_gemm_grouped_bf16),
+        }
+        Ok(())
+    }
+}

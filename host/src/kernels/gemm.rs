@@ -1,0 +1,180 @@
+//! Launches of the room `gemm`.
+
+use cuda_std::tensor_map::{TensorMaps, Tiling};
+use gpu_kernels::contract::require_len;
+use gpu_kernels::gemm::contract::{GemmPlan, GemmShape, GemmVariant};
+use gpu_kernels::gemm::device as entries;
+use half::bf16;
+
+use super::KernelError;
+use crate::device::{Buffer, Device, PtxModule, Stream};
+
+/// Products of one shape: plan and workspace, made once.
+pub struct Gemm {
+    plan: GemmPlan,
+    sums: Buffer<f32>,
+    arrived: Buffer<u32>,
+}
+
+/// What one run of [`Gemm`] reads and writes.
+#[derive(Clone, Copy)]
+pub struct GemmArgs<'a> {
+    /// `[m, k]`
+    pub a: &'a Buffer<bf16>,
+    /// `[n, k]`
+    pub b: &'a Buffer<bf16>,
+    /// `[m, n]`
+    pub c: &'a Buffer<bf16>,
+}
+
+/// Whether `device` runs the kernels of the copy engine and of `wgmma`.
+pub(super) fn runs_hopper_kernels(device: &Device) -> Result<bool, KernelError> {
+    Ok(!device.is_cuda() || device.properties()?.ptx.is_some_and(PtxModule::is_hopper))
+}
+
+/// Maps of `rows` by boxes of several sizes.
+pub(super) fn tensor_maps<const N: usize>(
+    rows: &Buffer<bf16>,
+    tilings: &[Tiling<2>; N],
+) -> Result<TensorMaps<bf16, 2, N>, KernelError> {
+    let maps = tilings.iter().map(|tiling| rows.tensor_map(tiling));
+    Ok(TensorMaps::new(&maps.collect::<Result<Vec<_>, _>>()?))
+}
+
+impl Gemm {
+    /// Products by the kernel that should be the fastest on the device of `stream`.
+    ///
+    /// # Errors
+    /// A shape that the kernels do not take, in words; no memory for the workspace.
+    pub fn new(stream: &Stream, shape: GemmShape) -> Result<Self, KernelError> {
+        shape.check()?;
+        let device = stream.device();
+        let num_sms = device.properties()?.num_multiprocessors;
+        let plan = match runs_hopper_kernels(device)? {
+            true => GemmPlan::fastest(shape, num_sms),
+            false => GemmPlan::new(shape, GemmVariant::Baseline, num_sms),
+        };
+        Self::with_plan(stream, plan)
+    }
+
+    /// Products by a kernel of one's choice.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_variant(
+        stream: &Stream,
+        shape: GemmShape,
+        variant: GemmVariant,
+    ) -> Result<Self, KernelError> {
+        let num_sms = stream.device().properties()?.num_multiprocessors;
+        Self::with_plan(stream, GemmPlan::new(shape, variant, num_sms))
+    }
+
+    /// Products as planned.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_plan(stream: &Stream, plan: GemmPlan) -> Result<Self, KernelError> {
+        plan.shape.check()?;
+        let device = stream.device();
+        Ok(Self {
+            plan,
+            sums: device.alloc(plan.sums_elements())?,
+            arrived: device.alloc_zeroed(plan.meeting_elements())?,
+        })
+    }
+
+    /// How the products are launched.
+    pub fn plan(&self) -> GemmPlan {
+        self.plan
+    }
+
+    /// `c = a b^T`. Runs of one `Gemm` share its workspace: one after the other, on one stream.
+    ///
+    /// # Errors
+    /// Before any launch: arguments of the wrong length.
+    pub fn run(&self, stream: &Stream, args: GemmArgs<'_>) -> Result<(), KernelError> {
+        let plan = &self.plan;
+        let GemmShape { m, n, k } = plan.shape;
+        require_len("a", plan.shape.a_elements(), args.a.len())?;
+        require_len("b", plan.shape.b_elements(), args.b.len())?;
+        require_len("c", plan.shape.c_elements(), args.c.len())?;
+        if plan.variant == GemmVariant::Baseline {
+            let (a, b, c) = (args.a.view(), args.b.view(), args.c.view_mut());
+            let kernel = entries::gemm_baseline_bf16 { a, b, m, n, k, c };
+            // SAFETY: the contract was checked, for these lengths.
+            unsafe { stream.launch(plan.dims(), kernel) }?;
+        } else {
+            self.launch_with_maps(stream, args)?;
+        }
+        for buffer in [args.a, args.b, args.c] {
+            stream.keep(buffer);
+        }
+        stream.keep(&self.sums);
+        stream.keep(&self.arrived);
+        Ok(())
+    }
+
+    fn launch_with_maps(&self, stream: &Stream, args: GemmArgs<'_>) -> Result<(), KernelError> {
+        let plan = &self.plan;
+        let GemmShape { m, n, k } = plan.shape;
+        let b = args.b.tensor_map(&plan.b_tiling())?;
+        let c_maps = tensor_maps(args.c, &plan.c_tilings())?;
+        let (c, dims) = (args.c.view_mut(), plan.dims());
+        match plan.variant {
+            GemmVariant::Baseline => unreachable!("it takes no maps"),
+            GemmVariant::Tma => {
+                let a = args.a.tensor_map(&plan.a_tiling())?;
+                let kernel = entries::gemm_tma_bf16 { a, b, c_maps, m, n, k, c };
+                // SAFETY: the contract was checked, for these lengths.
+                unsafe { stream.launch(dims, kernel) }?;
+            }
+            GemmVariant::Split => {
+                let a = tensor_maps(args.a, &plan.ragged_a_tilings())?;
+                let (sums, arrived) = (self.sums.view_mut(), self.arrived.view_mut());
+                let num_splits = plan.num_splits;
+                let kernel = entries::gemm_split_bf16 {
+                    a,
+                    b,
+                    c_maps,
+                    m,
+                    n,
+                    k,
+                    num_splits,
+                    sums,
+                    arrived,
+                    c,
+                };
+                // SAFETY: as above; the workspace is the plan's.
+                unsafe { stream.launch(dims, kernel) }?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `c = a b^T`, each element summed in f64 and rounded to f32: slow, and what others are compared
+/// with. `a` `[m, k]`, `b` `[n, k]`, `c` `[m, n]`.
+///
+/// # Errors
+/// Before the launch: a shape that the kernels do not take, arguments of the wrong length.
+pub fn multiply_exactly(
+    stream: &Stream,
+    shape: GemmShape,
+    a: &Buffer<bf16>,
+    b: &Buffer<bf16>,
+    c: &Buffer<f32>,
+) -> Result<(), KernelError> {
+    shape.check()?;
+    require_len("a", shape.a_elements(), a.len())?;
+    require_len("b", shape.b_elements(), b.len())?;
+    require_len("c", shape.c_elements(), c.len())?;
+    let GemmShape { m, n, k } = shape;
+    let kernel = entries::gemm_exact_bf16 { a: a.view(), b: b.view(), m, n, k, c: c.view_mut() };
+    // SAFETY: the contract was checked, for these lengths.
+    unsafe { stream.launch(shape.exact_dims(), kernel) }?;
+    stream.keep(a);
+    stream.keep(b);
+    stream.keep(c);
+    Ok(())
+}

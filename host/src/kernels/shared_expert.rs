@@ -1,0 +1,185 @@
+//! Launches of the room `shared_expert`: two products of the room `gemm`, and a gate between them.
+
+use gpu_kernels::contract::{require, require_len};
+use gpu_kernels::gemm::contract::GemmVariant;
+use gpu_kernels::shared_expert::contract::SharedExpertShape;
+use gpu_kernels::shared_expert::device as entries;
+use half::bf16;
+
+use super::KernelError;
+use super::gemm::{Gemm, GemmArgs, runs_hopper_kernels, tensor_maps};
+use crate::device::{Buffer, Stream};
+
+/// Where the gate is applied, and which kernels multiply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharedExpertVariant {
+    /// The products' baselines, the gate between them: Ampere and later.
+    Baseline,
+    /// The fastest products, the gate between them.
+    Separate,
+    /// The gate in the first product: Hopper.
+    Fused,
+}
+
+/// Tokens from which on the first product has its gate: fewer leave its tiles to too few SMs, and
+/// splitting them over k is worth more.
+const FUSED_FROM_TOKENS: u32 = 512;
+
+/// A shared expert of one shape: plans and workspace, made once.
+pub struct SharedExpert {
+    shape: SharedExpertShape,
+    num_sms: u32,
+    gate_up: GateUp,
+    down: Gemm,
+    h: Buffer<bf16>,
+}
+
+enum GateUp {
+    Fused,
+    Separate { product: Gemm, gate_up: Buffer<bf16> },
+}
+
+/// What one run of [`SharedExpert`] reads and writes.
+#[derive(Clone, Copy)]
+pub struct SharedExpertArgs<'a> {
+    /// `[num_tokens, hidden]`
+    pub x: &'a Buffer<bf16>,
+    /// `[2 intermediate, hidden]`, gates first
+    pub gate_up: &'a Buffer<bf16>,
+    /// `[hidden, intermediate]`
+    pub down: &'a Buffer<bf16>,
+    /// `[num_tokens, hidden]`
+    pub y: &'a Buffer<bf16>,
+}
+
+impl SharedExpert {
+    /// An expert by the kernels that should be the fastest on the device of `stream`.
+    ///
+    /// # Errors
+    /// A shape that the kernels do not take, in words; no memory for the workspace.
+    pub fn new(stream: &Stream, shape: SharedExpertShape) -> Result<Self, KernelError> {
+        let variant = match runs_hopper_kernels(stream.device())? {
+            true if shape.num_tokens >= FUSED_FROM_TOKENS => SharedExpertVariant::Fused,
+            _ => SharedExpertVariant::Separate,
+        };
+        Self::with_variant(stream, shape, variant)
+    }
+
+    /// An expert by kernels of one's choice.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); a fused gate on a GPU before Hopper.
+    pub fn with_variant(
+        stream: &Stream,
+        shape: SharedExpertShape,
+        variant: SharedExpertVariant,
+    ) -> Result<Self, KernelError> {
+        shape.check()?;
+        let device = stream.device();
+        let [first, second] = shape.products();
+        let product = |shape| match variant {
+            SharedExpertVariant::Baseline => {
+                Gemm::with_variant(stream, shape, GemmVariant::Baseline)
+            }
+            _ => Gemm::new(stream, shape),
+        };
+        let gate_up = match variant {
+            SharedExpertVariant::Fused => {
+                let has_it = runs_hopper_kernels(device)?;
+                require(has_it, "variant", "one that this GPU has", "Fused, which is Hopper's")?;
+                GateUp::Fused
+            }
+            _ => GateUp::Separate {
+                product: product(first)?,
+                gate_up: device.alloc(first.c_elements())?,
+            },
+        };
+        Ok(Self {
+            shape,
+            num_sms: device.properties()?.num_multiprocessors,
+            gate_up,
+            down: product(second)?,
+            h: device.alloc(shape.h_elements())?,
+        })
+    }
+
+    /// The sizes this was made for.
+    pub fn shape(&self) -> SharedExpertShape {
+        self.shape
+    }
+
+    /// What the last run left between the two products: `[num_tokens, intermediate]`.
+    pub fn h(&self) -> &Buffer<bf16> {
+        &self.h
+    }
+
+    /// `y = (silu(x g^T) * (x u^T)) down^T`. Runs of one `SharedExpert` share its workspace: one
+    /// after the other, on one stream.
+    ///
+    /// # Errors
+    /// Before any launch: arguments of the wrong length.
+    pub fn run(&self, stream: &Stream, args: SharedExpertArgs<'_>) -> Result<(), KernelError> {
+        let [first, second] = self.shape.products();
+        require_len("x", self.shape.x_elements(), args.x.len())?;
+        require_len("gate_up", first.b_elements(), args.gate_up.len())?;
+        require_len("down", second.b_elements(), args.down.len())?;
+        require_len("y", self.shape.x_elements(), args.y.len())?;
+        match &self.gate_up {
+            GateUp::Fused => self.multiply_with_gate(stream, args)?,
+            GateUp::Separate { product, gate_up } => {
+                product.run(stream, GemmArgs { a: args.x, b: args.gate_up, c: gate_up })?;
+                silu_mul(stream, self.shape, gate_up, &self.h)?;
+            }
+        }
+        self.down.run(stream, GemmArgs { a: &self.h, b: args.down, c: args.y })
+    }
+
+    fn multiply_with_gate(
+        &self,
+        stream: &Stream,
+        args: SharedExpertArgs<'_>,
+    ) -> Result<(), KernelError> {
+        let shape = &self.shape;
+        let kernel = entries::shared_expert_gate_up_bf16 {
+            x: args.x.tensor_map(&shape.x_tiling())?,
+            gate_up: args.gate_up.tensor_map(&shape.gate_up_tiling())?,
+            h_maps: tensor_maps(&self.h, &shape.h_tilings())?,
+            num_tokens: shape.num_tokens,
+            n: shape.intermediate,
+            k: shape.hidden,
+            h: self.h.view_mut(),
+        };
+        // SAFETY: the contract was checked, for these lengths.
+        unsafe { stream.launch(shape.gate_up_dims(self.num_sms), kernel) }?;
+        for buffer in [args.x, args.gate_up, &self.h] {
+            stream.keep(buffer);
+        }
+        Ok(())
+    }
+}
+
+/// `h = silu(g) * u` for rows of gates and then what they scale: `gate_up`
+/// `[num_tokens, 2 intermediate]`, `h` `[num_tokens, intermediate]`.
+///
+/// # Errors
+/// Before the launch: a shape that the kernels do not take, arguments of the wrong length.
+pub fn silu_mul(
+    stream: &Stream,
+    shape: SharedExpertShape,
+    gate_up: &Buffer<bf16>,
+    h: &Buffer<bf16>,
+) -> Result<(), KernelError> {
+    shape.check()?;
+    require_len("gate_up", 2 * shape.h_elements(), gate_up.len())?;
+    require_len("h", shape.h_elements(), h.len())?;
+    let kernel = entries::shared_expert_silu_mul_bf16 {
+        gate_up: gate_up.view(),
+        n: shape.intermediate,
+        h: h.view_mut(),
+    };
+    // SAFETY: the contract was checked, for these lengths.
+    unsafe { stream.launch(shape.silu_mul_dims(), kernel) }?;
+    stream.keep(gate_up);
+    stream.keep(h);
+    Ok(())
+}

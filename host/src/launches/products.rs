@@ -1,0 +1,96 @@
+//! Kernels of the rooms `gemm`, `expert_gemm` and `shared_expert`: sizes of a large model's layers.
+
+use anyhow::Result;
+use gpu_kernels::expert_gemm::contract::ExpertGemmShape;
+use gpu_kernels::expert_gemm::reference::{offsets, random_rows};
+use gpu_kernels::gemm::contract::{GemmShape, GemmVariant};
+use gpu_kernels::shared_expert::contract::SharedExpertShape;
+use half::bf16;
+
+use super::{KernelLaunch, Setting, kernel};
+use crate::device::{Buffer, Stream};
+use crate::kernels::expert_gemm::{ExpertGemm, ExpertGemmArgs, ExpertGemmVariant};
+use crate::kernels::gemm::{Gemm, GemmArgs, multiply_exactly};
+use crate::kernels::shared_expert::{
+    SharedExpert, SharedExpertArgs, SharedExpertVariant, silu_mul,
+};
+
+pub(super) fn launches() -> Vec<KernelLaunch> {
+    vec![
+        kernel("gemm_baseline_bf16", product(GemmVariant::Baseline, 4096)),
+        kernel("gemm_tma_bf16", product(GemmVariant::Tma, 4096)),
+        kernel("gemm_split_bf16", product(GemmVariant::Split, 128)),
+        kernel("gemm_exact_bf16", exact_product),
+        kernel("expert_gemm_baseline_bf16", experts(ExpertGemmVariant::Baseline, false)),
+        kernel("expert_gemm_grouped_bf16", experts(ExpertGemmVariant::Grouped, false)),
+        kernel("expert_gemm_gated_bf16", experts(ExpertGemmVariant::Grouped, true)),
+        kernel("shared_expert_silu_mul_bf16", separate_gate),
+        kernel("shared_expert_gate_up_bf16", fused_gate),
+    ]
+}
+
+/// Zeros: what is multiplied does not matter here.
+fn zeros(stream: &Stream, len: usize) -> Result<Buffer<bf16>> {
+    Ok(stream.device().alloc_zeroed(len)?)
+}
+
+fn product(variant: GemmVariant, real_m: u32) -> impl Fn(&Setting<'_>) -> Result<()> {
+    move |setting| {
+        let stream = setting.stream()?;
+        let (m, n, k) = setting.pick((real_m, 4096, 7168), (20, 40, 72));
+        let shape = GemmShape { m, n, k };
+        let gemm = Gemm::with_variant(&stream, shape, variant)?;
+        let a = zeros(&stream, shape.a_elements())?;
+        let b = zeros(&stream, shape.b_elements())?;
+        let c = zeros(&stream, shape.c_elements())?;
+        setting.repeat(&stream, |_| Ok(gemm.run(&stream, GemmArgs { a: &a, b: &b, c: &c })?))
+    }
+}
+
+fn exact_product(setting: &Setting<'_>) -> Result<()> {
+    let stream = setting.stream()?;
+    let (m, n, k) = setting.pick((1024, 1024, 1024), (20, 40, 72));
+    let shape = GemmShape { m, n, k };
+    let (a, b) = (zeros(&stream, shape.a_elements())?, zeros(&stream, shape.b_elements())?);
+    let c = stream.device().alloc(shape.c_elements())?;
+    setting.repeat(&stream, |_| Ok(multiply_exactly(&stream, shape, &a, &b, &c)?))
+}
+
+fn experts(variant: ExpertGemmVariant, is_gated: bool) -> impl Fn(&Setting<'_>) -> Result<()> {
+    move |setting| {
+        let stream = setting.stream()?;
+        let (num_rows, num_experts, n, k) = setting.pick((8192, 32, 4096, 7168), (30, 3, 40, 72));
+        let shape = ExpertGemmShape { num_rows, num_experts, n, k, is_gated };
+        let product = ExpertGemm::with_variant(&stream, shape, variant)?;
+        let rows_of = random_rows(num_rows, num_experts, 1);
+        let expert_offsets = Buffer::from_slice(&stream, &offsets(&rows_of))?;
+        let a = zeros(&stream, shape.a_elements())?;
+        let b = zeros(&stream, shape.b_elements())?;
+        let c = zeros(&stream, shape.c_elements())?;
+        let args = ExpertGemmArgs { a: &a, b: &b, expert_offsets: &expert_offsets, c: &c };
+        setting.repeat(&stream, |_| Ok(product.run(&stream, args)?))
+    }
+}
+
+fn shared_expert_shape(setting: &Setting<'_>) -> SharedExpertShape {
+    let (num_tokens, hidden, intermediate) = setting.pick((4096, 7168, 2048), (20, 40, 72));
+    SharedExpertShape { num_tokens, hidden, intermediate }
+}
+
+fn separate_gate(setting: &Setting<'_>) -> Result<()> {
+    let (stream, shape) = (setting.stream()?, shared_expert_shape(setting));
+    let gate_up = zeros(&stream, 2 * shape.h_elements())?;
+    let h = zeros(&stream, shape.h_elements())?;
+    setting.repeat(&stream, |_| Ok(silu_mul(&stream, shape, &gate_up, &h)?))
+}
+
+fn fused_gate(setting: &Setting<'_>) -> Result<()> {
+    let (stream, shape) = (setting.stream()?, shared_expert_shape(setting));
+    let expert = SharedExpert::with_variant(&stream, shape, SharedExpertVariant::Fused)?;
+    let [first, second] = shape.products();
+    let (x, y) = (zeros(&stream, shape.x_elements())?, zeros(&stream, shape.x_elements())?);
+    let gate_up = zeros(&stream, first.b_elements())?;
+    let down = zeros(&stream, second.b_elements())?;
+    let args = SharedExpertArgs { x: &x, gate_up: &gate_up, down: &down, y: &y };
+    setting.repeat(&stream, |_| Ok(expert.run(&stream, args)?))
+}
