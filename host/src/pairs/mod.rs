@@ -9,26 +9,33 @@ mod append_bench;
 mod attention_sizes;
 mod decode_batch;
 mod decode_bench;
+mod expert_gemm;
 mod far_bench;
 mod far_grid;
+mod gemm;
 pub(crate) mod kv_append;
 mod kv_cache_nvlink_pool;
 pub(crate) mod moe_permute;
 pub(crate) mod moe_topk;
 mod paged_attention;
 mod placed_kv;
+mod product_bench;
+mod shared_expert;
 
 pub use append_bench::AppendBench;
 pub use attention_sizes::AttentionSizes;
 pub use decode_batch::{BatchElement, DecodeBatch, DecodeWorkload};
 pub use decode_bench::DecodeBench;
+pub use expert_gemm::ExpertGemm;
 pub use far_bench::{FarBench, FarRun, FarWay};
 pub use far_grid::{FarGrid, FarGridRow, far_grid, is_far};
+pub use gemm::Gemm;
 pub use kv_append::KvAppend;
 pub use kv_cache_nvlink_pool::KvCacheNvlinkPool;
 pub use moe_permute::MoePermute;
 pub use moe_topk::MoeTopk;
 pub use paged_attention::PagedAttention;
+pub use shared_expert::SharedExpert;
 
 use anyhow::Result;
 use gpu_kernels::contract::Work;
@@ -37,8 +44,16 @@ use crate::device::Device;
 use crate::harness::Pair;
 
 /// Every pair.
-pub const ALL: &[&dyn Pair] =
-    &[&PagedAttention, &KvCacheNvlinkPool, &KvAppend, &MoeTopk, &MoePermute];
+pub const ALL: &[&dyn Pair] = &[
+    &PagedAttention,
+    &KvCacheNvlinkPool,
+    &KvAppend,
+    &MoeTopk,
+    &MoePermute,
+    &Gemm,
+    &SharedExpert,
+    &ExpertGemm,
+];
 
 /// How much more than an L2 cache holds all inputs have together.
 const CACHES_EXCEEDED: u64 = 2;

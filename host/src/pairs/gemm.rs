@@ -1,0 +1,128 @@
+//! Pair `gemm`: a block for each tile by `cp.async` and `mma`, against the copy engine and `wgmma`.
+
+use anyhow::Result;
+use gpu_kernels::contract::Work;
+use gpu_kernels::gemm::contract::{GemmShape, GemmVariant};
+use gpu_kernels::gemm::reference::Tolerance;
+use half::bf16;
+
+use super::num_cold_inputs;
+use super::product_bench::{ProductBench, Products, exact_product, random_in_parallel};
+use crate::device::{Buffer, Device, Stream};
+use crate::harness::{Pair, Shape, ShapeSet, Variant};
+use crate::kernels::gemm::{Gemm as Kernel, GemmArgs};
+
+/// The pair.
+pub struct Gemm;
+
+impl Pair for Gemm {
+    fn name(&self) -> &'static str {
+        "gemm"
+    }
+
+    fn about(&self) -> &'static str {
+        "products of dense matrices: a block for each tile by cp.async and mma, against persistent \
+         blocks by the copy engine and wgmma, split over k for few tokens"
+    }
+
+    fn side_name(&self, variant: Variant) -> &'static str {
+        match variant {
+            Variant::Baseline => "mma",
+            Variant::Optimized => "wgmma",
+        }
+    }
+
+    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
+        let shape = |m, n, k| {
+            let shape = GemmShape { m, n, k };
+            Shape::new(format!("{m} x {n} x {k}"), 1, move |devices, seed| {
+                Ok(ProductBench::new(OneProduct::new(&devices[0], shape, seed)?))
+            })
+        };
+        match set {
+            ShapeSet::SeedParity => Vec::new(),
+            ShapeSet::Real => vec![
+                shape(4096, 4096, 4096),
+                shape(8192, 8192, 8192),
+                shape(8192, 7168, 4096),
+                shape(4000, 4104, 4104),
+                shape(128, 4096, 7168),
+                shape(16, 4096, 7168),
+            ],
+            ShapeSet::Tiny => vec![shape(40, 136, 72), shape(3, 264, 200)],
+        }
+    }
+}
+
+/// Operands, the weights as often as calls must find them cold.
+struct OneProduct {
+    shape: GemmShape,
+    stream: Stream,
+    kernels: [Kernel; 2],
+    host_operands: [Vec<bf16>; 2],
+    a: Buffer<bf16>,
+    bs: Vec<Buffer<bf16>>,
+    c: Buffer<bf16>,
+}
+
+impl OneProduct {
+    fn new(device: &Device, shape: GemmShape, seed: u64) -> Result<Self> {
+        let stream = device.new_stream()?;
+        let a = random_in_parallel(seed, shape.a_elements(), 1.0);
+        let b = random_in_parallel(!seed, shape.b_elements(), 1.0 / f64::from(shape.k));
+        let num_inputs = num_cold_inputs(device, shape.work())?;
+        let bs = (0..num_inputs).map(|_| Buffer::from_slice(&stream, &b));
+        Ok(Self {
+            shape,
+            kernels: [
+                Kernel::with_variant(&stream, shape, GemmVariant::Baseline)?,
+                Kernel::new(&stream, shape)?,
+            ],
+            a: Buffer::from_slice(&stream, &a)?,
+            bs: bs.collect::<Result<_, _>>()?,
+            c: device.alloc(shape.c_elements())?,
+            stream,
+            host_operands: [a, b],
+        })
+    }
+}
+
+impl Products for OneProduct {
+    fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    fn work(&self) -> Work {
+        self.shape.work()
+    }
+
+    fn num_inputs(&self) -> usize {
+        self.bs.len()
+    }
+
+    fn last_weights(&self) -> (&Buffer<bf16>, usize) {
+        (&self.bs[self.bs.len() - 1], self.shape.k as usize)
+    }
+
+    fn output(&self) -> &Buffer<bf16> {
+        &self.c
+    }
+
+    fn num_columns(&self) -> usize {
+        self.shape.n as usize
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::BF16
+    }
+
+    fn run(&self, variant: Variant, input: usize) -> Result<()> {
+        let args = GemmArgs { a: &self.a, b: &self.bs[input], c: &self.c };
+        Ok(self.kernels[variant as usize].run(&self.stream, args)?)
+    }
+
+    fn oracle(&self) -> Result<Vec<f64>> {
+        let [a, b] = &self.host_operands;
+        exact_product(&self.stream, self.shape, a, b)
+    }
+}

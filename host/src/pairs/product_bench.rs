@@ -1,0 +1,147 @@
+//! What pairs of products have in common: operands, oracle, check and clock.
+
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use gpu_kernels::contract::Work;
+use gpu_kernels::gemm::contract::GemmShape;
+use gpu_kernels::gemm::reference::{Tolerance, check, product, random};
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::device::{Buffer, Stream};
+use crate::harness::ceilings::{DENSE_BF16, HBM_READ};
+use crate::harness::{Batch, Demand, Prepared, Sampler, Variant, stream_sampler};
+use crate::kernels::gemm::multiply_exactly;
+
+/// Elements that one thread draws at a time.
+const DRAWN_TOGETHER: usize = 1 << 20;
+/// What exact products may differ from the oracle by: their rounding to f32.
+const EXACT: Tolerance = Tolerance { relative: 1e-6, absolute: 1e-9 };
+/// A value that no operand holds.
+const CORRUPTED: f32 = 100.0;
+
+/// Both sides of a pair over the same operands, whose last step is a product.
+pub(super) trait Products {
+    fn stream(&self) -> &Stream;
+    fn work(&self) -> Work;
+    /// How often the weights lie in memory.
+    fn num_inputs(&self) -> usize;
+    /// Weights of the last step, in the last of their places, of which the first `row` elements
+    /// are used.
+    fn last_weights(&self) -> (&Buffer<bf16>, usize);
+    /// What is compared, in rows of `num_columns`.
+    fn output(&self) -> &Buffer<bf16>;
+    fn num_columns(&self) -> usize;
+    fn tolerance(&self) -> Tolerance;
+    fn run(&self, variant: Variant, input: usize) -> Result<()>;
+    /// The whole output, in f64.
+    fn oracle(&self) -> Result<Vec<f64>>;
+}
+
+/// Products, ready to be measured.
+pub(super) struct ProductBench<P> {
+    products: P,
+    oracle: OnceLock<Vec<f64>>,
+}
+
+impl<P: Products> ProductBench<P> {
+    pub(super) fn new(products: P) -> Self {
+        Self { products, oracle: OnceLock::new() }
+    }
+
+    fn oracle(&self) -> Result<&[f64]> {
+        if self.oracle.get().is_none() {
+            // Whoever comes second has worked out the same.
+            let _ = self.oracle.set(self.products.oracle()?);
+        }
+        Ok(self.oracle.get().context("just set")?)
+    }
+}
+
+impl<P: Products> Prepared for ProductBench<P> {
+    fn work(&self, _variant: Variant) -> Work {
+        self.products.work()
+    }
+
+    fn demands(&self) -> Vec<Demand> {
+        let Work { read_bytes, flops, .. } = self.products.work();
+        vec![
+            Demand { ceiling: DENSE_BF16, amount: flops },
+            Demand { ceiling: HBM_READ, amount: read_bytes },
+        ]
+    }
+
+    fn num_inputs(&self) -> usize {
+        self.products.num_inputs()
+    }
+
+    fn sampler(&self, variant: Variant, batch: Batch) -> Result<Sampler<'_>> {
+        stream_sampler(self.products.stream(), batch, move |input| {
+            self.products.run(variant, input)
+        })
+    }
+
+    fn verify(&self, variant: Variant) -> Result<String> {
+        let (want, tolerance) = (self.oracle()?, self.products.tolerance());
+        let (stream, output) = (self.products.stream(), self.products.output());
+        for input in 0..self.num_inputs() {
+            stream.fill(output, bf16::NAN)?;
+            self.products.run(variant, input)?;
+            let got = stream.download(output)?;
+            check(&got, want, self.products.num_columns(), tolerance)
+                .map_err(|off| anyhow!("inputs {input}, {variant}: {off}"))?;
+        }
+        let Tolerance { relative, absolute } = tolerance;
+        Ok(format!(
+            "{} outputs within {absolute} + {relative} of f64, {} times",
+            want.len(),
+            self.num_inputs()
+        ))
+    }
+
+    fn corrupt(&mut self) -> Result<()> {
+        let (weights, row) = self.products.last_weights();
+        let corrupted = vec![bf16::from_f32(CORRUPTED); row];
+        Ok(self.products.stream().upload(&corrupted, weights.slice(..row))?)
+    }
+}
+
+/// Random values of mean 0, drawn by all cores, the same for the same seed.
+pub(super) fn random_in_parallel(seed: u64, len: usize, variance: f64) -> Vec<bf16> {
+    let num_parts = len.div_ceil(DRAWN_TOGETHER);
+    let parts: Vec<Vec<bf16>> = (0..num_parts)
+        .into_par_iter()
+        .map(|part| {
+            let part_len = DRAWN_TOGETHER.min(len - part * DRAWN_TOGETHER);
+            random(seed.wrapping_mul(1 << 20).wrapping_add(part as u64), part_len, variance)
+        })
+        .collect();
+    parts.concat()
+}
+
+/// All of `a b^T`. On a GPU by a kernel that does nothing but sum up in f64, of which the first,
+/// the middle and the last row are compared with the oracle; on the CPU by the oracle.
+pub(super) fn exact_product(
+    stream: &Stream,
+    shape: GemmShape,
+    a: &[bf16],
+    b: &[bf16],
+) -> Result<Vec<f64>> {
+    let (n, k) = (shape.n as usize, shape.k as usize);
+    if !stream.device().is_cuda() {
+        return Ok(product(a, b, k));
+    }
+    let [a_buffer, b_buffer] = [Buffer::from_slice(stream, a)?, Buffer::from_slice(stream, b)?];
+    let c = stream.device().alloc(shape.c_elements())?;
+    multiply_exactly(stream, shape, &a_buffer, &b_buffer, &c)?;
+    let c: Vec<f64> = stream.download(&c)?.into_par_iter().map(f64::from).collect();
+    let last = shape.m as usize - 1;
+    for row in [0, last / 2, last] {
+        let a_row = &a[row * k..][..k];
+        let columns = b.par_chunks_exact(k).zip(&c[row * n..][..n]);
+        let is_exact = columns.all(|(column, &got)| EXACT.holds(got, product(a_row, column, k)[0]));
+        ensure!(is_exact, "the exact product of {shape:?} is wrong in row {row}");
+    }
+    Ok(c)
+}
