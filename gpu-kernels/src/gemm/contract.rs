@@ -131,14 +131,16 @@ pub struct GemmPlan {
 mod cost {
     /// Multiply-adds in a cycle.
     pub const MULTIPLY_ADDS: u64 = 2048;
-    /// Bytes from L2 in a cycle.
+    /// Bytes from L2 in a cycle, if few SMs ask.
     pub const L2_BYTES: u64 = 56;
+    /// Its share of them, if all SMs do.
+    pub const L2_BYTES_SHARED: u64 = 25;
     /// Bytes from memory in a cycle, its share.
     pub const HBM_BYTES: u64 = 20;
     /// Cycles of a tile but for its multiplications.
     pub const TILE: u64 = 3000;
     /// Cycles in which blocks that share a tile wait for each other.
-    pub const MEETING: u64 = 2000;
+    pub const MEETING: u64 = 10_000;
 }
 
 impl GemmPlan {
@@ -212,8 +214,11 @@ impl GemmPlan {
             _ => cost::MEETING + 2 * rows * b_rows * 4 / cost::L2_BYTES,
         };
         let waves = u64::from((self.num_tiles() * self.num_splits).div_ceil(num_sms));
-        let memory = self.shape.work().read_bytes / (u64::from(num_sms) * cost::HBM_BYTES);
-        (waves * (multiply.max(load) + cost::TILE)).max(memory) + add_up
+        let all_sms = u64::from(num_sms);
+        let memory = self.shape.work().read_bytes / (all_sms * cost::HBM_BYTES);
+        let bytes_of_tiles = u64::from(self.num_tiles() * self.shape.k) * (rows + b_rows) * 2;
+        let l2 = bytes_of_tiles / (all_sms * cost::L2_BYTES_SHARED);
+        (waves * (multiply.max(load) + cost::TILE)).max(memory).max(l2) + add_up
     }
 
     /// The launch.

@@ -177,7 +177,9 @@ fn work_counts_each_operand_once() {
 fn blocks_share_tiles_as_long_as_all_run_at_once() {
     let plan = |m, n, k| GemmPlan::fastest(GemmShape { m, n, k }, 132);
     let few = plan(128, 4096, 7168);
-    assert_eq!((few.variant, few.num_splits, few.num_blocks), (GemmVariant::Split, 4, 128));
+    assert_eq!((few.variant, few.num_splits, few.num_blocks), (GemmVariant::Split, 3, 96));
+    let short = plan(128, 7168, 2048);
+    assert_eq!((short.variant, short.num_splits, short.num_blocks), (GemmVariant::Split, 1, 56));
     let many = plan(4096, 4096, 4096);
     assert_eq!((many.variant, many.num_splits, many.num_blocks), (GemmVariant::Tma, 1, 132));
     assert_eq!((many.sums_elements(), many.meeting_elements()), (0, 0));
