@@ -11,7 +11,7 @@ use std::vec;
 use std::vec::Vec;
 
 use super::contract::BatchMaxima;
-use super::{TILE_TOKENS, WorkItem};
+use super::{NUM_WARPS, TILE_TOKENS, WorkItem};
 use crate::contract::{ContractError, require};
 
 /// Where (request, KV head) pairs are cut.
@@ -32,6 +32,11 @@ pub enum SplitPolicy {
         part_tokens: u32,
     },
 }
+
+/// Parts that a merge takes in one go.
+const MERGED_AT_ONCE: u32 = 8;
+/// Tiles of a part that are worth a second go.
+const LONG_PART_TILES: u32 = 32;
 
 /// Fewest eighths of the SMs that read memory as fast as all of them do.
 const MIN_WORKING_EIGHTHS: u32 = 6;
@@ -90,10 +95,21 @@ impl DecodePlan {
             num_blocks: u64::from(num_working_blocks(kv_lens, num_kv_heads, num_blocks)),
         };
 
+        let first_entries: Vec<u32> = kv_lens
+            .iter()
+            .scan(0, |entries, kv_len| {
+                let first = *entries;
+                *entries += kv_len.div_ceil(page_size);
+                Some(first)
+            })
+            .collect();
         let mut parts = Parts::default();
-        let (mut first_entry, mut tiles_before) = (0, 0);
-        for (request, &kv_len) in (0..).zip(kv_lens) {
-            for kv_head in 0..num_kv_heads {
+        let mut tiles_before = 0;
+        // Head by head: the blocks of a head go through the requests as those of the others do, and
+        // the heads of a page are read at about the same time.
+        for kv_head in 0..num_kv_heads {
+            for (request, (&kv_len, &first_entry)) in (0..).zip(kv_lens.iter().zip(&first_entries))
+            {
                 let cuts = match policy {
                     SplitPolicy::Balanced => shares.cuts(tiles_before, tiles_of(kv_len)),
                     SplitPolicy::BatchInvariant { part_tokens } => fixed_cuts(kv_len, part_tokens),
@@ -108,7 +124,6 @@ impl DecodePlan {
                 );
                 tiles_before += tiles_of(kv_len);
             }
-            first_entry += kv_len.div_ceil(page_size);
         }
         let blocks = match policy {
             SplitPolicy::Balanced => shares.deal(&parts.items, num_blocks),
@@ -221,8 +236,9 @@ impl Parts {
 }
 
 /// Blocks that share the batch, of `num_blocks`: for requests of one length fewer than all, if then
-/// every block has whole pairs or every pair whole blocks. What that saves of merging is more than
-/// the memory's rate loses by some idle SMs: nothing, down to [`MIN_WORKING_EIGHTHS`].
+/// every block has whole pairs, or every pair whole blocks, of a tile a warp at least. What that saves
+/// of merging is more than the memory's rate loses by some idle SMs: nothing, down to
+/// [`MIN_WORKING_EIGHTHS`]; for short pairs it gains by merging in one go, too.
 fn num_working_blocks(kv_lens: &[u32], num_kv_heads: u32, num_blocks: u32) -> u32 {
     let num_tiles = |kv_len: &u32| kv_len.div_ceil(TILE_TOKENS);
     let is_even = kv_lens.windows(2).all(|two| num_tiles(&two[0]) == num_tiles(&two[1]));
@@ -231,8 +247,19 @@ fn num_working_blocks(kv_lens: &[u32], num_kv_heads: u32, num_blocks: u32) -> u3
         return num_blocks;
     }
     let fewest = (num_blocks * MIN_WORKING_EIGHTHS).div_ceil(8);
-    let fits = |blocks: &u32| blocks.is_multiple_of(num_pairs) || num_pairs.is_multiple_of(*blocks);
-    (fewest..=num_blocks).rev().find(fits).unwrap_or(num_blocks)
+    let blocks_of_pair = num_blocks / num_pairs;
+    if blocks_of_pair > 0 {
+        let num_tiles = num_tiles(&kv_lens[0]);
+        let most = match num_tiles >= LONG_PART_TILES * blocks_of_pair {
+            true => blocks_of_pair,
+            false => blocks_of_pair.min(MERGED_AT_ONCE),
+        };
+        let useful = (num_tiles / NUM_WARPS).clamp(1, most);
+        let working = num_pairs * useful;
+        return if useful < blocks_of_pair || working >= fewest { working } else { num_blocks };
+    }
+    let has_whole_pairs = |blocks: &u32| num_pairs.is_multiple_of(*blocks);
+    (fewest..=num_blocks).rev().find(has_whole_pairs).unwrap_or(num_blocks)
 }
 
 /// The batch's tiles, laid end to end, in equal shares: the blocks' differ by a tile at most.
@@ -268,22 +295,15 @@ impl Shares {
         }
     }
 
-    /// Gives each item to the block that has its first tile, of `num_launched` blocks; but whole
-    /// pairs of one length to the working blocks in turn, so that the heads of a page are read at
-    /// about the same time; and then items without tiles, which take a moment all the same, to all
-    /// blocks in turn.
+    /// Gives each item to the block that has its first tile, of `num_launched` blocks, and then items
+    /// without tiles, which take a moment all the same, to all blocks in turn.
     fn deal(&self, items: &[WorkItem], num_launched: u32) -> Vec<Vec<WorkItem>> {
         let mut blocks = vec![Vec::new(); num_launched as usize];
         let (empty, full): (Vec<WorkItem>, Vec<WorkItem>) =
             items.iter().partition(|item| item.num_tiles() == 0);
-        let is_even = full.len().is_multiple_of(self.num_blocks as usize)
-            && full
-                .iter()
-                .all(|item| item.num_parts == 1 && item.num_tiles() == full[0].num_tiles());
         let mut tiles_before = 0;
-        for (i, item) in (0..).zip(full) {
-            let block = if is_even { i % self.num_blocks } else { self.block_of(tiles_before) };
-            blocks[block as usize].push(item);
+        for item in full {
+            blocks[self.block_of(tiles_before) as usize].push(item);
             tiles_before += u64::from(item.num_tiles());
         }
         for (block, item) in (0..num_launched as usize).cycle().zip(empty) {

@@ -196,6 +196,8 @@ impl Decode {
             || self.shape.loads() == loads && has_tensor_maps(stream.device())?;
         require(can, "loads", "pages of a multiple of 8 tokens, on Hopper, for boxes", "others")?;
         self.loads = loads;
+        make_absent(stream, &self.partial_out)?;
+        make_absent(stream, &self.partial_lse)?;
         Ok(self)
     }
 
@@ -276,12 +278,17 @@ fn has_tensor_maps(device: &Device) -> Result<bool, DeviceError> {
     Ok(!device.is_cuda() || device.properties()?.ptx.is_some_and(PtxModule::is_hopper))
 }
 
-/// Rows of parts that are not there yet: every bit is set.
+/// Rows of parts that are not there yet.
 fn absent(stream: &Stream, len: usize) -> Result<Buffer<f32>, DeviceError> {
     let rows = stream.device().alloc(len)?;
-    stream.fill_bytes(&rows, 0xff)?;
-    stream.synchronize()?;
+    make_absent(stream, &rows)?;
     Ok(rows)
+}
+
+/// Sets every bit, and waits.
+fn make_absent(stream: &Stream, rows: &Buffer<f32>) -> Result<(), DeviceError> {
+    stream.fill_bytes(rows, 0xff)?;
+    stream.synchronize()
 }
 
 /// A run whose arguments were checked.

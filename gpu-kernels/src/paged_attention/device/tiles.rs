@@ -42,7 +42,6 @@ impl<const D: usize> Slots<D> {
             Mbarrier::at(self.filled.offset(slot)).init(NUM_WARPS);
             Mbarrier::at(self.drained.offset(slot)).init(NUM_WARPS);
         }
-        bulk::fence_init();
     }
 
     #[inline(always)]
@@ -201,6 +200,8 @@ pub(super) unsafe fn decode_tiles<
     let shared_mem = shared::dynamic_shared_mem::<u8>();
     let part = |first_byte: u32| shared_mem.offset(first_byte as usize);
 
+    // On its way while the barriers are set up.
+    let first = load_item(items, thread::block_idx_x());
     let full = part(layout.full(warp_idx)).cast();
     TileLoader::<T, D, STAGES>::init(full);
     let slots = Slots::<D> {
@@ -212,7 +213,6 @@ pub(super) unsafe fn decode_tiles<
     if thread::thread_idx_x() == 0 {
         slots.init();
     }
-    let first = load_item(items, thread::block_idx_x());
     if first.is_idle() {
         return;
     }
