@@ -10,6 +10,10 @@
 //! | `device.rs` | the kernels, baseline first, named `<room>_<what>_<variant>` |
 //! | `reference.rs` | the oracle in f64, and `cases()`: the shapes that tests and benches share |
 //! | `tests.rs` | the kernels on the CPU executor against the oracle |
+//! | `design.md` | what was predicted, measured, tried, won and lost |
+//!
+//! A file that grows long becomes a folder of its name. What several rooms share stands beside
+//! them, in files of its own.
 //!
 //! A contract's promise: after `check` is `Ok`, and with arguments of the shapes it states, no
 //! thread of the launch reaches out of bounds. On the GPU nothing else stands guard; on the CPU
