@@ -175,7 +175,7 @@ fn machine(world_size: usize) -> Machine {
 }
 
 fn plan(pairs: &[&'static dyn Pair], shape_set: ShapeSet) -> Plan {
-    let protocol = Protocol { rounds: Rounds::Exactly(7), ..Protocol::usual(false) };
+    let protocol = Protocol { rounds: Rounds::exactly(7), ..Protocol::usual(false) };
     Plan { pairs: pairs.to_vec(), shape_set, only: Vec::new(), protocol, seed: 5 }
 }
 

@@ -66,6 +66,20 @@ fn run_keeps_results_and_manifest() {
 }
 
 #[test]
+fn rounds_and_parts_of_a_second_limit_a_run_together() {
+    let compare = |limits: &[&str]| run(&[&["compare", "kv_append"], limits].concat());
+    let (code, text, errors) = compare(&["--iterations", "3", "--max-seconds", "1e6"]);
+    assert_eq!(code, Some(0), "{text}{errors}");
+    let (code, text, errors) = compare(&["--iterations", "4000000", "--max-seconds", "0.05"]);
+    assert_eq!(code, Some(0), "{text}{errors}");
+    for none in ["0", "-1", "inf", "NaN", "1e-12", "soon"] {
+        let (code, _, errors) = compare(&[&format!("--max-seconds={none}")]);
+        assert_eq!(code, Some(2), "{errors}");
+        assert!(errors.contains(none) && errors.contains("must be seconds above 0"), "{errors}");
+    }
+}
+
+#[test]
 fn compare_puts_both_sides_beside_each_other_also_in_the_old_spelling() {
     for target in [&["paged_attention"][..], &["--examples", "paged_attention"]] {
         let (code, text, errors) = run(&[&["compare", "--iterations", "2"], target].concat());

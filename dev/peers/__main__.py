@@ -38,7 +38,7 @@ def arguments():
     parser.add_argument("--peers", action="append", default=[], help="peers with this in their name")
     parser.add_argument("--modes", default="steady,single", help="steady, single or both")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=2, help="most for ours at a shape, a round")
+    parser.add_argument("--seconds", type=float, default=2, help="most for ours at a shape, a round")
     parser.add_argument("--fa3-library", help="file with FlashAttention 3's operators")
     parser.add_argument("--json", help="keeps all times in this file")
     given = parser.parse_args()

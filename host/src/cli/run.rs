@@ -61,9 +61,10 @@ pub struct Measuring {
     #[arg(long, value_enum, default_value_t = InputsArgument::Rotated)]
     inputs: InputsArgument,
 
-    /// Longest time for a target at a shape, in seconds, warm-up excluded.
-    #[arg(long, value_name = "SECONDS", conflicts_with = "iterations")]
-    max_seconds: Option<u64>,
+    /// Longest time for a target at a shape, in seconds or parts of one, warm-up excluded; with
+    /// `--iterations` too, whichever ends first.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    max_seconds: Option<Duration>,
 
     /// Only shapes in whose name this stands; may be given several times.
     #[arg(long, value_name = "TEXT")]
@@ -86,6 +87,12 @@ enum InputsArgument {
     Hot,
 }
 
+/// A time that an argument gives in seconds.
+fn seconds(text: &str) -> Result<Duration, &'static str> {
+    let time = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    time.filter(|time| !time.is_zero()).ok_or("must be seconds above 0, as `20` or `0.3`")
+}
+
 impl Measuring {
     pub fn seed(&self) -> u64 {
         self.seed
@@ -93,13 +100,7 @@ impl Measuring {
 
     fn protocol(&self, on_gpu: bool) -> Protocol {
         let usual = Protocol::usual(on_gpu);
-        let rounds = match (self.iterations, self.max_seconds, usual.rounds) {
-            (Some(iterations), ..) => Rounds::Exactly(iterations as usize),
-            (None, Some(seconds), Rounds::Adaptive { min_time, max_rounds, .. }) => {
-                Rounds::Adaptive { min_time, max_rounds, max_time: Duration::from_secs(seconds) }
-            }
-            (None, _, rounds) => rounds,
-        };
+        let rounds = self.iterations.map_or(usual.rounds, |num| Rounds::exactly(num as usize));
         Protocol {
             mode: match self.mode {
                 ModeArgument::Steady => Mode::Steady,
@@ -110,7 +111,7 @@ impl Measuring {
                 InputsArgument::Hot => Inputs::Hot,
             },
             warmup_rounds: self.warmup.map_or(usual.warmup_rounds, |rounds| rounds as usize),
-            rounds,
+            rounds: self.max_seconds.map_or(rounds, |max_time| rounds.within(max_time)),
         }
     }
 }

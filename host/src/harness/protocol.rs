@@ -7,7 +7,7 @@
 //! | warm-up | rounds that do not count |
 //! | rounds | a sample of each side; who goes first alternates, so that drift hits both |
 //! | result | medians; the ratio is the median of the rounds' own ratios; intervals as [`statistics`] has them |
-//! | end | a given number of rounds; or, looked at in steps of a half more, when the ratio's interval is narrower than 2 % of it, but on GPUs not within the first second; at the latest after the limit of rounds or seconds |
+//! | end | a given number of rounds, or of seconds if they pass first; or, looked at in steps of a half more, when the ratio's interval is narrower than 2 % of it, but on GPUs not within the first second; at the latest after the limit of rounds or seconds |
 //!
 //! Commands and benches all go through here.
 
@@ -53,8 +53,13 @@ impl Inputs {
 /// When rounds end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rounds {
-    /// After so many.
-    Exactly(usize),
+    /// After so many, or at the limit if that comes first.
+    Fixed {
+        /// How many.
+        num_rounds: usize,
+        /// Longest time, warm-up excluded.
+        max_time: Duration,
+    },
     /// When the ratio is sure enough, or at these limits.
     Adaptive {
         /// Shortest time, warm-up excluded: for clocks to settle, and their readings to come.
@@ -77,6 +82,23 @@ pub struct Protocol {
     pub warmup_rounds: usize,
     /// When the others end.
     pub rounds: Rounds,
+}
+
+impl Rounds {
+    /// So many, however long they take.
+    pub fn exactly(num_rounds: usize) -> Self {
+        Self::Fixed { num_rounds, max_time: Duration::MAX }
+    }
+
+    /// The same, but at most so long; the round then running is finished.
+    pub fn within(self, max_time: Duration) -> Self {
+        match self {
+            Self::Fixed { num_rounds, .. } => Self::Fixed { num_rounds, max_time },
+            Self::Adaptive { min_time, max_rounds, .. } => {
+                Self::Adaptive { min_time, max_rounds, max_time }
+            }
+        }
+    }
 }
 
 impl Protocol {
@@ -184,7 +206,9 @@ fn take_turns(
         samples.push(round(samples.len() % 2 == 0)?);
         let num_rounds = samples.len();
         let is_done = match protocol.rounds {
-            Rounds::Exactly(wanted) => num_rounds >= wanted,
+            Rounds::Fixed { num_rounds: wanted, max_time } => {
+                num_rounds >= wanted || begun.elapsed() >= max_time
+            }
             Rounds::Adaptive { min_time, max_rounds, max_time } => {
                 let is_sure = num_rounds == next_look && {
                     next_look += next_look / 2;

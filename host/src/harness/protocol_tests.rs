@@ -24,7 +24,7 @@ fn sides_take_turns_and_who_goes_first_alternates() {
             Ok(1.0)
         })
     };
-    take_turns([side('b'), side('o')], &protocol(Rounds::Exactly(3)), &Silent).unwrap();
+    take_turns([side('b'), side('o')], &protocol(Rounds::exactly(3)), &Silent).unwrap();
     assert_eq!(order.into_inner(), "bo ob bo ob bo".replace(' ', ""));
 }
 
@@ -63,6 +63,19 @@ fn an_unsure_ratio_gets_more_rounds_up_to_the_limit() {
     let limit = Rounds::Adaptive { min_time, max_rounds: 100, max_time };
     let found = take_turns([constant(1.0), constant(1.0)], &protocol(limit), &Silent);
     assert_eq!(found.unwrap().unwrap().ratio.n, 1);
+}
+
+#[test]
+fn of_rounds_and_seconds_those_count_that_end_first() {
+    let rounds = |rounds: Rounds| {
+        take_turns([constant(1.0), constant(1.0)], &protocol(rounds), &Silent)
+            .map(|found| found.map(|timings| timings.ratio.n))
+            .unwrap()
+    };
+    assert_eq!(rounds(Rounds::exactly(7)), Some(7));
+    assert_eq!(rounds(Rounds::exactly(7).within(Duration::from_secs(60))), Some(7));
+    assert_eq!(rounds(Rounds::exactly(7).within(Duration::ZERO)), Some(1));
+    assert_eq!(rounds(ADAPTIVE.within(Duration::ZERO)), Some(1));
 }
 
 #[test]
