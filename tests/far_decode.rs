@@ -17,6 +17,7 @@ use farpage::kernels::far_decode::{
 use farpage::kv::memory::KvMemory;
 use gpu_kernels::far_decode::sides::deal_pages;
 use gpu_kernels::kv_layout::{KvLayout, KvPageShape};
+use gpu_kernels::paged_attention::contract::TileLoads;
 use gpu_kernels::paged_attention::reference::{DecodeCase, DecodeProblem, Tolerance, cases};
 use half::{bf16, f16};
 
@@ -86,7 +87,10 @@ fn check_case<T: FarDecodeElement>(devices: &[Device], case: &DecodeCase, tolera
     // Other queries than those before, of which nothing may be left.
     let mut turned = problem.clone();
     turned.q.reverse();
+    let oracles = [problem.oracle(), turned.oracle()];
     let sides: [SideOf; 3] = [owners_attend, owners_attend_to_some, owners_attend];
+    // Pages loaded as the device likes it best, and, by turns of one kind of wait, in pieces.
+    let in_pieces = OwnerWaits::ALL[fastrand::usize(..3)];
     for (side_of, waits) in sides.into_iter().zip(OwnerWaits::ALL) {
         let of_page = |request, location| side_of(request, location, devices.len());
         let sides = deal_pages(&problem.table.table(), case.page.page_size, devices.len(), of_page);
@@ -94,10 +98,13 @@ fn check_case<T: FarDecodeElement>(devices: &[Device], case: &DecodeCase, tolera
         if !sides[1..].iter().any(|side| side.has_pages()) {
             continue;
         }
-        let far = Far::new(&streams, &problem, &memory, side_of, DEADLINE);
-        for (problem, num_runs) in [(&problem, 1), (&turned, 3)] {
-            let (out, lse) = far.run(waits, &problem.q, num_runs);
-            if let Err(off) = problem.oracle().check(&out, &lse, tolerance) {
+        let mut far = Far::new(&streams, &problem, &memory, side_of, DEADLINE);
+        if waits == in_pieces {
+            far.far = far.far.with_loads(&streams, TileLoads::Pieces).unwrap();
+        }
+        for ((q, num_runs), oracle) in [(&problem.q, 1), (&turned.q, 3)].into_iter().zip(&oracles) {
+            let (out, lse) = far.run(waits, q, num_runs);
+            if let Err(off) = oracle.check(&out, &lse, tolerance) {
                 panic!("{}, {waits:?}, seed {seed}: {off}", case.name);
             }
         }

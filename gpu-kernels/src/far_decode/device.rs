@@ -12,7 +12,9 @@ use crate::merge_states::{MergeParams, NUM_THREADS};
 use crate::paged_attention::device::handshake::Handshake;
 use crate::paged_attention::device::merge::Parts;
 use crate::paged_attention::device::split::{DecodeOutput, Pages, decode_split};
-use crate::paged_attention::{DecodeParams, num_stages};
+use crate::paged_attention::device::tile_loader::{POOL_RANK, TilePages};
+use crate::paged_attention::device::tiles::decode_tiles;
+use crate::paged_attention::{DecodeParams, MAX_TILE_LOCATIONS, num_stages};
 
 /// Waits that end.
 #[derive(Clone, Copy)]
@@ -144,21 +146,74 @@ macro_rules! attend_entries {
 
 attend_entries! {
     /// A state of groups of up to 8 heads.
-    far_decode_attend_bf16_d64_g8: bf16, 64, 1, 4, 3;
+    far_decode_attend_split_bf16_d64_g8: bf16, 64, 1, 4, 3;
     /// A state of groups of up to 16 heads.
-    far_decode_attend_bf16_d64_g16: bf16, 64, 2, 4, 3;
+    far_decode_attend_split_bf16_d64_g16: bf16, 64, 2, 4, 3;
     /// A state of groups of up to 8 heads.
-    far_decode_attend_bf16_d128_g8: bf16, 128, 1, 2, 1;
+    far_decode_attend_split_bf16_d128_g8: bf16, 128, 1, 2, 1;
     /// A state of groups of up to 16 heads.
-    far_decode_attend_bf16_d128_g16: bf16, 128, 2, 2, 1;
+    far_decode_attend_split_bf16_d128_g16: bf16, 128, 2, 2, 1;
     /// A state of groups of up to 8 heads.
-    far_decode_attend_f16_d64_g8: f16, 64, 1, 4, 3;
+    far_decode_attend_split_f16_d64_g8: f16, 64, 1, 4, 3;
     /// A state of groups of up to 16 heads.
-    far_decode_attend_f16_d64_g16: f16, 64, 2, 4, 3;
+    far_decode_attend_split_f16_d64_g16: f16, 64, 2, 4, 3;
     /// A state of groups of up to 8 heads.
-    far_decode_attend_f16_d128_g8: f16, 128, 1, 2, 1;
+    far_decode_attend_split_f16_d128_g8: f16, 128, 1, 2, 1;
     /// A state of groups of up to 16 heads.
-    far_decode_attend_f16_d128_g16: f16, 128, 2, 2, 1;
+    far_decode_attend_split_f16_d128_g16: f16, 128, 2, 2, 1;
+}
+
+macro_rules! tiles_entries {
+    ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal, $HT:literal, $STAGES:literal;)*) => {$(
+        const _: () = assert!($STAGES == num_stages($D));
+
+        $(#[$doc])*
+        #[kernel(threads = 256, min_blocks = 1, target = "sm_90a")]
+        pub unsafe fn $name(
+            pools: TensorMaps<$T, POOL_RANK, { MAX_TILE_LOCATIONS as usize }>, // [locations]
+            kv_indices: Global<i32>,     // [entries]
+            kv_page_rank: Global<i32>,   // [entries]
+            params: DecodeParams,
+            items: Global<u32>,          // [items, WorkItem::WORDS]
+            q: Global<$T>,               // [batch, num_qo_heads, head_dim], at home
+            state_out: GlobalMut<f32>,   // [batch, num_qo_heads, head_dim], at home
+            state_lse: GlobalMut<f32>,   // [batch, num_qo_heads], at home
+            partial_out: GlobalMut<f32>, // [parts, group_size, head_dim]
+            partial_lse: GlobalMut<f32>, // [parts, group_size]
+            arrived: GlobalMut<u32>,     // [meetings, group_size], 0 before and after
+            asked: Global<u32>,          // [1], null at home
+            served: GlobalMut<u32>,      // [blocks], null at home
+            answered: GlobalMut<u32>,    // [blocks] at home, null at home itself
+            deadline_ns: u64,
+            report: GlobalMut<u32>,      // [WaitReport::WORDS], null at home
+        ) {
+            let pages = TilePages { pools, kv_indices, kv_page_rank, params };
+            let group_size = params.group_size;
+            let parts = Parts { out: partial_out, lse: partial_lse, arrived, group_size };
+            let output = DecodeOutput { out: state_out, lse: state_lse, parts };
+            let with_home = WithHome { asked, served, answered, waits: Waits { deadline_ns, report } };
+            decode_tiles::<$T, $D, $HT, $STAGES, f32, WithHome>(pages, items, q, output, with_home);
+        }
+    )*};
+}
+
+tiles_entries! {
+    /// A state, pages by tensor maps, groups of up to 8 heads.
+    far_decode_attend_tiles_bf16_d64_g8: bf16, 64, 1, 4;
+    /// A state, pages by tensor maps, groups of up to 16 heads.
+    far_decode_attend_tiles_bf16_d64_g16: bf16, 64, 2, 4;
+    /// A state, pages by tensor maps, groups of up to 8 heads.
+    far_decode_attend_tiles_bf16_d128_g8: bf16, 128, 1, 2;
+    /// A state, pages by tensor maps, groups of up to 16 heads.
+    far_decode_attend_tiles_bf16_d128_g16: bf16, 128, 2, 2;
+    /// A state, pages by tensor maps, groups of up to 8 heads.
+    far_decode_attend_tiles_f16_d64_g8: f16, 64, 1, 4;
+    /// A state, pages by tensor maps, groups of up to 16 heads.
+    far_decode_attend_tiles_f16_d64_g16: f16, 64, 2, 4;
+    /// A state, pages by tensor maps, groups of up to 8 heads.
+    far_decode_attend_tiles_f16_d128_g8: f16, 128, 1, 2;
+    /// A state, pages by tensor maps, groups of up to 16 heads.
+    far_decode_attend_tiles_f16_d128_g16: f16, 128, 2, 2;
 }
 
 macro_rules! merge_entries {

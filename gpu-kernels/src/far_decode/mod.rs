@@ -24,7 +24,8 @@
 //! *ask*, at home: one warp, a lane for each owner, counts up and releases the count to the owner's
 //! memory.
 //!
-//! *attend*: the split kernel of decode, writing a state. On an owner each block starts the copies
+//! *attend*: decode by equal shares as in `paged_attention`, in both ways to load pages (*split*,
+//! and *tiles* on Hopper), writing a state. On an owner each block starts the copies
 //! of its first pages, then waits for the count; when its results are written it releases the
 //! count to a place of its own at home. At home there is nothing to wait for.
 //!

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::WaitReport;
 use super::contract::FarDecodeShape;
 use super::device::{
-    far_decode_ask, far_decode_attend_bf16_d128_g8, far_decode_gate, far_decode_merge_bf16,
+    far_decode_ask, far_decode_attend_split_bf16_d128_g8, far_decode_gate, far_decode_merge_bf16,
 };
 use super::sides::{SideTable, deal_pages};
 use crate::paged_attention::contract::PageTable;
@@ -130,7 +130,7 @@ impl Sides {
                 self.states_lse.view_mut().offset(rank * decode.lse_elements()),
             )
         };
-        let kernel = far_decode_attend_bf16_d128_g8 {
+        let kernel = far_decode_attend_split_bf16_d128_g8 {
             kv_indices: side.kv_indices.view(),
             kv_page_rank: side.kv_page_rank.view(),
             peer_kv_ptrs: self.peer_kv_ptrs.view(),

@@ -8,7 +8,7 @@ use gpu_kernels::far_decode::WaitReport;
 use gpu_kernels::far_decode::contract::FarDecodeShape;
 use gpu_kernels::far_decode::device as entries;
 use gpu_kernels::far_decode::sides::SideTable;
-use gpu_kernels::paged_attention::contract::DecodeShape;
+use gpu_kernels::paged_attention::contract::{DecodeShape, TileLoads};
 use half::{bf16, f16};
 
 use super::KernelError;
@@ -158,6 +158,21 @@ impl FarDecode {
             shape,
             deadline,
         })
+    }
+
+    /// The same plan, all sides' pages loaded otherwise.
+    ///
+    /// # Errors
+    /// Boxes on a device, or of pages, that do not allow them.
+    pub fn with_loads(mut self, streams: &[Stream], loads: TileLoads) -> Result<Self, KernelError> {
+        let home = self.home.take().map(|home| home.with_loads(&streams[0], loads));
+        self.home = home.transpose()?;
+        let owners = self.owners.into_iter().map(|owner| {
+            let decode = owner.decode.with_loads(&streams[owner.rank], loads)?;
+            Ok(Owner { decode, ..owner })
+        });
+        self.owners = owners.collect::<Result<_, KernelError>>()?;
+        Ok(self)
     }
 
     /// Attends: `out` and `lse` from `q` and the pages, which nobody may write meanwhile. Side `r`
@@ -328,6 +343,7 @@ impl FarDecode {
             let num_sides = args.tables.sides.len();
             require(rank < num_sides, "tables", format!("of more than {rank} sides"), num_sides)?;
             decode.check_pages(&args.tables.sides[rank], args.memory)?;
+            decode.check_locations(args.memory)?;
         }
         let shape = self.shape.decode;
         require_len("q", shape.q_elements(), args.q.len())?;
@@ -381,7 +397,7 @@ pub trait FarDecodeElement: DecodeElement + MergeElement {
 }
 
 macro_rules! far_decode_element {
-    ($T:ty: $attend64:ident, $attend64_wide:ident, $attend128:ident, $attend128_wide:ident, $merge:ident) => {
+    ($T:ty: $split64:ident, $split64_wide:ident, $split128:ident, $split128_wide:ident, $tiles64:ident, $tiles64_wide:ident, $tiles128:ident, $tiles128_wide:ident, $merge:ident) => {
         impl FarDecodeElement for $T {
             unsafe fn attend(
                 stream: &Stream,
@@ -401,12 +417,13 @@ macro_rules! far_decode_element {
                 let answered = owner.map_or(null, |owner| unsafe {
                     far.answered.view_mut().offset(owner.first_answer)
                 });
+                // How a kernel finds the pages is told by `$pages`.
                 macro_rules! attend {
-                    ($kernel:ident) => {{
+                    ($kernel:ident, $dims:expr, $pages:ident: $found:expr) => {{
                         let kernel = entries::$kernel {
+                            $pages: $found,
                             kv_indices: table.kv_indices.view(),
                             kv_page_rank: table.kv_page_rank.view(),
-                            peer_kv_ptrs: args.memory.peer_kv_ptrs_on(rank).view(),
                             params: shape.params(args.memory.pool_pages().len()),
                             items: decode.items.view(),
                             q: args.q.view(),
@@ -422,14 +439,36 @@ macro_rules! far_decode_element {
                             report: owner.map_or(null, |owner| owner.report.view_mut()),
                         };
                         // SAFETY: the caller vouches for a checked run.
-                        unsafe { stream.launch(shape.split_dims(&decode.plan), kernel) }?
+                        unsafe { stream.launch($dims, kernel) }?
                     }};
                 }
-                match (shape.page.head_dim, shape.head_tiles()) {
-                    (64, 1) => attend!($attend64),
-                    (64, _) => attend!($attend64_wide),
-                    (_, 1) => attend!($attend128),
-                    (_, _) => attend!($attend128_wide),
+                macro_rules! split {
+                                                    ($kernel:ident) => {
+                                                        attend!(
+                                $kernel,
+                                shape.split_dims(&decode.plan),
+                                peer_kv_ptrs: args.memory.peer_kv_ptrs_on(rank).view()
+                                )
+                                                    };
+                                                }
+                macro_rules! tiles {
+                                                    ($kernel:ident) => {
+                                                        attend!(
+                                $kernel,
+                                shape.tiles_dims(&decode.plan),
+                                pools: args.memory.tile_maps(&shape)?
+                                )
+                                                    };
+                                                }
+                match (decode.loads(), shape.page.head_dim, shape.head_tiles()) {
+                    (TileLoads::Pieces, 64, 1) => split!($split64),
+                    (TileLoads::Pieces, 64, _) => split!($split64_wide),
+                    (TileLoads::Pieces, _, 1) => split!($split128),
+                    (TileLoads::Pieces, _, _) => split!($split128_wide),
+                    (TileLoads::Boxes, 64, 1) => tiles!($tiles64),
+                    (TileLoads::Boxes, 64, _) => tiles!($tiles64_wide),
+                    (TileLoads::Boxes, _, 1) => tiles!($tiles128),
+                    (TileLoads::Boxes, _, _) => tiles!($tiles128_wide),
                 }
                 Ok(())
             }
@@ -461,18 +500,26 @@ macro_rules! far_decode_element {
 
 far_decode_element! {
     bf16:
-    far_decode_attend_bf16_d64_g8,
-    far_decode_attend_bf16_d64_g16,
-    far_decode_attend_bf16_d128_g8,
-    far_decode_attend_bf16_d128_g16,
+    far_decode_attend_split_bf16_d64_g8,
+    far_decode_attend_split_bf16_d64_g16,
+    far_decode_attend_split_bf16_d128_g8,
+    far_decode_attend_split_bf16_d128_g16,
+    far_decode_attend_tiles_bf16_d64_g8,
+    far_decode_attend_tiles_bf16_d64_g16,
+    far_decode_attend_tiles_bf16_d128_g8,
+    far_decode_attend_tiles_bf16_d128_g16,
     far_decode_merge_bf16
 }
 
 far_decode_element! {
     f16:
-    far_decode_attend_f16_d64_g8,
-    far_decode_attend_f16_d64_g16,
-    far_decode_attend_f16_d128_g8,
-    far_decode_attend_f16_d128_g16,
+    far_decode_attend_split_f16_d64_g8,
+    far_decode_attend_split_f16_d64_g16,
+    far_decode_attend_split_f16_d128_g8,
+    far_decode_attend_split_f16_d128_g16,
+    far_decode_attend_tiles_f16_d64_g8,
+    far_decode_attend_tiles_f16_d64_g16,
+    far_decode_attend_tiles_f16_d128_g8,
+    far_decode_attend_tiles_f16_d128_g16,
     far_decode_merge_f16
 }

@@ -248,16 +248,21 @@ impl Decode {
 
     fn check<T: DecodeElement>(&self, args: &DecodeArgs<'_, T>) -> Result<(), ContractError> {
         self.check_pages(args.table, args.memory)?;
-        let num_locations = args.memory.pool_pages().len();
+        self.check_locations(args.memory)?;
+        require_len("q", self.shape.q_elements(), args.q.len())?;
+        require_len("out", self.shape.q_elements(), args.out.len())?;
+        require_len("lse", self.shape.lse_elements(), args.lse.len())
+    }
+
+    /// Refuses memory of more locations than the kernel loads from.
+    pub(super) fn check_locations(&self, memory: &KvMemory) -> Result<(), ContractError> {
+        let num_locations = memory.pool_pages().len();
         require(
             self.loads == TileLoads::Pieces || num_locations <= MAX_TILE_LOCATIONS as usize,
             "memory",
             format!("at most {MAX_TILE_LOCATIONS} locations, for pages loaded as boxes"),
             num_locations,
-        )?;
-        require_len("q", self.shape.q_elements(), args.q.len())?;
-        require_len("out", self.shape.q_elements(), args.out.len())?;
-        require_len("lse", self.shape.lse_elements(), args.lse.len())
+        )
     }
 
     /// Refuses a table for other lengths than planned, or for other memory.

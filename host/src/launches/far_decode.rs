@@ -4,6 +4,7 @@
 use std::rc::Rc;
 
 use anyhow::Result;
+use gpu_kernels::paged_attention::contract::TileLoads::{self, Boxes, Pieces};
 use half::{bf16, f16};
 
 use super::{KernelLaunch, Setting, kernel};
@@ -13,20 +14,31 @@ use crate::pairs::{BatchElement, DecodeBatch, DecodeWorkload, FarBench, FarWay, 
 
 pub(super) fn launches() -> Vec<KernelLaunch> {
     vec![
-        two_gpus("far_decode_ask", travel::<bf16>(OnAllSms, 128, 8)),
-        two_gpus("far_decode_gate", travel::<bf16>(AtAGate, 128, 8)),
-        two_gpus("far_decode_attend_bf16_d64_g8", travel::<bf16>(OnAllSms, 64, 8)),
-        two_gpus("far_decode_attend_bf16_d64_g16", travel::<bf16>(OnAllSms, 64, 16)),
-        two_gpus("far_decode_attend_bf16_d128_g8", travel::<bf16>(OnAllSms, 128, 8)),
-        two_gpus("far_decode_attend_bf16_d128_g16", travel::<bf16>(OnAllSms, 128, 16)),
-        two_gpus("far_decode_attend_f16_d64_g8", travel::<f16>(OnAllSms, 64, 8)),
-        two_gpus("far_decode_attend_f16_d64_g16", travel::<f16>(OnAllSms, 64, 16)),
-        two_gpus("far_decode_attend_f16_d128_g8", travel::<f16>(OnAllSms, 128, 8)),
-        two_gpus("far_decode_attend_f16_d128_g16", travel::<f16>(OnAllSms, 128, 16)),
-        two_gpus("far_decode_merge_bf16", travel::<bf16>(OnAllSms, 128, 8)),
-        two_gpus("far_decode_merge_f16", travel::<f16>(OnAllSms, 128, 8)),
-        two_gpus("merge_states_bf16", travel::<bf16>(ForEvents, 128, 8)),
-        two_gpus("merge_states_f16", travel::<f16>(ForEvents, 128, 8)),
+        two_gpus("far_decode_ask", travel::<bf16>(OnAllSms, Pieces, 128, 8)),
+        two_gpus("far_decode_gate", travel::<bf16>(AtAGate, Pieces, 128, 8)),
+        two_gpus("far_decode_attend_split_bf16_d64_g8", travel::<bf16>(OnAllSms, Pieces, 64, 8)),
+        two_gpus("far_decode_attend_split_bf16_d64_g16", travel::<bf16>(OnAllSms, Pieces, 64, 16)),
+        two_gpus("far_decode_attend_split_bf16_d128_g8", travel::<bf16>(OnAllSms, Pieces, 128, 8)),
+        two_gpus(
+            "far_decode_attend_split_bf16_d128_g16",
+            travel::<bf16>(OnAllSms, Pieces, 128, 16),
+        ),
+        two_gpus("far_decode_attend_split_f16_d64_g8", travel::<f16>(OnAllSms, Pieces, 64, 8)),
+        two_gpus("far_decode_attend_split_f16_d64_g16", travel::<f16>(OnAllSms, Pieces, 64, 16)),
+        two_gpus("far_decode_attend_split_f16_d128_g8", travel::<f16>(OnAllSms, Pieces, 128, 8)),
+        two_gpus("far_decode_attend_split_f16_d128_g16", travel::<f16>(OnAllSms, Pieces, 128, 16)),
+        two_gpus("far_decode_attend_tiles_bf16_d64_g8", travel::<bf16>(OnAllSms, Boxes, 64, 8)),
+        two_gpus("far_decode_attend_tiles_bf16_d64_g16", travel::<bf16>(OnAllSms, Boxes, 64, 16)),
+        two_gpus("far_decode_attend_tiles_bf16_d128_g8", travel::<bf16>(OnAllSms, Boxes, 128, 8)),
+        two_gpus("far_decode_attend_tiles_bf16_d128_g16", travel::<bf16>(OnAllSms, Boxes, 128, 16)),
+        two_gpus("far_decode_attend_tiles_f16_d64_g8", travel::<f16>(OnAllSms, Boxes, 64, 8)),
+        two_gpus("far_decode_attend_tiles_f16_d64_g16", travel::<f16>(OnAllSms, Boxes, 64, 16)),
+        two_gpus("far_decode_attend_tiles_f16_d128_g8", travel::<f16>(OnAllSms, Boxes, 128, 8)),
+        two_gpus("far_decode_attend_tiles_f16_d128_g16", travel::<f16>(OnAllSms, Boxes, 128, 16)),
+        two_gpus("far_decode_merge_bf16", travel::<bf16>(OnAllSms, Pieces, 128, 8)),
+        two_gpus("far_decode_merge_f16", travel::<f16>(OnAllSms, Pieces, 128, 8)),
+        two_gpus("merge_states_bf16", travel::<bf16>(ForEvents, Pieces, 128, 8)),
+        two_gpus("merge_states_f16", travel::<f16>(ForEvents, Pieces, 128, 8)),
     ]
 }
 
@@ -41,6 +53,7 @@ fn two_gpus(
 /// all of whose queries travel.
 fn travel<T: BatchElement + FarDecodeElement>(
     waits: OwnerWaits,
+    loads: TileLoads,
     head_dim: u32,
     group_size: u32,
 ) -> impl Fn(&Setting<'_>) -> Result<()> {
@@ -52,6 +65,7 @@ fn travel<T: BatchElement + FarDecodeElement>(
         let batch = Rc::new(DecodeBatch::<T>::new(workload, 1));
         let bench = FarBench::new(setting.devices, &batch, |entry| usize::from(is_far(entry, 25)))?;
         let run = bench.plan(&FarWay::Travel { travels, waits })?;
+        let run = bench.with_loads(run, loads)?;
         (0..setting.times).try_for_each(|call| bench.run(&run, call % bench.num_inputs()))?;
         bench.synchronize(&run)
     }

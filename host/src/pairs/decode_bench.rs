@@ -7,7 +7,7 @@ use gpu_kernels::paged_attention::contract::TileLoads;
 use gpu_kernels::paged_attention::reference::Tolerance;
 use half::bf16;
 
-use super::placed_kv::PlacedKv;
+use super::placed_kv::{PlacedKv, Staging};
 use super::{BatchElement, DecodeBatch};
 use crate::device::{Buffer, Device, Stream};
 use crate::harness::{Batch, Sampler, stream_sampler};
@@ -41,7 +41,7 @@ impl<T: BatchElement> DecodeBench<T> {
         let workload = batch.workload();
         let shape = workload.shape();
         Ok(Self {
-            inputs: PlacedKv::often(&stream, devices, batch, location_of)?,
+            inputs: PlacedKv::often(&stream, devices, batch, location_of, Staging::No)?,
             plan: Decode::plan_split(&stream, shape, &workload.kv_lens, workload.policy)?,
             q: Buffer::from_slice(&stream, batch.q())?,
             out: device.alloc(shape.q_elements())?,

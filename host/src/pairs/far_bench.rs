@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use gpu_kernels::far_decode::sides::deal_pages;
+use gpu_kernels::paged_attention::contract::TileLoads;
 use gpu_kernels::paged_attention::reference::Tolerance;
 use half::bf16;
 
-use super::placed_kv::PlacedKv;
+use super::placed_kv::{PlacedKv, Staging};
 use super::{BatchElement, DecodeBatch};
 use crate::device::{Buffer, Device, Stream};
 use crate::far::RequestBytes;
@@ -16,7 +17,8 @@ use crate::harness::{Batch, Sampler, streams_sampler};
 use crate::kernels::far_decode::{
     FarDecode, FarDecodeArgs, FarDecodeElement, FarTables, OwnerWaits,
 };
-use crate::kernels::paged_attention::{Decode, DecodeArgs, DecodeVariant};
+use crate::kernels::kv_page_copy::{CopyVariant, PageCopy};
+use crate::kernels::paged_attention::{Decode, DecodeArgs, DecodeVariant, DevicePageTable};
 
 /// Longest wait of a kernel for another GPU.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -36,8 +38,10 @@ pub struct FarBench<T = bf16> {
 /// How far pages are attended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FarWay {
-    /// Home pulls them.
+    /// Home pulls them: its kernel reads them in place.
     Pull,
+    /// Home copies them over NVLink, then attends: what one does without such a kernel.
+    CopyThenAttend,
     /// Where they lie, for requests whose queries travel.
     Travel {
         /// Of each request.
@@ -52,6 +56,12 @@ pub struct FarRun(Kind);
 
 enum Kind {
     Pull(Decode),
+    Copy {
+        plan: Decode,
+        variant: CopyVariant,
+        /// Of each of the inputs, with the table after the copy.
+        copies: Vec<(PageCopy, DevicePageTable)>,
+    },
     Travel {
         far: Box<FarDecode>,
         /// Of each of the inputs.
@@ -75,7 +85,7 @@ impl<T: BatchElement + FarDecodeElement> FarBench<T> {
         let home = streams.first().context("no device")?;
         let shape = batch.workload().shape();
         Ok(Self {
-            inputs: PlacedKv::often(home, devices, batch, location_of)?,
+            inputs: PlacedKv::often(home, devices, batch, location_of, Staging::ForPeersPages)?,
             q: Buffer::from_slice(home, batch.q())?,
             out: home.device().alloc(shape.q_elements())?,
             lse: home.device().alloc(shape.lse_elements())?,
@@ -119,7 +129,7 @@ impl<T: BatchElement + FarDecodeElement> FarBench<T> {
     /// Plans and uploads what one way takes. If no query travels to a page it is a pull.
     ///
     /// # Errors
-    /// Too little memory.
+    /// Too little memory; a copy where no page is a peer's.
     pub fn plan(&self, way: &FarWay) -> Result<FarRun> {
         let workload = self.batch.workload();
         let num_sides = self.streams.len();
@@ -140,19 +150,43 @@ impl<T: BatchElement + FarDecodeElement> FarBench<T> {
                 return Ok(FarRun(Kind::Travel { far: Box::new(far), tables, waits: *waits }));
             }
         }
-        let plan = Decode::plan_split(
-            &self.streams[0],
-            workload.shape(),
-            &workload.kv_lens,
-            workload.policy,
-        )?;
+        let (home, policy) = (&self.streams[0], workload.policy);
+        let plan = Decode::plan_split(home, workload.shape(), &workload.kv_lens, policy)?;
+        if *way == FarWay::CopyThenAttend {
+            let copies = self.inputs.iter().map(|input| {
+                let (moves, table) = input.staged();
+                let table = DevicePageTable::upload(home, &table.table(), &input.memory)?;
+                Ok((PageCopy::upload(home, &moves, &input.memory)?, table))
+            });
+            let copies = copies.collect::<Result<Vec<_>>>()?;
+            let variant = CopyVariant::alone(home.device())?;
+            return Ok(FarRun(Kind::Copy { plan, variant, copies }));
+        }
         Ok(FarRun(Kind::Pull(plan)))
+    }
+
+    /// The same run, pages loaded in this way.
+    ///
+    /// # Errors
+    /// A way that the device or the pages do not allow.
+    pub fn with_loads(&self, run: FarRun, loads: TileLoads) -> Result<FarRun> {
+        let home = &self.streams[0];
+        Ok(FarRun(match run.0 {
+            Kind::Pull(plan) => Kind::Pull(plan.with_loads(home, loads)?),
+            Kind::Copy { plan, variant, copies } => {
+                Kind::Copy { plan: plan.with_loads(home, loads)?, variant, copies }
+            }
+            Kind::Travel { far, tables, waits } => {
+                let far = Box::new(far.with_loads(&self.streams, loads)?);
+                Kind::Travel { far, tables, waits }
+            }
+        }))
     }
 
     /// Samples of one way.
     pub fn sampler<'a>(&'a self, run: &'a FarRun, batch: Batch) -> Result<Sampler<'a>> {
         let streams = match run.0 {
-            Kind::Pull(_) => &self.streams[..1],
+            Kind::Pull(_) | Kind::Copy { .. } => &self.streams[..1],
             Kind::Travel { .. } => &self.streams,
         };
         streams_sampler(streams, batch, move |input| self.run(run, input))
@@ -170,6 +204,12 @@ impl<T: BatchElement + FarDecodeElement> FarBench<T> {
                 let args = DecodeArgs { table, memory, q, out, lse };
                 plan.run(&self.streams[0], DecodeVariant::Split, &args)
             }
+            Kind::Copy { plan, variant, copies } => {
+                let (copy, table) = &copies[input];
+                copy.run(&self.streams[0], *variant, memory)?;
+                let args = DecodeArgs { table, memory, q, out, lse };
+                plan.run(&self.streams[0], DecodeVariant::Split, &args)
+            }
             Kind::Travel { far, tables, waits } => {
                 let args = FarDecodeArgs { tables: &tables[input], memory, q, out, lse };
                 far.run(&self.streams, *waits, &args)
@@ -183,7 +223,7 @@ impl<T: BatchElement + FarDecodeElement> FarBench<T> {
     /// What the devices say; a GPU that waited for another in vain.
     pub fn synchronize(&self, run: &FarRun) -> Result<()> {
         match &run.0 {
-            Kind::Pull(_) => self.streams[0].synchronize()?,
+            Kind::Pull(_) | Kind::Copy { .. } => self.streams[0].synchronize()?,
             Kind::Travel { far, .. } => far.synchronize(&self.streams)?,
         }
         Ok(())

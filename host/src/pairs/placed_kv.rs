@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use gpu_kernels::kv_layout::KvPagePlace;
+use gpu_kernels::kv_page_copy::KvPageMove;
 use gpu_kernels::kv_page_pattern::KvTokenPlace;
 use gpu_kernels::paged_attention::reference::ScatteredTable;
 
@@ -20,6 +21,17 @@ pub(super) struct PlacedKv {
     pub(super) table: DevicePageTable,
     /// The same table, where the host sees it.
     pub(super) scattered: ScatteredTable,
+    /// Pages of the first device that hold some of the batch; the staging comes after them.
+    num_near: usize,
+}
+
+/// Room for more pages in the first device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Staging {
+    /// None.
+    No,
+    /// For all pages that lie with its peers.
+    ForPeersPages,
 }
 
 impl PlacedKv {
@@ -33,10 +45,13 @@ impl PlacedKv {
         devices: &[Device],
         batch: &DecodeBatch<T>,
         location_of: impl Fn(usize) -> usize,
+        staging: Staging,
     ) -> Result<Vec<Self>> {
         let num_inputs = num_cold_inputs(stream.device(), batch.workload().work())?;
         let inputs = 0..num_inputs as u64;
-        inputs.map(|input| Self::new(stream, devices, batch, input, &location_of)).collect()
+        inputs
+            .map(|input| Self::new(stream, devices, batch, input, &location_of, staging))
+            .collect()
     }
 
     /// Overwrites the last page of the batch.
@@ -61,6 +76,7 @@ impl PlacedKv {
         batch: &DecodeBatch<T>,
         shuffle: u64,
         location_of: impl Fn(usize) -> usize,
+        staging: Staging,
     ) -> Result<Self> {
         let (kv_lens, page) = (&batch.workload().kv_lens, batch.workload().page);
         let mut rng = fastrand::Rng::with_seed(shuffle);
@@ -68,18 +84,60 @@ impl PlacedKv {
         let scattered =
             ScatteredTable::new(kv_lens, page.page_size, num_locations, location_of, &mut rng);
         let (&host_pages, device_pages) = scattered.pages_of.split_last().context("no location")?;
-        let memory = KvMemory::new(stream, devices, page, device_pages, host_pages)?;
+        let mut device_pages = device_pages.to_vec();
+        let num_near = device_pages[0];
+        if staging == Staging::ForPeersPages {
+            device_pages[0] = device_pages.iter().sum();
+        }
+        let memory = KvMemory::new(stream, devices, page, &device_pages, host_pages)?;
+        if staging == Staging::ForPeersPages {
+            zero_part_full_pages(stream, &memory, &scattered)?;
+        }
         fill(stream, batch, &memory, &scattered)?;
         Ok(Self {
             table: DevicePageTable::upload(stream, &scattered.table(), &memory)?,
             memory,
+            num_near,
             scattered,
         })
+    }
+
+    /// Moves that bring all pages of peers into the staging, and the table that finds them there.
+    pub(super) fn staged(&self) -> (Vec<KvPageMove>, ScatteredTable) {
+        let mut table = self.scattered.clone();
+        let is_peers = 1..self.memory.host_location() as i32;
+        let mut moves = Vec::new();
+        for entry in 0..table.kv_indices.len() {
+            if is_peers.contains(&table.kv_page_rank[entry]) {
+                let index = (self.num_near + moves.len()) as u32;
+                let dst = KvPagePlace { rank: 0, index };
+                moves.push(KvPageMove { src: place_of(&table, entry), dst });
+                (table.kv_page_rank[entry], table.kv_indices[entry]) = (0, index as i32);
+            }
+        }
+        (moves, table)
     }
 }
 
 fn place_of(table: &ScatteredTable, entry: usize) -> KvPagePlace {
     KvPagePlace { rank: table.kv_page_rank[entry] as u32, index: table.kv_indices[entry] as u32 }
+}
+
+/// Zeros where pages that are not full have no token: whoever copies pages copies all of it.
+fn zero_part_full_pages(
+    stream: &Stream,
+    memory: &KvMemory,
+    scattered: &ScatteredTable,
+) -> Result<()> {
+    let zeros = vec![0; memory.shape().page_elements()];
+    let page_size = memory.shape().page_size as i32;
+    for (ends, &last_page_len) in scattered.kv_indptr.windows(2).zip(&scattered.kv_last_page_len) {
+        if ends[0] < ends[1] && last_page_len < page_size {
+            let place = place_of(scattered, ends[1] as usize - 1);
+            stream.upload(&zeros, memory.pages(place.rank as usize, place.index as usize, 1))?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes K and V of every token, each of which is its request's and position's.

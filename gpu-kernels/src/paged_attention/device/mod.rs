@@ -10,8 +10,8 @@ pub(crate) mod merge;
 pub(crate) mod output_element;
 mod paged_kv;
 pub(crate) mod split;
-mod tile_loader;
-mod tiles;
+pub(crate) mod tile_loader;
+pub(crate) mod tiles;
 
 use cuda_std::prelude::*;
 use half::{bf16, f16};
@@ -127,7 +127,7 @@ macro_rules! tiles_entries {
             let group_size = params.group_size;
             let parts = Parts { out: partial_out, lse: partial_lse, arrived, group_size };
             let output = DecodeOutput { out, lse, parts };
-            decode_tiles::<$T, $D, $HT, $STAGES, $T>(pages, items, q, output);
+            decode_tiles::<$T, $D, $HT, $STAGES, $T, AtHome>(pages, items, q, output, AtHome);
         }
     )*};
 }

@@ -11,18 +11,18 @@ use crate::paged_attention::{
 };
 
 /// Rank of the map of a pool: 64 elements, tokens, blocks of 64 elements, heads, K and V of pages.
-pub(super) const POOL_RANK: usize = 5;
+pub(crate) const POOL_RANK: usize = 5;
 
 /// A coordinate outside of every pool, whose box is zeros.
 const NO_PAGE: i32 = -1;
 
 /// The pages of the batch, for the copy engine.
 #[derive(Clone, Copy)]
-pub(super) struct TilePages<T> {
-    pub(super) pools: TensorMaps<T, POOL_RANK, { MAX_TILE_LOCATIONS as usize }>,
-    pub(super) kv_indices: Global<i32>,   // [entries]
-    pub(super) kv_page_rank: Global<i32>, // [entries]
-    pub(super) params: DecodeParams,
+pub(crate) struct TilePages<T> {
+    pub(crate) pools: TensorMaps<T, POOL_RANK, { MAX_TILE_LOCATIONS as usize }>,
+    pub(crate) kv_indices: Global<i32>,   // [entries]
+    pub(crate) kv_page_rank: Global<i32>, // [entries]
+    pub(crate) params: DecodeParams,
 }
 
 /// A stage that has landed: one box of 16 tokens, or two of 8, each K then V, by blocks of 64

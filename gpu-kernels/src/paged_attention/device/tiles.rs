@@ -4,6 +4,7 @@ use cuda_std::bulk::Mbarrier;
 use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, WARP_SIZE};
 
+use super::handshake::Handshake;
 use super::output_element::OutputElement;
 use super::split::{DecodeOutput, Softmax, WarpResult, load_item, load_q};
 use super::tile_loader::{TileLoader, TilePages};
@@ -181,18 +182,22 @@ impl<O: OutputElement> DecodeOutput<O> {
 
 /// Each block works through its items; within an item its warps take tiles in turn, and each merges
 /// one or two heads of it over all warps, while it has tiles of the next item on their way.
+///
+/// The first pages are on their way before the handshake waits for the queries.
 #[inline(always)]
-pub(super) unsafe fn decode_tiles<
+pub(crate) unsafe fn decode_tiles<
     T: HalfFloat,
     const D: usize,
     const HT: usize,
     const STAGES: u32,
     O: OutputElement,
+    H: Handshake,
 >(
     pages: TilePages<T>,
     items: Global<u32>, // [items, WorkItem::WORDS]
     q: Global<T>,       // [batch, num_qo_heads, D]
     output: DecodeOutput<O>,
+    handshake: H,
 ) {
     let params = pages.params;
     let (warp_idx, lane) = (thread::thread_idx_x() / WARP_SIZE, warp::lane_id());
@@ -214,6 +219,8 @@ pub(super) unsafe fn decode_tiles<
         slots.init();
     }
     if first.is_idle() {
+        handshake.await_queries();
+        handshake.tell_done();
         return;
     }
     let ring = part(layout.ring(warp_idx));
@@ -222,6 +229,7 @@ pub(super) unsafe fn decode_tiles<
         loader.load_tile();
     }
     thread::sync_threads();
+    handshake.await_queries();
 
     // The item before, as long as this warp has not merged its heads of it; after the last item comes
     // an idle one, for that alone.
@@ -269,4 +277,5 @@ pub(super) unsafe fn decode_tiles<
             head += NUM_WARPS;
         }
     }
+    handshake.tell_done();
 }
