@@ -35,7 +35,7 @@ fn list_shows_every_pair_with_shapes_and_what_is_missing() {
     for expected in [
         "paged_attention: decode over",
         "kv_cache_nvlink_pool: decode over",
-        "baseline: local only; optimized: peer pool",
+        "baseline: local only, or copied first; optimized: peer pool",
         "needs 2 GPUs, found 1 within `--world-size`",
         "| seed_parity | none",
         "| tiny        | batch 3 x 100",

@@ -5,7 +5,7 @@ use clap::Args;
 use farpage::device::DeviceChoice;
 use farpage::far::FarCosts;
 use farpage::harness::{Machine, Watch};
-use farpage::pairs::{FarGrid, FarGridRow, far_grid};
+use farpage::pairs::{FarGrid, FarGridRow, far_grid, measured_costs};
 
 use super::Outcome;
 use super::progress::Progress;
@@ -59,21 +59,31 @@ pub fn run(choice: DeviceChoice, arguments: &FarGridArguments) -> Result<Outcome
     machine.check(2)?;
     let most = arguments.far.iter().copied().max().unwrap_or_default();
     ensure!(most <= 100, "`--far` must be at most 100 %, got {most}");
+    let devices = machine.devices(2)?;
     let (num_qo_heads, num_kv_heads) = arguments.heads;
     let grid = FarGrid {
         batches: arguments.batches.clone(),
         far_percents: arguments.far.clone(),
         heads: (num_qo_heads as u32, num_kv_heads),
-        costs: FarCosts::default(),
+        costs: measured_costs(&devices)?,
     };
+    println!("{}", costs(&grid.costs));
     let (progress, mut rows) = (Progress::start()?, Vec::new());
     let mut add = |row| rows.push(row);
-    let measured = far_grid(&machine.devices(2)?, &grid, arguments.check, &progress, &mut add);
+    let measured = far_grid(&devices, &grid, arguments.check, &progress, &mut add);
     progress.finish();
     print!("\n{}", report(&rows));
     measured?;
     let is_good = rows.iter().all(|row| row.regret() <= MAX_REGRET) && !progress.is_interrupted();
     Ok(if is_good || !machine.is_cuda() { Outcome::Passed } else { Outcome::Violation })
+}
+
+fn costs(costs: &FarCosts) -> String {
+    let FarCosts { hbm_gb_s, nvlink_gb_s, start_us, ask_us, .. } = costs;
+    format!(
+        "costs: near {hbm_gb_s:.0} GB/s, pulled {nvlink_gb_s:.0} GB/s, a decode's start \
+         {start_us:.1} µs, asking {ask_us:.1} µs"
+    )
 }
 
 fn report(rows: &[FarGridRow]) -> String {
@@ -86,6 +96,7 @@ fn report(rows: &[FarGridRow]) -> String {
         "predicted",
         "at a gate µs",
         "by events µs",
+        "copied µs",
         "planned µs",
         "predicted",
         "travelling",
@@ -106,6 +117,7 @@ fn report(rows: &[FarGridRow]) -> String {
             travel_us.map_or("-".to_owned(), |&us| against(row.travel_predicted_us, us)),
             us(row.travel_us.get(1)),
             us(row.travel_us.get(2)),
+            us(row.copied_us.as_ref()),
             us(Some(&row.planned_us)),
             against(row.planned_predicted_us, row.planned_us),
             format!("{}", row.num_travelling),

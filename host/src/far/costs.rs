@@ -30,8 +30,20 @@ pub struct FarCosts {
 
 impl Default for FarCosts {
     fn default() -> Self {
-        Self { hbm_gb_s: 4500.0, nvlink_gb_s: 372.0, pcie_gb_s: 51.0, start_us: 8.0, ask_us: 4.0 }
+        Self { hbm_gb_s: 4400.0, nvlink_gb_s: 376.0, pcie_gb_s: 51.0, start_us: 7.0, ask_us: 4.0 }
     }
+}
+
+/// Times that were measured, for [`FarCosts::fitted`]; each with its bytes of K and V.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MeasuredTimes {
+    /// Decodes whose pages are all near: at least two, of different sizes; the first is the batch
+    /// of those that follow.
+    pub near: Vec<(u64, f64)>,
+    /// One that pulls all its pages from a peer.
+    pub pulled: (u64, f64),
+    /// One whose queries all travel to a peer that has nothing else to do.
+    pub travelling: (u64, f64),
 }
 
 /// From where a step's bytes of K and V are read.
@@ -59,6 +71,43 @@ pub struct Prediction {
 }
 
 impl FarCosts {
+    /// The costs under which the model comes nearest to what was measured.
+    ///
+    /// `start` and `hbm` are those whose relative errors, squared, are the least over all near
+    /// decodes. `nvlink` follows from the pulled one, and `ask` is what the travelling one took
+    /// longer than the near one. What was not measured is as in
+    /// [`default`](Self::default), and so is all of it where times contradict the model: a larger
+    /// decode that takes no longer.
+    pub fn fitted(times: &MeasuredTimes) -> Self {
+        // Minimises the sum of ((start + bytes * us_per_byte) / us - 1)^2: a linear problem in
+        // start and us_per_byte.
+        let [mut a, mut b, mut c, mut d, mut e] = [0.0; 5];
+        for &(bytes, us) in &times.near {
+            let (x, y) = (1.0 / us, bytes as f64 / us);
+            a += x * x;
+            b += x * y;
+            c += y * y;
+            d += x;
+            e += y;
+        }
+        let determinant = a * c - b * b;
+        let us_per_byte = (a * e - b * d) / determinant;
+        let start_us = ((c * d - b * e) / determinant).max(0.0);
+        let (pulled_bytes, pulled_us) = times.pulled;
+        let pull_us = pulled_us - start_us;
+        if !(us_per_byte > 0.0 && pull_us > 0.0) {
+            return Self::default();
+        }
+        Self {
+            // 1 byte per µs is 0.001 GB/s.
+            hbm_gb_s: 1e-3 / us_per_byte,
+            nvlink_gb_s: pulled_bytes as f64 / pull_us * 1e-3,
+            start_us,
+            ask_us: (times.travelling.1 - times.near[0].1).max(0.0),
+            ..Self::default()
+        }
+    }
+
     /// Of a step with these reads, when owner `i` spends a share `busy[i]` of its time otherwise.
     pub(super) fn predict(&self, reads: &Reads, busy: &[f64]) -> Prediction {
         // 1 GB/s is 1000 bytes per µs.
@@ -77,5 +126,43 @@ impl FarCosts {
             false => home_us,
         };
         Prediction { home_us, owner_us, step_us }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn costs_are_found_again_from_the_times_they_predict() {
+        let costs =
+            FarCosts { hbm_gb_s: 4000.0, nvlink_gb_s: 300.0, ask_us: 5.0, ..FarCosts::default() };
+        let us = |reads: &Reads| costs.predict(reads, &[0.0]).step_us;
+        let near = |near_bytes| (near_bytes, us(&Reads { near_bytes, ..Reads::default() }));
+        let bytes = 1 << 28;
+        let times = MeasuredTimes {
+            near: [bytes, 1 << 22, 1 << 30].map(near).into(),
+            pulled: (bytes, us(&Reads { pulled_bytes: bytes, ..Reads::default() })),
+            travelling: (bytes, us(&Reads { travelling_bytes: vec![bytes], ..Reads::default() })),
+        };
+        let fitted = FarCosts::fitted(&times);
+        for (got, want) in [
+            (fitted.hbm_gb_s, costs.hbm_gb_s),
+            (fitted.nvlink_gb_s, costs.nvlink_gb_s),
+            (fitted.start_us, costs.start_us),
+            (fitted.ask_us, costs.ask_us),
+        ] {
+            assert!((got / want - 1.0).abs() < 1e-9, "{fitted:?}");
+        }
+    }
+
+    #[test]
+    fn times_that_contradict_the_model_leave_the_defaults() {
+        let times = MeasuredTimes {
+            near: vec![(1 << 20, 50.0), (1 << 30, 40.0)],
+            pulled: (1 << 20, 10.0),
+            travelling: (1 << 20, 10.0),
+        };
+        assert_eq!(FarCosts::fitted(&times), FarCosts::default());
     }
 }

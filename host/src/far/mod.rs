@@ -13,5 +13,5 @@
 mod costs;
 mod planner;
 
-pub use costs::{FarCosts, Prediction, Reads};
+pub use costs::{FarCosts, MeasuredTimes, Prediction, Reads};
 pub use planner::{FarPlan, Owner, RequestBytes, plan};

@@ -2,13 +2,15 @@
 //! would have been best, and what it predicted beside what was measured.
 
 use std::rc::Rc;
+use std::sync::OnceLock;
 
 use anyhow::{Result, bail};
+use half::bf16;
 use serde::Serialize;
 
 use super::{DecodeBatch, DecodeWorkload, FarBench, FarRun, FarWay};
 use crate::device::Device;
-use crate::far::{FarCosts, Owner, plan};
+use crate::far::{FarCosts, MeasuredTimes, Owner, plan};
 use crate::harness::{Batch, Mode, Watch, statistics};
 use crate::kernels::far_decode::OwnerWaits;
 
@@ -47,6 +49,8 @@ pub struct FarGridRow {
     pub travel_us: Vec<f64>,
     /// What the model says of that.
     pub travel_predicted_us: f64,
+    /// All far pages copied first; none without far pages.
+    pub copied_us: Option<f64>,
     /// What the planner chose.
     pub planned_us: f64,
     /// What the model says of that.
@@ -67,6 +71,42 @@ impl FarGridRow {
 pub fn is_far(entry: usize, far_percent: usize) -> bool {
     // Of each hundred pages, the first `far_percent` in steps that spread them.
     entry * 37 % 100 < far_percent
+}
+
+/// Batches whose times tell the costs: the first is the middling one, which is also pulled and
+/// travels.
+const CALIBRATION: [(usize, u32); 3] = [(16, 4096), (1, 1024), (64, 4096)];
+
+/// What the model's costs are on these two devices: a few decodes of a second in all, once for a
+/// process. On the CPU the defaults.
+///
+/// # Errors
+/// Too little memory, no way between the devices.
+pub fn measured_costs(devices: &[Device]) -> Result<FarCosts> {
+    static COSTS: OnceLock<FarCosts> = OnceLock::new();
+    if !devices.iter().all(Device::is_cuda) {
+        return Ok(FarCosts::default());
+    }
+    if let Some(costs) = COSTS.get() {
+        return Ok(*costs);
+    }
+    let times = |&(batch, context): &(usize, u32), location, ways: &[FarWay]| {
+        let workload = DecodeWorkload::new(64, 8, vec![context; batch]);
+        let bytes = workload.token_bytes() * u64::from(context) * batch as u64;
+        let contents = Rc::new(DecodeBatch::new(workload, 1));
+        let bench = FarBench::<bf16>::new(devices, &contents, |_| location)?;
+        let runs = ways.iter().map(|way| bench.plan(way)).collect::<Result<Vec<_>>>()?;
+        // Rather too few calls a sample than too many: the pull is the slowest.
+        let us = measure_in_turns(&bench, &runs, SAMPLE_US / 8.0)?;
+        anyhow::Ok(us.into_iter().map(|us| (bytes, us)).collect::<Vec<_>>())
+    };
+    let near = CALIBRATION.iter().map(|batch| Ok(times(batch, 0, &[FarWay::Pull])?[0]));
+    let near = near.collect::<Result<Vec<_>>>()?;
+    let travels = vec![true; CALIBRATION[0].0];
+    let ways = [FarWay::Pull, FarWay::Travel { travels, waits: OwnerWaits::OnAllSms }];
+    let far = times(&CALIBRATION[0], 1, &ways)?;
+    let measured = MeasuredTimes { near, pulled: far[0], travelling: far[1] };
+    Ok(*COSTS.get_or_init(|| FarCosts::fitted(&measured)))
 }
 
 /// Measures the grid on two devices, row by row; every way's output is compared with the oracle if
@@ -117,13 +157,15 @@ fn measure_row(
         ways.extend(
             OwnerWaits::ALL.map(|waits| FarWay::Travel { travels: travels.clone(), waits }),
         );
+        ways.push(FarWay::CopyThenAttend);
     }
     let runs = ways.iter().map(|way| bench.plan(way)).collect::<Result<Vec<_>>>()?;
     if check {
         runs.iter().try_for_each(|run| bench.verify(run).map(drop))?;
     }
     let predicted_us = [&plan.all_pulled, &plan.chosen].map(|prediction| prediction.step_us);
-    let us = measure_in_turns(bench, &runs, predicted_us[1])?;
+    let mut us = measure_in_turns(bench, &runs, predicted_us[1])?;
+    let copied_us = if far_percent > 0 { us.pop() } else { None };
     Ok(FarGridRow {
         batch,
         context,
@@ -132,6 +174,7 @@ fn measure_row(
         pull_predicted_us: predicted_us[0],
         travel_us: us[2..].to_vec(),
         travel_predicted_us: plan.all_travel.step_us,
+        copied_us,
         planned_us: us[1],
         planned_predicted_us: predicted_us[1],
         num_travelling: plan.num_travelling(),

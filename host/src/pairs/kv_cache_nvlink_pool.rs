@@ -1,7 +1,8 @@
 //! Pair `kv_cache_nvlink_pool`: KV that does not fit this GPU lies in pinned host memory, against
 //! in a peer's memory.
 //!
-//! From host memory decode reads it in place over PCIe. From the peer decode pulls it in place over
+//! From host memory decode reads it in place over PCIe. Shapes called strong have another opponent:
+//! there, too, the pages lie in the peer, and are copied over NVLink before each decode. From the peer decode pulls it in place over
 //! NVLink, or the query travels to the peer, which attends over it where it lies: as the
 //! [planner](crate::far) decides, for a peer that has nothing else to do.
 
@@ -12,14 +13,13 @@ use gpu_kernels::contract::Work;
 use gpu_kernels::kv_layout::{KvLayout, KvPageShape};
 use gpu_kernels::paged_attention::plan::SplitPolicy;
 
-use super::{DecodeBatch, DecodeBench, DecodeWorkload, FarBench, FarRun, FarWay, is_far};
+use super::{DecodeBatch, DecodeWorkload, FarBench, FarRun, FarWay, is_far, measured_costs};
 use crate::device::Device;
-use crate::far::{FarCosts, FarPlan, Owner, Reads, plan};
+use crate::far::{FarPlan, Owner, Reads, plan};
 use crate::harness::ceilings::{HBM_READ, HOST_READ, NVLINK_READ};
 use crate::harness::results::Planned;
 use crate::harness::{Batch, Demand, Pair, Prepared, Sampler, Shape, ShapeSet, Variant};
 use crate::kernels::far_decode::OwnerWaits;
-use crate::kernels::paged_attention::DecodeVariant;
 
 /// Shares of a real batch's pages that lie far, in percent.
 const FAR_PERCENT: [usize; 6] = [0, 7, 25, 50, 75, 100];
@@ -39,7 +39,7 @@ impl Pair for KvCacheNvlinkPool {
 
     fn side_name(&self, variant: Variant) -> &'static str {
         match variant {
-            Variant::Baseline => "local only",
+            Variant::Baseline => "local only, or copied first",
             Variant::Optimized => "peer pool",
         }
     }
@@ -62,13 +62,23 @@ impl Pair for KvCacheNvlinkPool {
             ShapeSet::Real => {
                 let workload = DecodeWorkload::new(64, 8, vec![4096; 16]);
                 let large = DecodeWorkload::new(64, 8, vec![8192; 64]);
-                let shapes = FAR_PERCENT.map(|far| pages_spread("batch 16 x 4096", &workload, far));
-                let large = pages_spread("batch 64 x 8192", &large, 7);
-                shapes.into_iter().chain([large]).collect()
+                let weak = FAR_PERCENT.map(|far| {
+                    pages_spread("batch 16 x 4096", &workload, far, Opponent::LocalOnly)
+                });
+                let strong = [25, 100].map(|far| {
+                    pages_spread("strong: batch 16 x 4096", &workload, far, Opponent::CopiedFirst)
+                });
+                let large = pages_spread("batch 64 x 8192", &large, 7, Opponent::LocalOnly);
+                weak.into_iter().chain([large]).chain(strong).collect()
             }
             ShapeSet::Tiny => {
                 let workload = DecodeWorkload::new(8, 1, vec![150; 2]);
-                [50, 100].map(|far| pages_spread("batch 2 x 150", &workload, far)).into()
+                let shape = |name, far, opponent| pages_spread(name, &workload, far, opponent);
+                vec![
+                    shape("batch 2 x 150", 50, Opponent::LocalOnly),
+                    shape("batch 2 x 150", 100, Opponent::LocalOnly),
+                    shape("strong: batch 2 x 150", 50, Opponent::CopiedFirst),
+                ]
             }
         }
     }
@@ -93,10 +103,24 @@ impl Tier {
     }
 }
 
+/// What the planner's choice is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opponent {
+    /// The peer's pages lie in host memory instead.
+    LocalOnly,
+    /// The peer's pages are copied here before each decode.
+    CopiedFirst,
+}
+
 /// `far_percent` of the pages in the peer, evenly spread over the batch.
-fn pages_spread(name: &str, workload: &DecodeWorkload, far_percent: usize) -> Shape {
+fn pages_spread(
+    name: &str,
+    workload: &DecodeWorkload,
+    far_percent: usize,
+    opponent: Opponent,
+) -> Shape {
     let tier_of = move |entry| if is_far(entry, far_percent) { Tier::Peer } else { Tier::Local };
-    shape(format!("{name}, {far_percent} % far"), workload.clone(), tier_of)
+    shape(format!("{name}, {far_percent} % far"), workload.clone(), opponent, tier_of)
 }
 
 /// `batch` requests without shared heads, each with so many tokens here, in the peer, and in host
@@ -118,43 +142,63 @@ fn pages_in_order(batch: usize, num_heads: u32, tokens: [u32; 3]) -> Shape {
         kv_lens[0], tokens[0], tokens[1], tokens[2]
     );
     let policy = SplitPolicy::Balanced;
-    shape(name, DecodeWorkload { num_qo_heads: num_heads, page, kv_lens, policy }, tier_of)
+    let workload = DecodeWorkload { num_qo_heads: num_heads, page, kv_lens, policy };
+    shape(name, workload, Opponent::LocalOnly, tier_of)
 }
 
 fn shape(
     name: String,
     workload: DecodeWorkload,
+    opponent: Opponent,
     tier_of: impl Fn(usize) -> Tier + Copy + 'static,
 ) -> Shape {
     Shape::new(name, 2, move |devices, seed| {
         let batch = Rc::new(DecodeBatch::new(workload.clone(), seed));
-        TwoGpus::new(devices, batch, tier_of)
+        TwoGpus::new(devices, batch, opponent, tier_of)
     })
 }
 
-/// The same batch: what is over in host memory, or in the peer's.
+/// The same batch twice: as the opponent has it, and with what is over in the peer.
 struct TwoGpus {
     batch: Rc<DecodeBatch>,
-    baseline: DecodeBench,
-    optimized: FarBench,
+    baseline: (FarBench, FarRun),
+    optimized: (FarBench, FarRun),
     plan: FarPlan,
-    run: FarRun,
 }
 
 impl TwoGpus {
     fn new(
         devices: &[Device],
         batch: Rc<DecodeBatch>,
+        opponent: Opponent,
         tier_of: impl Fn(usize) -> Tier + Copy,
     ) -> Result<Self> {
-        let location_of = |variant| move |entry| tier_of(entry).location(variant);
-        let baseline = DecodeBench::new(devices, &batch, location_of(Variant::Baseline))?;
-        let optimized = FarBench::new(devices, &batch, location_of(Variant::Optimized))?;
+        let bench =
+            |variant| FarBench::new(devices, &batch, |entry| tier_of(entry).location(variant));
+        let (baseline, way) = match opponent {
+            Opponent::LocalOnly => (bench(Variant::Baseline)?, FarWay::Pull),
+            Opponent::CopiedFirst => (bench(Variant::Optimized)?, FarWay::CopyThenAttend),
+        };
+        let baseline_run = baseline.plan(&way)?;
+
+        let optimized = bench(Variant::Optimized)?;
         let idle = vec![Owner::default(); devices.len() - 1];
-        let plan = plan(&FarCosts::default(), &optimized.request_bytes(), &idle);
+        let plan = plan(&measured_costs(devices)?, &optimized.request_bytes(), &idle);
         let (travels, waits) = (plan.travels.clone(), OwnerWaits::OnAllSms);
-        let run = optimized.plan(&FarWay::Travel { travels, waits })?;
-        Ok(Self { batch, baseline, optimized, plan, run })
+        let optimized_run = optimized.plan(&FarWay::Travel { travels, waits })?;
+        Ok(Self {
+            baseline: (baseline, baseline_run),
+            optimized: (optimized, optimized_run),
+            plan,
+            batch,
+        })
+    }
+
+    fn side(&self, variant: Variant) -> &(FarBench, FarRun) {
+        match variant {
+            Variant::Baseline => &self.baseline,
+            Variant::Optimized => &self.optimized,
+        }
     }
 }
 
@@ -173,26 +217,22 @@ impl Prepared for TwoGpus {
     }
 
     fn num_inputs(&self) -> usize {
-        self.optimized.num_inputs()
+        self.optimized.0.num_inputs()
     }
 
     fn sampler(&self, variant: Variant, batch: Batch) -> Result<Sampler<'_>> {
-        match variant {
-            Variant::Baseline => self.baseline.sampler(DecodeVariant::Split, batch),
-            Variant::Optimized => self.optimized.sampler(&self.run, batch),
-        }
+        let (bench, run) = self.side(variant);
+        bench.sampler(run, batch)
     }
 
     fn verify(&self, variant: Variant) -> Result<String> {
-        match variant {
-            Variant::Baseline => self.baseline.verify(DecodeVariant::Split),
-            Variant::Optimized => self.optimized.verify(&self.run),
-        }
+        let (bench, run) = self.side(variant);
+        bench.verify(run)
     }
 
     fn corrupt(&mut self) -> Result<()> {
-        self.baseline.corrupt()?;
-        self.optimized.corrupt()
+        self.baseline.0.corrupt()?;
+        self.optimized.0.corrupt()
     }
 
     fn planned(&self) -> Option<Planned> {

@@ -28,7 +28,7 @@ pub use decode_batch::{BatchElement, DecodeBatch, DecodeWorkload};
 pub use decode_bench::DecodeBench;
 pub use expert_gemm::ExpertGemm;
 pub use far_bench::{FarBench, FarRun, FarWay};
-pub use far_grid::{FarGrid, FarGridRow, far_grid, is_far};
+pub use far_grid::{FarGrid, FarGridRow, far_grid, is_far, measured_costs};
 pub use gemm::Gemm;
 pub use kv_append::KvAppend;
 pub use kv_cache_nvlink_pool::KvCacheNvlinkPool;
