@@ -30,6 +30,8 @@ fn both_commands_are_printed() {
     assert!(ncu.starts_with("ncu --clock-control none ") && ncu.contains(KERNEL), "{ncu}");
     assert!(ncu.contains(&format!("host launch {KERNEL} --times 3")), "{ncu}");
     assert!(nsys.contains("host run paged_attention "), "{nsys}");
+    let (_, told) = host(&["profile", "far_decode_merge_bf16", "--tool", "ncu"]);
+    assert!(told.starts_with("CUDA_LAUNCH_BLOCKING=1 ncu --clock-control none "), "{told}");
     let (_, told) = host(&["profile", "memory_read_16", "--tool", "nsys"]);
     assert!(told.contains("host launch memory_read_16 "), "{told}");
     let (_, told) =

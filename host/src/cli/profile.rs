@@ -57,7 +57,9 @@ pub fn run(choice: DeviceChoice, arguments: &ProfileArguments) -> Result<Outcome
     let mut invocations = Vec::new();
     if !matches!(arguments.tool, Some(ToolArgument::Nsys)) {
         let command = of_host(given.clone().unwrap_or_else(|| launching.clone()));
-        invocations.push(ncu(Kernels::Named(kernel), arguments.launches, &report, &command));
+        let ncu = ncu(Kernels::Named(kernel), arguments.launches, &report, &command);
+        // A kernel that waits for another GPU's is replayed with what it waits for already there.
+        invocations.push(if launch.num_gpus > 1 { ncu.one_by_one() } else { ncu });
     }
     if !matches!(arguments.tool, Some(ToolArgument::Ncu)) {
         let command = given.or_else(|| around(kernel, &registry())).unwrap_or(launching);

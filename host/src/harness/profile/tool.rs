@@ -116,6 +116,7 @@ fn versions(installations: &Path) -> Vec<PathBuf> {
 #[derive(Clone, Debug)]
 pub struct Invocation {
     tool: Tool,
+    variables: Vec<(&'static str, &'static str)>,
     arguments: Vec<String>,
     report: PathBuf,
 }
@@ -128,7 +129,14 @@ impl Invocation {
         arguments.push(report_argument.clone());
         arguments.extend_from_slice(command);
         // Not `with_extension`, which would take the end of a name with a dot for one.
-        Self { tool, arguments, report: format!("{report_argument}.{}", tool.extension()).into() }
+        let report = format!("{report_argument}.{}", tool.extension()).into();
+        Self { tool, variables: Vec::new(), arguments, report }
+    }
+
+    /// The same, each launch finished before the next one is issued.
+    pub fn one_by_one(mut self) -> Self {
+        self.variables.push(("CUDA_LAUNCH_BLOCKING", "1"));
+        self
     }
 
     /// Which profiler.
@@ -150,6 +158,7 @@ impl Invocation {
             fs::create_dir_all(folder).map_err(|source| ProfileError::Start { tool, source })?;
         }
         let status = Command::new(program)
+            .envs(self.variables.iter().copied())
             .args(&self.arguments)
             .status()
             .map_err(|source| ProfileError::Start { tool, source })?;
@@ -165,6 +174,7 @@ impl Invocation {
 
 impl fmt::Display for Invocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.variables.iter().try_for_each(|(name, value)| write!(f, "{name}={value} "))?;
         f.write_str(self.tool.name())?;
         self.arguments.iter().try_for_each(|argument| write!(f, " {}", quoted(argument)))
     }
@@ -228,6 +238,20 @@ mod tests {
             run("[ $1 = --export ] && [ $3 = host ] && echo > $2.ncu-rep").unwrap(),
             written
         );
+    }
+
+    #[test]
+    fn launches_one_by_one_are_told_in_the_environment() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, report) = (folder.path().join("ncu"), folder.path().join("report"));
+        let script = "#!/bin/sh\n[ \"$CUDA_LAUNCH_BLOCKING\" = 1 ] && echo > $1.ncu-rep\n";
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let invocation = Invocation::new(Tool::Ncu, &[], &report, &["host".into()]);
+        assert!(invocation.run_with(&program).is_err());
+        let invocation = invocation.one_by_one();
+        invocation.run_with(&program).unwrap();
+        assert!(invocation.to_string().starts_with("CUDA_LAUNCH_BLOCKING=1 ncu "), "{invocation}");
     }
 
     #[test]
