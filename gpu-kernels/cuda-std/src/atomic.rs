@@ -121,6 +121,22 @@ pub unsafe fn wait_acquire_sys(
     }
 }
 
+/// The four elements from `idx` on, in one access aligned to 16 bytes; ordered with nothing. Each
+/// element is old or new as a whole, the four together need not be. System scope.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn load_relaxed_sys_x4(place: Global<u32>, idx: usize) -> [u32; 4] {
+    arch::atomic::load_relaxed_sys_x4(place.offset(idx).raw)
+}
+
+/// Writes the four elements from `idx` on, in one access aligned to 16 bytes, ordered with nothing;
+/// atomic as in [`load_relaxed_sys_x4`]. System scope.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn store_relaxed_sys_x4(place: GlobalMut<u32>, idx: usize, values: [u32; 4]) {
+    arch::atomic::store_relaxed_sys_x4(place.offset(idx).raw, values);
+}
+
 /// Orders all this thread's accesses before the fence with those after it, for every thread of
 /// the device.
 #[inline(always)]

@@ -4,7 +4,7 @@
 mod common;
 
 use bytemuck::{Pod, Zeroable};
-use common::{contents, dims, fresh, holding, launch};
+use common::{assert_says, contents, dims, fault, fresh, holding, launch};
 use cuda_std::cpu::LaunchDims;
 use cuda_std::prelude::*;
 use cuda_std::{Kernel, PtxTarget};
@@ -367,6 +367,27 @@ fn workers_that_add_at_the_same_time_lose_nothing() {
     let total = holding(&[0_u32, 0]);
     launch(dims(64, 32, 0), hammer { total: total.view_mut(), rounds: 4000 }).unwrap();
     assert_eq!(contents::<u32>(&total), [64 * 32 * 4000; 2]);
+}
+
+/// Hands four words on, each raised by one.
+#[kernel]
+pub unsafe fn four_at_once(from: Global<u32>, to: GlobalMut<u32>) {
+    let first = 4 * thread::index_1d() as usize;
+    let [a, b, c, d] = atomic::load_relaxed_sys_x4(from, first);
+    atomic::store_relaxed_sys_x4(to, first, [a + 1, b + 1, c + 1, d + 1]);
+}
+
+#[test]
+fn four_words_move_at_once_and_aligned() {
+    let words: Vec<u32> = (0..256).collect();
+    let (from, to) = (holding(&words), fresh::<u32>(256));
+    let kernel = four_at_once { from: from.view(), to: to.view_mut() };
+    launch(dims(2, 32, 0), kernel).unwrap();
+    assert_eq!(contents::<u32>(&to), (1..257).collect::<Vec<u32>>());
+
+    // SAFETY: within the allocation; the kernel's accesses are checked.
+    let off = four_at_once { from: unsafe { from.view().offset(1) }, to: to.view_mut() };
+    assert_says(&fault(dims(1, 32, 0), off), &["load of 16 bytes", "is not aligned to 16"]);
 }
 
 /// The clock goes forward.

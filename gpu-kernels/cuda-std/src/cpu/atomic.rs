@@ -85,6 +85,22 @@ pub unsafe fn load_x2_relaxed_gpu(place: RawGlobal) -> [u32; 2] {
 }
 
 #[inline(always)]
+#[track_caller]
+pub unsafe fn load_relaxed_sys_x4(place: RawGlobal) -> [u32; 4] {
+    let words = place.check_load(0, 4 * BYTES, 4 * BYTES).cast::<u32>().cast_mut();
+    std::array::from_fn(|i| AtomicU32::from_ptr(words.add(i)).load(Ordering::Relaxed))
+}
+
+#[inline(always)]
+#[track_caller]
+pub unsafe fn store_relaxed_sys_x4(place: RawGlobal, values: [u32; 4]) {
+    let words = place.check_store(0, 4 * BYTES, 4 * BYTES).cast::<u32>();
+    for (i, value) in values.into_iter().enumerate() {
+        AtomicU32::from_ptr(words.add(i)).store(value, Ordering::Relaxed);
+    }
+}
+
+#[inline(always)]
 pub unsafe fn fence_acq_rel_gpu() {
     atomic::fence(Ordering::AcqRel);
 }

@@ -81,6 +81,22 @@ pub unsafe fn load_x2_relaxed_gpu(place: RawGlobal) -> [u32; 2] {
 }
 
 #[inline(always)]
+pub unsafe fn load_relaxed_sys_x4(place: RawGlobal) -> [u32; 4] {
+    let [a, b, c, d]: [u32; 4];
+    asm!("ld.relaxed.sys.global.v4.b32 {{{a}, {b}, {c}, {d}}}, [{p}];",
+        a = out(reg32) a, b = out(reg32) b, c = out(reg32) c, d = out(reg32) d,
+        p = in(reg64) place.address(), options(nostack, preserves_flags));
+    [a, b, c, d]
+}
+
+#[inline(always)]
+pub unsafe fn store_relaxed_sys_x4(place: RawGlobal, [a, b, c, d]: [u32; 4]) {
+    asm!("st.relaxed.sys.global.v4.b32 [{p}], {{{a}, {b}, {c}, {d}}};",
+        a = in(reg32) a, b = in(reg32) b, c = in(reg32) c, d = in(reg32) d,
+        p = in(reg64) place.address(), options(nostack, preserves_flags));
+}
+
+#[inline(always)]
 pub unsafe fn fence_acq_rel_gpu() {
     asm!("fence.acq_rel.gpu;", options(nostack, preserves_flags));
 }
