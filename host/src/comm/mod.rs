@@ -6,6 +6,9 @@
 //! - a [`Communicator`], for data in device memory: NCCL between GPUs, copies on the CPU;
 //! - a [`SymmetricBuffer`], whose addresses kernels read and write directly.
 //!
+//! A [`Team`] is a world whose ranks stay, each with a state of its own, and work on what they are
+//! given together: for whoever drives ranks from one thread.
+//!
 //! `World::cpu(n)` has the same meaning as `World::cuda(n)`, so that programs for several GPUs
 //! are tested without one. No wait is endless: it ends at the world's deadline, and at once when
 //! the rank that it waits for has failed or ended, with an error that names rank, peer and
@@ -19,6 +22,7 @@ mod gpu_tests;
 mod meeting;
 pub mod nccl;
 mod symmetric;
+mod team;
 #[cfg(test)]
 mod tests;
 mod threads;
@@ -28,6 +32,7 @@ pub use communicator::{Communicator, Group};
 pub use element::{Reduce, ReduceOp};
 pub use error::{CommError, Result};
 pub use symmetric::SymmetricBuffer;
+pub use team::{Team, TeamError};
 pub use world::{Rank, RankError, RankFailure, World};
 
 /// What threads send each other: where the data lies.

@@ -4,7 +4,7 @@ use bytemuck::Pod;
 
 use super::meeting::Meeting;
 use super::{CommError, Message, Result};
-use crate::device::{Buffer, Device, DeviceError, Extent};
+use crate::device::{Buffer, Device, DeviceError, Extent, Stream};
 
 const OPERATION: &str = "symmetric allocation";
 
@@ -16,7 +16,7 @@ pub struct SymmetricBuffer<T> {
     local: Buffer<T>,
     addresses: Vec<u64>,
     peer_ptrs: Buffer<u64>,
-    _parts: Vec<Extent>,
+    parts: Vec<Extent>,
 }
 
 /// What the ranks tell each other.
@@ -56,7 +56,7 @@ impl<T: Pod> SymmetricBuffer<T> {
         let addresses: Vec<u64> = parts.iter().map(|part| part.extent.address()).collect();
         let peer_ptrs = Buffer::from_slice(&device.new_stream()?, &addresses)?;
         let parts = parts.into_iter().map(|part| part.extent).collect();
-        Ok(Self { local, addresses, peer_ptrs, _parts: parts })
+        Ok(Self { local, addresses, peer_ptrs, parts })
     }
 
     /// This rank's part.
@@ -72,5 +72,12 @@ impl<T: Pod> SymmetricBuffer<T> {
     /// The same addresses in this device's memory, for kernels. // [ranks]
     pub fn peer_ptrs(&self) -> &Buffer<u64> {
         &self.peer_ptrs
+    }
+
+    /// Keeps every rank's part, and the table of their addresses, until the work that `stream` has
+    /// is done; see [`Stream::keep`].
+    pub fn keep(&self, stream: &Stream) {
+        self.parts.iter().for_each(|part| stream.keep_extent(part));
+        stream.keep(&self.peer_ptrs);
     }
 }

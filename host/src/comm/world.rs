@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::fmt::{self, Display};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -32,10 +33,17 @@ impl World {
     /// # Panics
     /// With no rank.
     pub fn cpu(size: usize) -> Self {
-        assert!(size > 0, "a world needs at least one rank");
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        let num_workers = (cores / size).max(1);
-        let config = ExecutorConfig { num_workers, ..ExecutorConfig::default() };
+        let num_workers = (cores / size.max(1)).max(1);
+        Self::cpu_with(size, ExecutorConfig { num_workers, ..ExecutorConfig::default() })
+    }
+
+    /// `size` ranks, each with an executor like this.
+    ///
+    /// # Panics
+    /// With no rank.
+    pub fn cpu_with(size: usize, config: ExecutorConfig) -> Self {
+        assert!(size > 0, "a world needs at least one rank");
         let device = |rank| Device::cpu_with(config, rank);
         Self { devices: (0..size).map(device).collect(), deadline: DEADLINE }
     }
@@ -52,14 +60,24 @@ impl World {
             });
         }
         let devices = (0..size).map(Device::cuda).collect::<Result<Vec<_>, DeviceError>>()?;
-        for device in &devices {
-            for peer in &devices {
+        Self::of(&devices)
+    }
+
+    /// A rank for each of these devices, each reaching every other one's memory where the hardware
+    /// can.
+    ///
+    /// # Panics
+    /// Without devices.
+    pub fn of(devices: &[Device]) -> Result<Self> {
+        assert!(!devices.is_empty(), "a world needs at least one rank");
+        for device in devices {
+            for peer in devices {
                 if device.can_access_peer(peer)? {
                     device.enable_peer_access(peer)?;
                 }
             }
         }
-        Ok(Self { devices, deadline: DEADLINE })
+        Ok(Self { devices: devices.to_vec(), deadline: DEADLINE })
     }
 
     /// The same world, in which no rank waits longer than this for another.
@@ -205,7 +223,7 @@ pub struct Rank {
     size: usize,
     device: Device,
     meeting: Arc<Meeting<Message>>,
-    communicator: OnceCell<Communicator>,
+    communicator: OnceCell<Rc<Communicator>>,
 }
 
 impl Rank {
@@ -237,7 +255,7 @@ impl Rank {
     /// The way to move data between ranks: NCCL between GPUs, copies on the CPU.
     ///
     /// The first call sets it up: all ranks make it together.
-    pub fn communicator(&self) -> Result<&Communicator> {
+    pub fn communicator(&self) -> Result<&Rc<Communicator>> {
         if let Some(communicator) = self.communicator.get() {
             return Ok(communicator);
         }
@@ -247,7 +265,7 @@ impl Rank {
         } else {
             Communicator::threads(ThreadCommunicator::new(meeting, index, size))
         };
-        Ok(self.communicator.get_or_init(|| communicator))
+        Ok(self.communicator.get_or_init(|| Rc::new(communicator)))
     }
 
     /// Memory of `len` elements on every rank, which all ranks' kernels reach. All ranks call
