@@ -24,8 +24,10 @@
 #[cfg(feature = "host")]
 extern crate std;
 
+pub mod combine;
 #[cfg(feature = "host")]
 pub mod contract;
+pub mod dispatch;
 pub mod expert_gemm;
 pub mod far_decode;
 pub mod gemm;

@@ -1,0 +1,12 @@
+//! Dispatch: into buffers for NCCL, or straight to the peers.
+// A kernel is one thread's program; its safety is the launch's, and stands in the contract.
+#![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, clippy::too_many_arguments)]
+
+mod pack;
+pub(crate) mod packets;
+mod push_bulk;
+mod push_packets;
+
+pub use pack::*;
+pub use push_bulk::*;
+pub use push_packets::*;
