@@ -7,6 +7,8 @@
 //! Launches over KV take the [`KvMemory`](crate::kv::memory::KvMemory) that their lists were
 //! checked against, and are safe.
 
+pub mod combine;
+pub mod dispatch;
 pub mod expert_gemm;
 pub mod far_decode;
 pub mod gemm;
@@ -28,6 +30,7 @@ use std::time::Duration;
 
 use gpu_kernels::contract::ContractError;
 
+use crate::comm::CommError;
 use crate::device::DeviceError;
 
 /// Why a launcher did not launch.
@@ -36,6 +39,9 @@ pub enum KernelError {
     /// The room's contract refuses the sizes or lists.
     #[error(transparent)]
     Contract(#[from] ContractError),
+    /// Ranks disagree, or do not reach each other.
+    #[error(transparent)]
+    Comm(#[from] CommError),
     /// The device refused, or failed.
     #[error(transparent)]
     Device(#[from] DeviceError),

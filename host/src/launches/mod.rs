@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod ceilings;
+mod exchange;
 mod far_decode;
 mod kv_append;
 mod kv_pages;
@@ -38,6 +39,7 @@ pub fn all() -> Vec<KernelLaunch> {
         kv_pages::launches(),
         moe::launches(),
         products::launches(),
+        exchange::launches(),
         ceilings::launches(),
     ]
     .into_iter()

@@ -21,6 +21,7 @@ mod paged_attention;
 mod placed_kv;
 mod product_bench;
 mod shared_expert;
+mod wide_ep;
 
 pub use append_bench::AppendBench;
 pub use attention_sizes::AttentionSizes;
@@ -36,6 +37,7 @@ pub use moe_permute::MoePermute;
 pub use moe_topk::MoeTopk;
 pub use paged_attention::PagedAttention;
 pub use shared_expert::SharedExpert;
+pub use wide_ep::WideEp;
 
 use anyhow::Result;
 use gpu_kernels::contract::Work;
@@ -53,6 +55,7 @@ pub const ALL: &[&dyn Pair] = &[
     &Gemm,
     &SharedExpert,
     &ExpertGemm,
+    &WideEp,
 ];
 
 /// How much more than an L2 cache holds all inputs have together.

@@ -1,0 +1,161 @@
+//! Launches of the room `combine`.
+
+use gpu_kernels::combine::device::{combine_push_packets, combine_sum_baseline};
+use gpu_kernels::contract::{ContractError, require_len};
+use gpu_kernels::dispatch::contract::{ExchangeLaunch, ExchangeShape};
+use half::bf16;
+
+use super::KernelError;
+use super::dispatch::{Pusher, staging_area};
+use crate::comm::{Rank, SymmetricBuffer};
+use crate::device::{Buffer, Stream};
+
+/// What the experts made of the rows that came, and where the sums go.
+#[derive(Clone, Copy)]
+pub struct CombineArgs<'a> {
+    /// `[ep_size, num_max_tokens, hidden]`, in the slots of dispatch
+    pub partial: &'a Buffer<bf16>,
+    /// `[num_tokens, topk]`, as given to dispatch
+    pub topk_ids: &'a Buffer<i32>,
+    /// `[num_tokens, hidden]`
+    pub out: &'a Buffer<bf16>,
+}
+
+impl CombineArgs<'_> {
+    /// The number of tokens, if all lengths agree on it.
+    pub(crate) fn check(&self, shape: &ExchangeShape) -> Result<u32, ContractError> {
+        let num_tokens = self.topk_ids.len() / shape.topk as usize;
+        shape.check_tokens(num_tokens)?;
+        require_len("topk_ids", num_tokens * shape.topk as usize, self.topk_ids.len())?;
+        require_len("out", num_tokens * shape.hidden as usize, self.out.len())?;
+        require_len("partial", shape.slot_elements(), self.partial.len())?;
+        Ok(num_tokens as u32)
+    }
+
+    fn keep(&self, stream: &Stream) {
+        stream.keep(self.partial);
+        stream.keep(self.topk_ids);
+        stream.keep(self.out);
+    }
+}
+
+/// Pushes partial results to the tokens' ranks, and adds up what comes.
+pub struct CombinePush {
+    pusher: Pusher,
+    staging: SymmetricBuffer<u32>,
+}
+
+impl CombinePush {
+    /// All ranks make it together.
+    ///
+    /// # Errors
+    /// Sizes that the contract refuses; ranks that disagree or do not reach each other; too little
+    /// memory.
+    pub fn new(
+        rank: &Rank,
+        shape: ExchangeShape,
+        launch: ExchangeLaunch,
+    ) -> Result<Self, KernelError> {
+        launch.check_packets()?;
+        let pusher = Pusher::new(rank, shape, launch)?;
+        Ok(Self { pusher, staging: staging_area(rank, shape.combine_words())? })
+    }
+
+    /// Bytes of memory that this holds on each rank.
+    pub fn num_bytes(&self) -> usize {
+        self.staging.local().num_bytes()
+    }
+
+    /// As [`DispatchPush::late`](super::dispatch::DispatchPush::late). // [ep_size]
+    pub fn late(&self) -> &Buffer<u32> {
+        &self.pusher.late
+    }
+
+    /// Messages that a call expects from a peer that owns experts of `num_rows` of the tokens.
+    pub fn expected_messages(&self, num_rows: u32) -> u32 {
+        num_rows * self.pusher.shape.added_segments() + 1
+    }
+
+    /// Sends and adds. `recv_topk_ids` is what the dispatch of these tokens received. All ranks
+    /// call it together.
+    ///
+    /// # Errors
+    /// Before any launch: arguments whose lengths do not fit, in words.
+    pub fn run(
+        &self,
+        stream: &Stream,
+        recv_topk_ids: &Buffer<i32>, // [ep_size, num_max_tokens, topk]
+        args: &CombineArgs<'_>,
+    ) -> Result<(), KernelError> {
+        let Self { pusher, staging } = self;
+        let num_tokens = args.check(&pusher.shape)?;
+        require_len("recv_topk_ids", pusher.shape.slot_entries(), recv_topk_ids.len())?;
+        let kernel = combine_push_packets {
+            partial: args.partial.view().cast(),
+            recv_topk_ids: recv_topk_ids.view(),
+            topk_ids: args.topk_ids.view(),
+            peer_ptrs: staging.peer_ptrs().view(),
+            out: args.out.view_mut().cast(),
+            epochs: pusher.epochs.view_mut(),
+            late: pusher.late.view_mut(),
+            params: pusher.params(num_tokens),
+        };
+        // SAFETY: shape, launch and lengths were checked, and all ranks' buffers are of that
+        // shape; they are kept below.
+        unsafe { stream.launch(pusher.shape.combine_dims(pusher.launch), kernel) }?;
+        args.keep(stream);
+        stream.keep(recv_topk_ids);
+        staging.keep(stream);
+        pusher.keep(stream);
+        Ok(())
+    }
+}
+
+/// Adds up what a library has brought.
+pub struct CombineSum {
+    shape: ExchangeShape,
+    ep_rank: u32,
+}
+
+impl CombineSum {
+    /// For one rank.
+    ///
+    /// # Errors
+    /// A shape that the contract refuses.
+    pub fn new(rank: &Rank, shape: ExchangeShape) -> Result<Self, KernelError> {
+        shape.check()?;
+        require_len("ranks", shape.ep_size as usize, rank.size())?;
+        Ok(Self { shape, ep_rank: rank.index() as u32 })
+    }
+
+    /// Adds `parts`, by rank they came from, and this rank's own partial results.
+    ///
+    /// # Errors
+    /// Before any launch: arguments whose lengths do not fit, in words.
+    pub fn run(
+        &self,
+        stream: &Stream,
+        parts: &Buffer<bf16>, // [ep_size, num_max_tokens, hidden]
+        args: &CombineArgs<'_>,
+    ) -> Result<(), KernelError> {
+        let shape = self.shape;
+        let num_tokens = args.check(&shape)?;
+        require_len("parts", shape.slot_elements(), parts.len())?;
+        if num_tokens == 0 {
+            return Ok(());
+        }
+        let launch = ExchangeLaunch { num_blocks: 1, num_senders: 1, timeout_us: 0 };
+        let kernel = combine_sum_baseline {
+            partial: args.partial.view().cast(),
+            parts: parts.view().cast(),
+            topk_ids: args.topk_ids.view(),
+            out: args.out.view_mut().cast(),
+            params: shape.params(self.ep_rank, num_tokens, launch),
+        };
+        // SAFETY: shape and lengths were checked; all buffers are kept below.
+        unsafe { stream.launch(shape.sum_dims(num_tokens), kernel) }?;
+        args.keep(stream);
+        stream.keep(parts);
+        Ok(())
+    }
+}

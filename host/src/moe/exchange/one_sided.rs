@@ -1,0 +1,140 @@
+//! Straight into the peers' memory.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use gpu_kernels::dispatch::contract::{ExchangeLaunch, ExchangeShape, OVERLAP_SENDERS};
+use gpu_kernels::dispatch::reference::ranks_of;
+
+use super::usual_way;
+use super::{CombineArgs, DispatchArgs, ExchangeError, ExchangeOptions, Phase, ReceivedViews, Way};
+use crate::comm::Rank;
+use crate::device::{Buffer, Device, Extent, Stream};
+use crate::kernels::combine::CombinePush;
+use crate::kernels::dispatch::DispatchPush;
+
+pub(super) struct OneSidedExchange {
+    shape: ExchangeShape,
+    rank: usize,
+    timeout: Duration,
+    dispatch: DispatchPush,
+    combine: CombinePush,
+    /// The ids of the last combine: what it expects, should anybody ask.
+    combined_ids: Mutex<Option<Extent>>,
+}
+
+impl OneSidedExchange {
+    pub(super) fn new(
+        rank: &Rank,
+        shape: ExchangeShape,
+        options: ExchangeOptions,
+    ) -> Result<Self, ExchangeError> {
+        let device = rank.device();
+        let num_sms = match options.num_sms {
+            Some(num_sms) => num_sms,
+            None => device.properties()?.num_multiprocessors,
+        };
+        let timeout_us = u32::try_from(options.timeout.as_micros()).unwrap_or(u32::MAX);
+        let launch =
+            |num_blocks, num_senders| ExchangeLaunch { num_blocks, num_senders, timeout_us };
+        let way = options.way.unwrap_or(usual_way(&shape, has_bulk(device)?));
+        let dispatch = match way {
+            Way::Bulk => {
+                let num_senders = senders_of((num_sms / 2).max(1));
+                DispatchPush::bulk(rank, shape, launch(2 * num_senders, num_senders))?
+            }
+            Way::Packets => {
+                let num_blocks = num_sms.clamp(1, shape.num_max_tokens_per_rank);
+                DispatchPush::packets(rank, shape, launch(num_blocks, num_blocks))?
+            }
+        };
+        let num_blocks = num_sms.clamp(1, shape.num_max_tokens_per_rank);
+        let combine = CombinePush::new(rank, shape, launch(num_blocks, senders_of(num_blocks)))?;
+        Ok(Self {
+            shape,
+            rank: rank.index(),
+            timeout: options.timeout,
+            dispatch,
+            combine,
+            combined_ids: Mutex::new(None),
+        })
+    }
+
+    pub(super) fn num_bytes(&self) -> usize {
+        self.dispatch.num_bytes() + self.combine.num_bytes()
+    }
+
+    pub(super) fn received(&self) -> ReceivedViews<'_> {
+        self.dispatch.received()
+    }
+
+    pub(super) fn dispatch(
+        &self,
+        stream: &Stream,
+        args: &DispatchArgs<'_>,
+    ) -> Result<(), ExchangeError> {
+        Ok(self.dispatch.run(stream, args)?)
+    }
+
+    pub(super) fn combine(
+        &self,
+        stream: &Stream,
+        args: &CombineArgs<'_>,
+    ) -> Result<(), ExchangeError> {
+        self.combine.run(stream, self.received().topk_ids, args)?;
+        let ids = args.topk_ids.slice(..).extent("combine")?;
+        *self.combined_ids.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(ids);
+        Ok(())
+    }
+
+    pub(super) fn synchronize(&self, stream: &Stream) -> Result<(), ExchangeError> {
+        stream.synchronize()?;
+        self.check_late(stream, Phase::Dispatch, self.dispatch.late())?;
+        self.check_late(stream, Phase::Combine, self.combine.late())
+    }
+
+    fn check_late(
+        &self,
+        stream: &Stream,
+        phase: Phase,
+        late: &Buffer<u32>,
+    ) -> Result<(), ExchangeError> {
+        let late = stream.download(late)?;
+        let Some(peer) = late.iter().position(|&num_late| num_late > 0) else { return Ok(()) };
+        let expected = match phase {
+            Phase::Dispatch => self.dispatch.expected_messages(),
+            Phase::Combine => self.combine.expected_messages(self.rows_of(stream, peer)?),
+        };
+        Err(ExchangeError::Late {
+            rank: self.rank,
+            phase,
+            peer,
+            expected,
+            seen: expected.saturating_sub(late[peer]),
+            timeout: self.timeout,
+        })
+    }
+
+    /// Of the tokens combined last, those that `peer` has experts of.
+    fn rows_of(&self, stream: &Stream, peer: usize) -> Result<u32, ExchangeError> {
+        let ids = self.combined_ids.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some(ids) = &*ids else { return Ok(0) };
+        let ids = stream.download(ids.as_bytes())?;
+        let ids: Vec<i32> = ids.as_chunks().0.iter().map(|&id| i32::from_ne_bytes(id)).collect();
+        let tokens = ids.chunks(self.shape.topk as usize);
+        let is_theirs = |ids: &&[i32]| ranks_of(&self.shape, ids).contains(&(peer as u32));
+        Ok(tokens.filter(is_theirs).count() as u32)
+    }
+}
+
+/// How many of `num_blocks` send: between 8 and 17, fewer are faster.
+fn senders_of(num_blocks: u32) -> u32 {
+    if num_blocks > 2 * OVERLAP_SENDERS { num_blocks } else { num_blocks.min(OVERLAP_SENDERS) }
+}
+
+fn has_bulk(device: &Device) -> Result<bool, ExchangeError> {
+    Ok(match device.properties()?.ptx {
+        Some(ptx) => ptx.is_hopper(),
+        None => !device.is_cuda(),
+    })
+}

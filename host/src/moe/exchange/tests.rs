@@ -1,0 +1,337 @@
+//! Exchanges on the CPU, one to four ranks. [`shared`] holds what GPUs must do, too.
+
+use std::time::{Duration, Instant};
+
+use cuda_std::cpu::{ExecutorConfig, LaneOrder};
+use gpu_kernels::dispatch::reference::{Case, RankTokens, Routing, cases};
+use half::bf16;
+
+use super::*;
+use crate::comm::{RankError, World};
+use crate::device::Buffer;
+
+/// Checks that hold in every world.
+pub(super) mod shared {
+    use gpu_kernels::combine::reference::combine;
+    use gpu_kernels::dispatch::reference::{Received, dispatch, random_rows};
+
+    use super::*;
+
+    /// One rank's side of an exchange, and what the oracle says of it.
+    pub struct Side<'a> {
+        pub rank: &'a Rank,
+        pub stream: Stream,
+        pub exchange: Exchange,
+    }
+
+    impl<'a> Side<'a> {
+        pub fn new(
+            rank: &'a Rank,
+            shape: ExchangeShape,
+            options: ExchangeOptions,
+        ) -> Result<Self, ExchangeError> {
+            let exchange = Exchange::new(rank, shape, options)?;
+            Ok(Self { rank, stream: rank.device().new_stream()?, exchange })
+        }
+
+        pub fn check_received(&self, expected: &Received) -> Result<(), ExchangeError> {
+            let received = self.exchange.received();
+            let (x, ids) =
+                (received.x.to_vec(&self.stream)?, received.topk_ids.to_vec(&self.stream)?);
+            let weights = received.topk_weights.to_vec(&self.stream)?;
+            let checked = expected.check(&self.exchange.shape(), &x, &ids, &weights);
+            checked.unwrap_or_else(|off| panic!("rank {}: {off}", self.rank.index()));
+            Ok(())
+        }
+    }
+
+    /// This rank's tokens in its memory.
+    pub struct Uploaded {
+        pub x: Buffer<bf16>,
+        pub topk_ids: Buffer<i32>,
+        pub topk_weights: Buffer<f32>,
+    }
+
+    impl Uploaded {
+        pub fn new(stream: &Stream, tokens: &RankTokens) -> Result<Self, ExchangeError> {
+            Ok(Self {
+                x: Buffer::from_slice(stream, &tokens.x)?,
+                topk_ids: Buffer::from_slice(stream, &tokens.topk_ids)?,
+                topk_weights: Buffer::from_slice(stream, &tokens.topk_weights)?,
+            })
+        }
+
+        pub fn args(&self) -> DispatchArgs<'_> {
+            let Self { x, topk_ids, topk_weights } = self;
+            DispatchArgs { x, topk_ids, topk_weights }
+        }
+    }
+
+    /// What the experts of each rank make of any slot.
+    pub fn partials(shape: &ExchangeShape, seed: u64) -> Vec<Vec<bf16>> {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        (0..shape.ep_size).map(|_| random_rows(shape.slot_elements(), &mut rng)).collect()
+    }
+
+    /// Dispatches and combines, call after call with other tokens.
+    pub fn both_ways(
+        rank: &Rank,
+        case: &Case,
+        options: ExchangeOptions,
+        num_calls: u64,
+    ) -> Result<(), ExchangeError> {
+        let (shape, own) = (case.shape, rank.index());
+        let side = Side::new(rank, shape, options)?;
+        for call in 0..num_calls {
+            let (tokens, partials) = (case.tokens(call), partials(&shape, call));
+            let uploaded = Uploaded::new(&side.stream, &tokens[own])?;
+            side.exchange.dispatch(&side.stream, &uploaded.args())?;
+            side.exchange.synchronize(&side.stream)?;
+            side.check_received(&dispatch(&shape, &tokens, own as u32))?;
+
+            let partial = Buffer::from_slice(&side.stream, &partials[own])?;
+            let out = rank.device().alloc::<bf16>(tokens[own].x.len())?;
+            let topk_ids = &uploaded.topk_ids;
+            let args = CombineArgs { partial: &partial, topk_ids, out: &out };
+            side.exchange.combine(&side.stream, &args)?;
+            side.exchange.synchronize(&side.stream)?;
+            let want = combine(&shape, &partials, own, &tokens[own].topk_ids);
+            let got = out.to_vec(&side.stream)?;
+            let off = (0..want.len()).find(|&i| want[i].to_bits() != got[i].to_bits());
+            assert_eq!(off, None, "{}, call {call}, rank {own}", case.name);
+        }
+        rank.barrier()?;
+        Ok(())
+    }
+
+    /// A graph of three dispatches and a combine, replayed with other rows each time.
+    pub fn replayed(
+        rank: &Rank,
+        case: &Case,
+        options: ExchangeOptions,
+    ) -> Result<(), ExchangeError> {
+        let (shape, own) = (case.shape, rank.index());
+        let side = Side::new(rank, shape, options)?;
+        let uploaded = Uploaded::new(&side.stream, &case.tokens(0)[own])?;
+        let partial = Buffer::from_slice(&side.stream, &partials(&shape, 0)[own])?;
+        let out = rank.device().alloc::<bf16>(uploaded.x.len())?;
+        let topk_ids = &uploaded.topk_ids;
+        let combine_args = CombineArgs { partial: &partial, topk_ids, out: &out };
+        // The first use of NCCL's channels is not for a capture.
+        side.exchange.dispatch(&side.stream, &uploaded.args())?;
+        side.exchange.combine(&side.stream, &combine_args)?;
+        side.exchange.synchronize(&side.stream)?;
+        let graph = side.stream.capture(|stream| {
+            (0..3).try_for_each(|_| side.exchange.dispatch(stream, &uploaded.args()))?;
+            side.exchange.combine(stream, &combine_args)
+        })?;
+        for call in 1..4 {
+            let (tokens, partials) = (case.tokens(call), partials(&shape, call));
+            side.stream.upload(&tokens[own].x, &uploaded.x)?;
+            side.stream.upload(&tokens[own].topk_ids, topk_ids)?;
+            side.stream.upload(&tokens[own].topk_weights, &uploaded.topk_weights)?;
+            side.stream.upload(&partials[own], &partial)?;
+            graph.launch(&side.stream)?;
+            side.exchange.synchronize(&side.stream)?;
+            side.check_received(&dispatch(&shape, &tokens, own as u32))?;
+            let want = combine(&shape, &partials, own, &tokens[own].topk_ids);
+            assert!(out.to_vec(&side.stream)? == want, "replay {call}, rank {own}");
+        }
+        rank.barrier()?;
+        Ok(())
+    }
+
+    /// Rank 1 dies between two calls; what the others say.
+    pub fn a_rank_dies(
+        world: &World,
+        case: &Case,
+        options: ExchangeOptions,
+    ) -> Vec<Result<(), RankError<ExchangeError>>> {
+        world.run(|rank| -> Result<(), ExchangeError> {
+            let side = Side::new(rank, case.shape, options)?;
+            let uploaded = Uploaded::new(&side.stream, &case.tokens(0)[rank.index()])?;
+            side.exchange.dispatch(&side.stream, &uploaded.args())?;
+            side.exchange.synchronize(&side.stream)?;
+            assert!(rank.index() != 1, "planted");
+            side.exchange.dispatch(&side.stream, &uploaded.args())?;
+            side.exchange.synchronize(&side.stream)
+        })
+    }
+}
+
+fn case(ep_size: u32, name: &str) -> Case {
+    cases(ep_size).into_iter().find(|case| case.name == name).unwrap()
+}
+
+fn one_sided(way: Way) -> ExchangeOptions {
+    ExchangeOptions { way: Some(way), ..ExchangeOptions::default() }
+}
+
+const NCCL: ExchangeOptions = ExchangeOptions {
+    transport: Transport::Nccl,
+    way: None,
+    num_sms: None,
+    timeout: Duration::from_secs(10),
+};
+
+#[test]
+fn all_transports_equal_the_reference_for_one_to_four_ranks() {
+    for ep_size in 1..=4 {
+        for case in cases(ep_size) {
+            for options in [one_sided(Way::Bulk), one_sided(Way::Packets), NCCL] {
+                let world = World::cpu(ep_size as usize);
+                world.try_run(|rank| shared::both_ways(rank, &case, options, 2)).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn the_order_of_lanes_does_not_matter() {
+    for seed in 0..2 {
+        let lane_order = LaneOrder::Seeded(seed);
+        let config = ExecutorConfig { num_workers: 1, lane_order, ..ExecutorConfig::default() };
+        let case = case(3, "repeated ids, none, and tails");
+        for options in [one_sided(Way::Bulk), one_sided(Way::Packets), NCCL] {
+            let world = World::cpu_with(3, config);
+            world.try_run(|rank| shared::both_ways(rank, &case, options, 3)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn graphs_can_be_replayed() {
+    let case = case(3, "repeated ids, none, and tails");
+    for way in [Way::Bulk, Way::Packets] {
+        let world = World::cpu(3);
+        world.try_run(|rank| shared::replayed(rank, &case, one_sided(way))).unwrap();
+    }
+}
+
+#[test]
+fn a_dead_rank_is_named_with_phase_and_counts() {
+    let timeout = Duration::from_millis(300);
+    for (way, expected) in [(Way::Bulk, "1 messages"), (Way::Packets, "12 messages")] {
+        let options = ExchangeOptions { timeout, num_sms: Some(2), ..one_sided(way) };
+        let case = case(3, "distinct experts");
+        let start = Instant::now();
+        let results = shared::a_rank_dies(&World::cpu(3), &case, options);
+        assert!(start.elapsed() < Duration::from_secs(10));
+        for rank in [0, 2] {
+            let said = results[rank].as_ref().unwrap_err().to_string();
+            let begin =
+                format!("rank {rank}: rank {rank}, dispatch: gave up on rank 1 after 300ms");
+            assert!(said.starts_with(&begin), "{said}");
+            assert!(said.contains(&format!("expected {expected} from it, saw 0")), "{said}");
+        }
+        assert!(results[1].as_ref().unwrap_err().to_string().contains("planted"));
+    }
+}
+
+/// Rank 1's tokens are only written up to the fourth: its kernel ends in a fault there.
+#[test]
+fn a_rank_killed_in_mid_dispatch_ends_the_others() {
+    let timeout = Duration::from_millis(500);
+    let options = ExchangeOptions { timeout, num_sms: Some(1), ..one_sided(Way::Packets) };
+    let mut case = case(3, "distinct experts");
+    // A warp sends all of a row.
+    case.shape.hidden = 256;
+    let config = ExecutorConfig { num_workers: 1, ..ExecutorConfig::default() };
+    let results = World::cpu_with(3, config).run(|rank| -> Result<(), ExchangeError> {
+        let tokens = &case.tokens(0)[rank.index()];
+        let side = shared::Side::new(rank, case.shape, options)?;
+        let mut uploaded = shared::Uploaded::new(&side.stream, tokens)?;
+        if rank.index() == 1 {
+            let hidden = case.shape.hidden as usize;
+            uploaded.x = rank.device().alloc(tokens.x.len())?;
+            side.stream.upload(&tokens.x[..4 * hidden], uploaded.x.slice(..4 * hidden))?;
+        }
+        side.exchange.dispatch(&side.stream, &uploaded.args())?;
+        side.exchange.synchronize(&side.stream)
+    });
+    assert!(results[1].as_ref().unwrap_err().to_string().contains("reads memory nothing wrote"));
+    for rank in [0, 2] {
+        let said = results[rank].as_ref().unwrap_err().to_string();
+        assert!(said.contains("dispatch: gave up on rank 1"), "{said}");
+        // The fourth may be half sent.
+        let seen = ["saw 3", "saw 4"].iter().any(|seen| said.ends_with(seen));
+        assert!(seen && said.contains("expected 12 messages from it"), "{said}");
+    }
+}
+
+#[test]
+fn a_rank_that_leaves_before_combine_is_named() {
+    let timeout = Duration::from_millis(300);
+    let options = ExchangeOptions { timeout, num_sms: Some(2), ..one_sided(Way::Packets) };
+    let case = case(2, "distinct experts");
+    let results = World::cpu(2).run(|rank| -> Result<(), ExchangeError> {
+        let side = shared::Side::new(rank, case.shape, options)?;
+        let uploaded = shared::Uploaded::new(&side.stream, &case.tokens(0)[rank.index()])?;
+        side.exchange.dispatch(&side.stream, &uploaded.args())?;
+        side.exchange.synchronize(&side.stream)?;
+        assert!(rank.index() != 1, "planted");
+        let partial = Buffer::from_slice(&side.stream, &shared::partials(&case.shape, 0)[0])?;
+        let out = rank.device().alloc::<bf16>(uploaded.x.len())?;
+        let args = CombineArgs { partial: &partial, topk_ids: &uploaded.topk_ids, out: &out };
+        side.exchange.combine(&side.stream, &args)?;
+        side.exchange.synchronize(&side.stream)
+    });
+    let said = results[0].as_ref().unwrap_err().to_string();
+    // 12 tokens, one segment a row, and the word that says the call has begun.
+    assert!(
+        said.contains("combine: gave up on rank 1 after 300ms: expected 13 messages"),
+        "{said}"
+    );
+}
+
+#[test]
+fn ranks_that_disagree_are_told() {
+    let shape = case(2, "distinct experts").shape;
+    let results = World::cpu(2).run(|rank| {
+        let topk = shape.topk - rank.index() as u32;
+        Exchange::new(rank, ExchangeShape { topk, ..shape }, ExchangeOptions::default()).map(drop)
+    });
+    let said = results[0].as_ref().unwrap_err().to_string();
+    assert!(said.contains("but rank 1 has") && said.contains("topk: 7"), "{said}");
+}
+
+#[test]
+fn wrong_lengths_are_refused_before_anything_is_launched() {
+    World::cpu(1)
+        .try_run(|rank| -> Result<(), ExchangeError> {
+            let shape = ExchangeShape {
+                ep_size: 1,
+                num_experts: 4,
+                topk: 2,
+                hidden: 16,
+                num_max_tokens_per_rank: 3,
+            };
+            let side = shared::Side::new(rank, shape, ExchangeOptions::default())?;
+            let mut rng = fastrand::Rng::with_seed(1);
+            let mut refused = |num_tokens, x_tokens: usize| {
+                let tokens = RankTokens::random(&shape, num_tokens, Routing::Uniform, &mut rng);
+                let mut uploaded = shared::Uploaded::new(&side.stream, &tokens)?;
+                uploaded.x = rank.device().alloc(16 * x_tokens)?;
+                let error = side.exchange.dispatch(&side.stream, &uploaded.args()).unwrap_err();
+                Ok::<_, ExchangeError>(error.to_string())
+            };
+            assert_eq!(
+                refused(4, 4)?,
+                "`num_tokens` must be at most num_max_tokens_per_rank (3), got 4"
+            );
+            assert_eq!(refused(2, 3)?, "`x` must be 32 elements long, got 48");
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn the_way_follows_from_the_number_of_tokens() {
+    let shape = |num_max_tokens_per_rank| ExchangeShape {
+        num_max_tokens_per_rank,
+        ..case(2, "distinct experts").shape
+    };
+    assert_eq!(usual_way(&shape(256), true), Way::Packets);
+    assert_eq!(usual_way(&shape(257), true), Way::Bulk);
+    assert_eq!(usual_way(&shape(257), false), Way::Packets);
+}

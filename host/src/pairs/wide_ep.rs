@@ -1,0 +1,497 @@
+//! Pair `wide_ep`: tokens to the ranks of their experts and back, by a buffer per destination and
+//! NCCL, against kernels that write straight into the peers' memory.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use anyhow::{Context, Result, anyhow, bail};
+use gpu_kernels::combine::reference::combine;
+use gpu_kernels::contract::Work;
+use gpu_kernels::dispatch::contract::ExchangeShape;
+use gpu_kernels::dispatch::reference::{RankTokens, Received, Routing, dispatch, random_rows};
+use half::bf16;
+
+use super::num_cold_inputs;
+use crate::comm::{Rank, Team, TeamError, World};
+use crate::device::{Buffer, Device, Event, Graph, Stream};
+use crate::harness::ceilings::NVLINK_WRITE;
+use crate::harness::{Batch, Demand, Mode, Pair, Prepared, Sampler, Shape, ShapeSet, Variant};
+use crate::moe::exchange::{CombineArgs, DispatchArgs, Phase};
+use crate::moe::{Exchange, ExchangeOptions, Transport};
+
+/// Sets of inputs: one and the same would stay in a cache; more than these would take long to make.
+const NUM_INPUTS: RangeInclusive<usize> = 2..=64;
+/// Of a steady sample, one call in so many goes before the clock starts.
+const LEAD_SHARE: usize = 8;
+/// Multiprocessors that leave most to a computation beside them.
+const FEW_SMS: u32 = 16;
+
+/// The pair.
+pub struct WideEp;
+
+impl Pair for WideEp {
+    fn name(&self) -> &'static str {
+        "wide_ep"
+    }
+
+    fn about(&self) -> &'static str {
+        "dispatch of tokens to the ranks of their experts, and combine of the results: a buffer per \
+         destination and NCCL, against one kernel that writes into the peers' memory"
+    }
+
+    fn side_name(&self, variant: Variant) -> &'static str {
+        match variant {
+            Variant::Baseline => "NCCL send/recv",
+            Variant::Optimized => "one-sided",
+        }
+    }
+
+    fn rooms(&self) -> Vec<&'static str> {
+        vec!["dispatch", "combine"]
+    }
+
+    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
+        let both = |workload: &Workload| {
+            [Phase::Dispatch, Phase::Combine].map(|phase| shape(phase, workload.clone()))
+        };
+        match set {
+            // The published chapter moves nothing between devices here.
+            ShapeSet::SeedParity => Vec::new(),
+            ShapeSet::Real => {
+                let usual = |num_tokens| Workload::of_large_model(2, num_tokens);
+                let all = [
+                    usual(4096),
+                    usual(4096).routing(Routing::Zipf),
+                    usual(4096).num_sms(FEW_SMS),
+                    usual(128),
+                    usual(128).num_sms(FEW_SMS),
+                    usual(1),
+                    Workload::of_large_model(4, 4096),
+                    Workload::of_large_model(4, 128),
+                ];
+                all.iter().flat_map(both).collect()
+            }
+            ShapeSet::Tiny => {
+                let small = |ep_size, num_tokens, num_max_tokens| Workload {
+                    shape: ExchangeShape {
+                        ep_size,
+                        num_experts: 4 * ep_size,
+                        topk: 3,
+                        hidden: 256,
+                        num_max_tokens_per_rank: num_max_tokens,
+                    },
+                    num_tokens,
+                    routing: Routing::Uniform,
+                    num_sms: None,
+                };
+                let all = [small(2, 5, 8), small(3, 300, 300).routing(Routing::Zipf)];
+                all.iter().flat_map(both).collect()
+            }
+        }
+    }
+}
+
+/// What the ranks exchange.
+#[derive(Clone, Debug)]
+struct Workload {
+    shape: ExchangeShape,
+    /// Of each rank.
+    num_tokens: u32,
+    routing: Routing,
+    /// Of the one-sided kernels; all unless said.
+    num_sms: Option<u32>,
+}
+
+impl Workload {
+    /// A layer of 256 experts, 8 for each token, rows of 7168. Decode keeps room for 128 tokens.
+    fn of_large_model(ep_size: u32, num_tokens: u32) -> Self {
+        let shape = ExchangeShape {
+            ep_size,
+            num_experts: 256,
+            topk: 8,
+            hidden: 7168,
+            num_max_tokens_per_rank: num_tokens.max(128),
+        };
+        Self { shape, num_tokens, routing: Routing::Uniform, num_sms: None }
+    }
+
+    fn routing(self, routing: Routing) -> Self {
+        Self { routing, ..self }
+    }
+
+    fn num_sms(self, num_sms: u32) -> Self {
+        Self { num_sms: Some(num_sms), ..self }
+    }
+
+    fn options(&self, variant: Variant) -> ExchangeOptions {
+        let transport = match variant {
+            Variant::Baseline => Transport::Nccl,
+            Variant::Optimized => Transport::OneSided,
+        };
+        ExchangeOptions { transport, num_sms: self.num_sms, ..ExchangeOptions::default() }
+    }
+
+    /// What all ranks bring; input after input only the rows differ.
+    fn tokens(&self, seed: u64) -> Vec<RankTokens> {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let random = |_| RankTokens::random(&self.shape, self.num_tokens, self.routing, &mut rng);
+        (0..self.shape.ep_size).map(random).collect()
+    }
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { shape: ExchangeShape { ep_size, num_experts, topk, hidden, .. }, .. } = self;
+        let num_tokens = self.num_tokens;
+        write!(f, "{num_tokens} tokens x {hidden}, top {topk} of {num_experts}, {ep_size} ranks")?;
+        if self.routing != Routing::Uniform {
+            f.write_str(", skewed")?;
+        }
+        match self.num_sms {
+            Some(num_sms) => write!(f, ", {num_sms} SMs"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn shape(phase: Phase, workload: Workload) -> Shape {
+    let num_gpus = workload.shape.ep_size as usize;
+    Shape::new(format!("{phase} {workload}"), num_gpus, move |devices, seed| {
+        Ranks::new(devices, phase, &workload, seed)
+    })
+}
+
+/// Both sides on all ranks.
+struct Ranks {
+    phase: Phase,
+    workload: Workload,
+    team: Team<RankState, anyhow::Error>,
+    num_inputs: usize,
+    /// Rows that each rank receives from each, by receiving rank.
+    num_rows: Vec<Vec<u64>>,
+}
+
+/// One rank's part of both sides.
+struct RankState {
+    phase: Phase,
+    workload: Workload,
+    seed: u64,
+    stream: Stream,
+    exchanges: [Exchange; 2],
+    inputs: Vec<Input>,
+    out: Buffer<bf16>,
+    graphs: [Option<Graphs>; 2],
+}
+
+/// What one call reads.
+struct Input {
+    x: Buffer<bf16>,
+    topk_ids: Buffer<i32>,
+    topk_weights: Buffer<f32>,
+    /// Of a combine.
+    partial: Option<Buffer<bf16>>,
+}
+
+/// A sample's calls, captured.
+struct Graphs {
+    batch: Batch,
+    /// Absent on the CPU, where NCCL's stand-in cannot be captured.
+    lead_and_timed: Option<[Graph; 2]>,
+    start: Event,
+    end: Event,
+    next_input: usize,
+}
+
+impl Ranks {
+    fn new(devices: &[Device], phase: Phase, workload: &Workload, seed: u64) -> Result<Self> {
+        let shape = workload.shape;
+        let tokens = workload.tokens(seed);
+        let to = |rank| {
+            let rows = |tokens: &RankTokens| tokens.num_rows_to(&shape, rank) as u64;
+            tokens.iter().map(rows).collect()
+        };
+        let num_tokens = u64::from(workload.num_tokens);
+        let cold = num_cold_inputs(&devices[0], shape.dispatch_work(num_tokens, num_tokens))?;
+        let num_inputs = cold.clamp(*NUM_INPUTS.start(), *NUM_INPUTS.end());
+        let make = {
+            let (workload, tokens) = (workload.clone(), tokens.clone());
+            move |rank: &Rank| {
+                RankState::new(rank, phase, &workload, seed, &tokens[rank.index()], num_inputs)
+            }
+        };
+        Ok(Self {
+            phase,
+            workload: workload.clone(),
+            team: Team::start(World::of(devices)?, make).map_err(in_words)?,
+            num_inputs,
+            num_rows: (0..shape.ep_size).map(to).collect(),
+        })
+    }
+
+    fn row_bytes(&self) -> u64 {
+        2 * u64::from(self.workload.shape.hidden)
+    }
+
+    /// Rows that a rank sends to its peers in this phase, on the rank that sends most.
+    fn num_remote_rows(&self) -> u64 {
+        let size = self.num_rows.len();
+        let moved = |from: usize, to: usize| match self.phase {
+            Phase::Dispatch => self.num_rows[to][from],
+            Phase::Combine => self.num_rows[from][to],
+        };
+        let of = |rank| (0..size).filter(|&to| to != rank).map(|to| moved(rank, to)).sum();
+        (0..size).map(of).max().unwrap_or(0)
+    }
+}
+
+fn in_words(error: TeamError<anyhow::Error>) -> anyhow::Error {
+    anyhow!("{error:#}")
+}
+
+impl RankState {
+    fn new(
+        rank: &Rank,
+        phase: Phase,
+        workload: &Workload,
+        seed: u64,
+        tokens: &RankTokens,
+        num_inputs: usize,
+    ) -> Result<Self> {
+        let (shape, device) = (workload.shape, rank.device());
+        let stream = device.new_stream()?;
+        let exchange = |variant| Exchange::new(rank, shape, workload.options(variant));
+        let exchanges = [exchange(Variant::Baseline)?, exchange(Variant::Optimized)?];
+        let inputs = (0..num_inputs).map(|input| {
+            let x = rows_of(seed, input, rank.index(), tokens.x.len());
+            let partial = match phase {
+                Phase::Dispatch => None,
+                Phase::Combine => {
+                    let partial = rows_of(seed, input, rank.index(), shape.slot_elements());
+                    Some(Buffer::from_slice(&stream, &partial)?)
+                }
+            };
+            Ok(Input {
+                x: Buffer::from_slice(&stream, &x)?,
+                topk_ids: Buffer::from_slice(&stream, &tokens.topk_ids)?,
+                topk_weights: Buffer::from_slice(&stream, &tokens.topk_weights)?,
+                partial,
+            })
+        });
+        let state = Self {
+            phase,
+            workload: workload.clone(),
+            seed,
+            inputs: inputs.collect::<Result<_>>()?,
+            out: device.alloc(tokens.x.len())?,
+            stream,
+            exchanges,
+            graphs: [None, None],
+        };
+        // A combine brings back what a dispatch has brought.
+        for variant in Variant::BOTH {
+            let exchange = state.exchange(variant);
+            exchange.dispatch(&state.stream, &state.inputs[0].dispatch_args())?;
+            exchange.synchronize(&state.stream)?;
+        }
+        Ok(state)
+    }
+
+    fn exchange(&self, variant: Variant) -> &Exchange {
+        &self.exchanges[variant as usize]
+    }
+
+    fn call(&self, variant: Variant, input: usize) -> Result<()> {
+        let (exchange, input) = (self.exchange(variant), &self.inputs[input]);
+        match &input.partial {
+            None => exchange.dispatch(&self.stream, &input.dispatch_args())?,
+            Some(partial) => {
+                let args = CombineArgs { partial, topk_ids: &input.topk_ids, out: &self.out };
+                exchange.combine(&self.stream, &args)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Captures a sample's calls.
+    fn prepare(&mut self, variant: Variant, batch: Batch) -> Result<()> {
+        self.call(variant, 0)?;
+        self.exchange(variant).synchronize(&self.stream)?;
+        let device = self.stream.device();
+        let calls = |num_calls: usize| {
+            self.stream.capture(|_| {
+                let first = batch.num_calls - num_calls;
+                (first..batch.num_calls)
+                    .try_for_each(|call| self.call(variant, call % batch.num_inputs))
+            })
+        };
+        let lead_and_timed = match device.is_cuda() && batch.mode == Mode::Steady {
+            // The last inputs of the rotation: the first ones have to stay out of the cache.
+            true => Some([calls(batch.num_calls.div_ceil(LEAD_SHARE))?, calls(batch.num_calls)?]),
+            false => None,
+        };
+        let (start, end) = (device.new_event()?, device.new_event()?);
+        self.graphs[variant as usize] =
+            Some(Graphs { batch, lead_and_timed, start, end, next_input: 0 });
+        Ok(())
+    }
+
+    /// Microseconds of a call on this rank. All ranks take a sample together.
+    fn sample(&mut self, rank: &Rank, variant: Variant) -> Result<f64> {
+        let mut graphs = self.graphs[variant as usize].take().context("not prepared")?;
+        rank.barrier()?;
+        let us = self.timed(variant, &mut graphs);
+        self.graphs[variant as usize] = Some(graphs);
+        us
+    }
+
+    fn timed(&self, variant: Variant, graphs: &mut Graphs) -> Result<f64> {
+        let stream = &self.stream;
+        let Batch { num_calls, num_inputs, .. } = graphs.batch;
+        match &graphs.lead_and_timed {
+            // The ranks are in step, and busy, when the clock starts.
+            Some([lead, timed]) => {
+                lead.launch(stream)?;
+                stream.record(&graphs.start)?;
+                timed.launch(stream)?;
+            }
+            None => {
+                stream.record(&graphs.start)?;
+                for _ in 0..num_calls {
+                    self.call(variant, graphs.next_input)?;
+                    graphs.next_input = (graphs.next_input + 1) % num_inputs;
+                }
+            }
+        }
+        stream.record(&graphs.end)?;
+        self.exchange(variant).synchronize(stream)?;
+        Ok(graphs.start.elapsed_us(&graphs.end)? / num_calls as f64)
+    }
+
+    /// Compares the whole output of a side with the oracle, input by input.
+    fn verify(&self, rank: &Rank, variant: Variant) -> Result<String> {
+        let (shape, own) = (self.workload.shape, rank.index());
+        let mut tokens = self.workload.tokens(self.seed);
+        for input in 0..self.inputs.len() {
+            match self.phase {
+                Phase::Dispatch => {
+                    let received = self.exchange(variant).received();
+                    self.stream.fill(received.x, bf16::NAN)?;
+                    self.stream.fill(received.topk_weights, f32::NAN)?;
+                    self.stream.synchronize()?;
+                    // Peers write there.
+                    rank.barrier()?;
+                    for (source, tokens) in tokens.iter_mut().enumerate() {
+                        tokens.x = rows_of(self.seed, input, source, tokens.x.len());
+                    }
+                    self.call(variant, input)?;
+                    self.exchange(variant).synchronize(&self.stream)?;
+                    self.check(&dispatch(&shape, &tokens, own as u32), variant)
+                        .with_context(|| format!("inputs {input}, rank {own}"))?;
+                }
+                Phase::Combine => {
+                    self.stream.fill(&self.out, bf16::NAN)?;
+                    self.call(variant, input)?;
+                    self.exchange(variant).synchronize(&self.stream)?;
+                    let partial = |from| rows_of(self.seed, input, from, shape.slot_elements());
+                    let partials: Vec<_> = (0..rank.size()).map(partial).collect();
+                    let want = combine(&shape, &partials, own, &tokens[own].topk_ids);
+                    let got = self.out.to_vec(&self.stream)?;
+                    if let Some(i) = (0..want.len()).find(|&i| got[i] != want[i]) {
+                        let (got, want) = (got[i], want[i]);
+                        bail!(
+                            "inputs {input}, rank {own}: out, element {i}: {got}, must be {want}"
+                        );
+                    }
+                }
+            }
+        }
+        let what = match self.phase {
+            Phase::Dispatch => "received rows, ids and weights",
+            Phase::Combine => "sums",
+        };
+        Ok(format!("all {what} of {} ranks bit by bit, {} times", rank.size(), self.inputs.len()))
+    }
+
+    fn check(&self, want: &Received, variant: Variant) -> Result<()> {
+        let received = self.exchange(variant).received();
+        let x = received.x.to_vec(&self.stream)?;
+        let topk_ids = received.topk_ids.to_vec(&self.stream)?;
+        let topk_weights = received.topk_weights.to_vec(&self.stream)?;
+        want.check(&self.workload.shape, &x, &topk_ids, &topk_weights).map_err(|off| anyhow!(off))
+    }
+
+    /// Changes the first rows of the last input.
+    fn corrupt(&mut self) -> Result<()> {
+        let Input { x, partial, .. } = self.inputs.last().context("no inputs")?;
+        // Of partial results all: not every slot is filled.
+        let changed = match partial {
+            None => x.slice(..self.workload.shape.hidden as usize),
+            Some(partial) => partial.slice(..),
+        };
+        Ok(self.stream.fill(changed, bf16::from_f32(1e4))?)
+    }
+}
+
+impl Input {
+    fn dispatch_args(&self) -> DispatchArgs<'_> {
+        let Self { x, topk_ids, topk_weights, .. } = self;
+        DispatchArgs { x, topk_ids, topk_weights }
+    }
+}
+
+/// Rows of one rank's input: known to all ranks, to check what they get of it.
+fn rows_of(seed: u64, input: usize, rank: usize, len: usize) -> Vec<bf16> {
+    let mut rng =
+        fastrand::Rng::with_seed(seed ^ (1 + input as u64) << 32 ^ (1 + rank as u64) << 48);
+    random_rows(len, &mut rng)
+}
+
+impl Prepared for Ranks {
+    fn work(&self, _variant: Variant) -> Work {
+        let (shape, num_tokens) = (self.workload.shape, u64::from(self.workload.num_tokens));
+        let most = |rows: &dyn Fn(usize) -> u64| (0..self.num_rows.len()).map(rows).max();
+        // What a rank's tokens are sent as, or what comes back for them.
+        let of_tokens = |rank: usize| self.num_rows.iter().map(|from| from[rank]).sum();
+        let num_rows = most(&of_tokens).unwrap_or(0);
+        match self.phase {
+            Phase::Dispatch => shape.dispatch_work(num_tokens, num_rows),
+            Phase::Combine => shape.combine_work(num_tokens, num_rows),
+        }
+    }
+
+    fn demands(&self) -> Vec<Demand> {
+        let amount = self.num_remote_rows() * self.row_bytes();
+        vec![Demand { ceiling: NVLINK_WRITE, amount }]
+    }
+
+    fn num_inputs(&self) -> usize {
+        self.num_inputs
+    }
+
+    fn sampler(&self, variant: Variant, batch: Batch) -> Result<Sampler<'_>> {
+        self.team.run(move |_, state| state.prepare(variant, batch)).map_err(in_words)?;
+        Ok(Box::new(move || {
+            let us = self.team.run(move |rank, state| state.sample(rank, variant));
+            Ok(us.map_err(in_words)?.into_iter().fold(0.0, f64::max))
+        }))
+    }
+
+    fn verify(&self, variant: Variant) -> Result<String> {
+        // The ranks' threads keep nothing that a later run needs if they fail.
+        let said =
+            self.team.run(move |rank, state| Ok(state.verify(rank, variant).map_err(in_full)));
+        let mut said = said.map_err(in_words)?.into_iter().collect::<Result<Vec<_>, _>>();
+        match &mut said {
+            Ok(said) => said.pop().context("no ranks"),
+            Err(error) => Err(anyhow!("{error}")),
+        }
+    }
+
+    fn corrupt(&mut self) -> Result<()> {
+        self.team.run(|_, state| state.corrupt()).map(drop).map_err(in_words)
+    }
+}
+
+fn in_full(error: anyhow::Error) -> String {
+    format!("{error:#}")
+}
