@@ -13,8 +13,11 @@ use super::{Rank, RankError, World};
 /// the team, for its state is unknown then.
 pub struct Team<S, E> {
     orders: Vec<Sender<Order<S, E>>>,
-    world: Mutex<Option<JoinHandle<Result<(), RankError<E>>>>>,
+    world: Mutex<Option<Running<E>>>,
 }
+
+/// The thread that all ranks' threads end in.
+type Running<E> = JoinHandle<Result<(), RankError<E>>>;
 
 type Order<S, E> = Box<dyn FnOnce(&Rank, &mut S) -> Result<(), E> + Send>;
 

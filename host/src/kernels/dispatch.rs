@@ -101,6 +101,7 @@ impl Pusher {
 }
 
 /// How rows get to the peers, and where they are received.
+#[allow(clippy::large_enum_variant, reason = "one for each exchange")]
 enum Way {
     Bulk {
         recv_x: SymmetricBuffer<bf16>,

@@ -270,7 +270,7 @@ impl Routing {
         while entry < num_tokens * topk {
             let id = self.topk_ids.load(first + entry as usize);
             let weight = self.topk_weights.load(first + entry as usize);
-            self.to_all(first + entry as usize, id, Some(weight));
+            self.on_all(first + entry as usize, id, Some(weight));
             entry += BULK_HELPERS;
         }
     }
@@ -281,14 +281,14 @@ impl Routing {
         let (topk, Share { block, num_blocks, .. }) = (self.params.topk, self.share);
         let mut entry = self.params.num_tokens * topk + block * BULK_HELPERS + helper;
         while entry < self.params.num_max_tokens * topk {
-            self.to_all(entry as usize, -1, None);
+            self.on_all(entry as usize, -1, None);
             entry += num_blocks * BULK_HELPERS;
         }
     }
 
     /// One entry of this rank's slots, on all ranks that the block writes to.
     #[inline(always)]
-    unsafe fn to_all(&self, entry: usize, id: i32, weight: Option<f32>) {
+    unsafe fn on_all(&self, entry: usize, id: i32, weight: Option<f32>) {
         let params = &self.params;
         let num_entries = params.num_max_tokens as usize * params.topk as usize;
         let first = params.ep_rank as usize * num_entries;
