@@ -192,7 +192,7 @@ impl DecodeCase {
 
 impl<T: HalfFloat> DecodeProblem<T> {
     /// Location, and first element within its pool, of the K of a token.
-    fn place_of_k(&self, request: usize, token: u32, kv_head: u32) -> (usize, usize) {
+    pub(crate) fn place_of_k(&self, request: usize, token: u32, kv_head: u32) -> (usize, usize) {
         let page = self.shape.page;
         let entry = self.table.kv_indptr[request] as usize + (token / page.page_size) as usize;
         let strides = page.strides();
@@ -338,7 +338,7 @@ fn from_f32<T: HalfFloat>(value: f32) -> T {
 }
 
 /// 16-bit floats as f64.
-fn elements<T: HalfFloat>(values: &[T]) -> Vec<f64> {
+pub(crate) fn elements<T: HalfFloat>(values: &[T]) -> Vec<f64> {
     values
         .iter()
         .map(|&value| f64::from(T::unpack(u32::from(bytemuck::cast::<T, u16>(value)))[0]))
@@ -346,6 +346,6 @@ fn elements<T: HalfFloat>(values: &[T]) -> Vec<f64> {
 }
 
 /// Sums of uniform numbers, of unit variance.
-fn random_elements<T: HalfFloat>(rng: &mut fastrand::Rng, len: usize) -> Vec<T> {
+pub(crate) fn random_elements<T: HalfFloat>(rng: &mut fastrand::Rng, len: usize) -> Vec<T> {
     (0..len).map(|_| from_f32((0..3).map(|_| 2.0 * rng.f32() - 1.0).sum())).collect()
 }

@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(
             error,
             "`TARGETS` must be `all` or names that `host list` shows, got `paged_atention`; \
-             did you mean `paged_attention`?"
+             did you mean `paged_attention` or `paged_prefill`?"
         );
         assert!(!select(&["zzz"]).unwrap_err().contains("did you mean"));
     }

@@ -443,23 +443,23 @@ macro_rules! far_decode_element {
                     }};
                 }
                 macro_rules! split {
-                                                    ($kernel:ident) => {
-                                                        attend!(
-                                $kernel,
-                                shape.split_dims(&decode.plan),
-                                peer_kv_ptrs: args.memory.peer_kv_ptrs_on(rank).view()
-                                )
-                                                    };
-                                                }
+                                                            ($kernel:ident) => {
+                                                                attend!(
+                                        $kernel,
+                                        shape.split_dims(&decode.plan),
+                                        peer_kv_ptrs: args.memory.peer_kv_ptrs_on(rank).view()
+                                        )
+                                                            };
+                                                        }
                 macro_rules! tiles {
-                                                    ($kernel:ident) => {
-                                                        attend!(
-                                $kernel,
-                                shape.tiles_dims(&decode.plan),
-                                pools: args.memory.tile_maps(&shape)?
-                                )
-                                                    };
-                                                }
+                                                            ($kernel:ident) => {
+                                                                attend!(
+                                        $kernel,
+                                        shape.tiles_dims(&decode.plan),
+                                        pools: args.memory.tile_maps(|num_pages| shape.pool_tiling(num_pages))?
+                                        )
+                                                            };
+                                                        }
                 match (decode.loads(), shape.page.head_dim, shape.head_tiles()) {
                     (TileLoads::Pieces, 64, 1) => split!($split64),
                     (TileLoads::Pieces, 64, _) => split!($split64_wide),

@@ -21,6 +21,7 @@ pub mod merge_states;
 pub mod moe_permute;
 pub mod moe_topk;
 pub mod paged_attention;
+pub mod paged_prefill;
 pub mod shared_expert;
 pub mod tensor_peak;
 pub mod token_pack;

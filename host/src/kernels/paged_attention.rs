@@ -363,7 +363,9 @@ macro_rules! decode_element {
                 macro_rules! tiles {
                     ($kernel:ident) => {{
                         let kernel = entries::$kernel {
-                            pools: args.memory.tile_maps(&shape)?,
+                            pools: args
+                                .memory
+                                .tile_maps(|num_pages| shape.pool_tiling(num_pages))?,
                             kv_indices: table.kv_indices.view(),
                             kv_page_rank: table.kv_page_rank.view(),
                             params,

@@ -1,8 +1,7 @@
 //! The bytes behind the slots: one allocation a location, and the table of their addresses.
 
-use cuda_std::tensor_map::{TensorElement, TensorMap, TensorMaps};
+use cuda_std::tensor_map::{TensorElement, TensorMap, TensorMaps, Tiling};
 use gpu_kernels::kv_layout::KvPageShape;
-use gpu_kernels::paged_attention::contract::DecodeShape;
 
 use crate::device::{Buffer, Device, DeviceError, PinnedBuffer, Slice, Stream};
 
@@ -88,10 +87,11 @@ impl KvMemory {
         &self.pool_pages
     }
 
-    /// The locations, as the tiles kernel of the room `paged_attention` loads them.
+    /// The locations as the copy engine loads them, for a kernel that sees `num_pages` pages as
+    /// `tiling_of(num_pages)`.
     pub(crate) fn tile_maps<T: TensorElement, const N: usize>(
         &self,
-        shape: &DecodeShape,
+        tiling_of: impl Fn(usize) -> Tiling<5>,
     ) -> Result<TensorMaps<T, 5, N>, DeviceError> {
         let mut maps = Vec::new();
         for (location, &num_pages) in self.pool_pages.iter().enumerate() {
@@ -99,7 +99,7 @@ impl KvMemory {
                 0 => TensorMap::null(),
                 _ => {
                     let pages = self.pages(location, 0, num_pages);
-                    pages.tensor_map(&shape.pool_tiling(num_pages))?.cast()
+                    pages.tensor_map(&tiling_of(num_pages))?.cast()
                 }
             });
         }

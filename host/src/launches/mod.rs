@@ -21,6 +21,7 @@ mod kv_append;
 mod kv_pages;
 mod moe;
 mod paged_attention;
+mod paged_prefill;
 mod products;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ pub fn all() -> Vec<KernelLaunch> {
     [
         paged_attention::launches(),
         far_decode::launches(),
+        paged_prefill::launches(),
         kv_append::launches(),
         kv_pages::launches(),
         moe::launches(),

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{BatchElement, DecodeWorkload};
+use super::{BatchElement, DecodeWorkload, PrefillWorkload};
 
 /// Causal attention over a paged KV cache: what another program has to know to run the same.
 ///
@@ -35,6 +35,18 @@ impl AttentionSizes {
             head_dim: workload.page.head_dim,
             page_size: workload.page.page_size,
             qo_lens: vec![1; workload.kv_lens.len()],
+            kv_lens: workload.kv_lens.clone(),
+        }
+    }
+    /// Those of a prefill batch of `T`.
+    pub fn of_prefill<T: BatchElement>(workload: &PrefillWorkload) -> Self {
+        Self {
+            element: T::NAME,
+            num_qo_heads: workload.num_qo_heads,
+            num_kv_heads: workload.page.num_kv_heads,
+            head_dim: workload.page.head_dim,
+            page_size: workload.page.page_size,
+            qo_lens: workload.qo_lens.clone(),
             kv_lens: workload.kv_lens.clone(),
         }
     }

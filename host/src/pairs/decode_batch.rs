@@ -11,6 +11,7 @@ use gpu_kernels::paged_attention::reference::{DecodeResult, Tolerance, attend};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::placed_kv::PagedBatch;
 use crate::kernels::paged_attention::DecodeElement;
 
 /// Sizes of a batch to decode.
@@ -188,5 +189,25 @@ impl<T: BatchElement> DecodeBatch<T> {
         let mut result = DecodeResult::default();
         heads.into_iter().for_each(|head| result.push(head));
         result
+    }
+}
+
+impl<T: BatchElement> PagedBatch for DecodeBatch<T> {
+    type Element = T;
+
+    fn page(&self) -> KvPageShape {
+        self.workload.page
+    }
+
+    fn kv_lens(&self) -> &[u32] {
+        &self.workload.kv_lens
+    }
+
+    fn work(&self) -> Work {
+        self.workload.work()
+    }
+
+    fn identity(&self, request: usize, token: u32) -> u64 {
+        self.identity(request, token)
     }
 }

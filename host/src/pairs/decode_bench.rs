@@ -41,7 +41,7 @@ impl<T: BatchElement> DecodeBench<T> {
         let workload = batch.workload();
         let shape = workload.shape();
         Ok(Self {
-            inputs: PlacedKv::often(&stream, devices, batch, location_of, Staging::No)?,
+            inputs: PlacedKv::often(&stream, devices, &**batch, location_of, Staging::No)?,
             plan: Decode::plan_split(&stream, shape, &workload.kv_lens, workload.policy)?,
             q: Buffer::from_slice(&stream, batch.q())?,
             out: device.alloc(shape.q_elements())?,

@@ -85,7 +85,7 @@ impl<T: BatchElement + FarDecodeElement> FarBench<T> {
         let home = streams.first().context("no device")?;
         let shape = batch.workload().shape();
         Ok(Self {
-            inputs: PlacedKv::often(home, devices, batch, location_of, Staging::ForPeersPages)?,
+            inputs: PlacedKv::often(home, devices, &**batch, location_of, Staging::ForPeersPages)?,
             q: Buffer::from_slice(home, batch.q())?,
             out: home.device().alloc(shape.q_elements())?,
             lse: home.device().alloc(shape.lse_elements())?,

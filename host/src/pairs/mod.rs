@@ -18,7 +18,10 @@ mod kv_cache_nvlink_pool;
 pub(crate) mod moe_permute;
 pub(crate) mod moe_topk;
 mod paged_attention;
+mod paged_prefill;
 mod placed_kv;
+mod prefill_batch;
+mod prefill_bench;
 mod product_bench;
 mod shared_expert;
 mod wide_ep;
@@ -36,6 +39,9 @@ pub use kv_cache_nvlink_pool::KvCacheNvlinkPool;
 pub use moe_permute::MoePermute;
 pub use moe_topk::MoeTopk;
 pub use paged_attention::PagedAttention;
+pub use paged_prefill::PagedPrefill;
+pub use prefill_batch::{PrefillBatch, PrefillWorkload};
+pub use prefill_bench::PrefillBench;
 pub use shared_expert::SharedExpert;
 pub use wide_ep::WideEp;
 
@@ -48,6 +54,7 @@ use crate::harness::Pair;
 /// Every pair.
 pub const ALL: &[&dyn Pair] = &[
     &PagedAttention,
+    &PagedPrefill,
     &KvCacheNvlinkPool,
     &KvAppend,
     &MoeTopk,

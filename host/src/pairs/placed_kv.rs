@@ -1,12 +1,13 @@
-//! A decode batch's pages in the memory of some devices.
+//! A batch's pages in the memory of some devices.
 
 use anyhow::{Context, Result};
-use gpu_kernels::kv_layout::KvPagePlace;
+use gpu_kernels::contract::Work;
+use gpu_kernels::kv_layout::{KvPagePlace, KvPageShape};
 use gpu_kernels::kv_page_copy::KvPageMove;
 use gpu_kernels::kv_page_pattern::KvTokenPlace;
 use gpu_kernels::paged_attention::reference::ScatteredTable;
 
-use super::{BatchElement, DecodeBatch, num_cold_inputs};
+use super::{BatchElement, num_cold_inputs};
 use crate::device::{Device, Stream};
 use crate::kernels::kv_page_pattern::PatternFill;
 use crate::kernels::paged_attention::DevicePageTable;
@@ -14,6 +15,20 @@ use crate::kv::memory::KvMemory;
 
 /// A value that no page holds: those are below 1.
 const CORRUPTED: f32 = 1e4;
+
+/// A batch whose K and V follow from identities.
+pub(super) trait PagedBatch {
+    /// Of K and V.
+    type Element: BatchElement;
+
+    fn page(&self) -> KvPageShape;
+    /// Tokens of each request.
+    fn kv_lens(&self) -> &[u32];
+    /// What a call over the batch must do.
+    fn work(&self) -> Work;
+    /// What K and V of a token follow from.
+    fn identity(&self, request: usize, token: u32) -> u64;
+}
 
 /// The batch's K and V, and the table that finds them.
 pub(super) struct PlacedKv {
@@ -40,14 +55,14 @@ impl PlacedKv {
     ///
     /// # Errors
     /// Too little memory, no peer access.
-    pub(super) fn often<T: BatchElement>(
+    pub(super) fn often(
         stream: &Stream,
         devices: &[Device],
-        batch: &DecodeBatch<T>,
+        batch: &impl PagedBatch,
         location_of: impl Fn(usize) -> usize,
         staging: Staging,
     ) -> Result<Vec<Self>> {
-        let num_inputs = num_cold_inputs(stream.device(), batch.workload().work())?;
+        let num_inputs = num_cold_inputs(stream.device(), batch.work())?;
         let inputs = 0..num_inputs as u64;
         inputs
             .map(|input| Self::new(stream, devices, batch, input, &location_of, staging))
@@ -70,15 +85,15 @@ impl PlacedKv {
         Ok(stream.upload(&page, place)?)
     }
 
-    fn new<T: BatchElement>(
+    fn new(
         stream: &Stream,
         devices: &[Device],
-        batch: &DecodeBatch<T>,
+        batch: &impl PagedBatch,
         shuffle: u64,
         location_of: impl Fn(usize) -> usize,
         staging: Staging,
     ) -> Result<Self> {
-        let (kv_lens, page) = (&batch.workload().kv_lens, batch.workload().page);
+        let (kv_lens, page) = (batch.kv_lens(), batch.page());
         let mut rng = fastrand::Rng::with_seed(shuffle);
         let num_locations = devices.len() + 1;
         let scattered =
@@ -141,15 +156,15 @@ fn zero_part_full_pages(
 }
 
 /// Writes K and V of every token, each of which is its request's and position's.
-fn fill<T: BatchElement>(
+fn fill<B: PagedBatch>(
     stream: &Stream,
-    batch: &DecodeBatch<T>,
+    batch: &B,
     memory: &KvMemory,
     scattered: &ScatteredTable,
 ) -> Result<()> {
     let page_size = memory.shape().page_size;
     let (mut identities, mut places) = (Vec::new(), Vec::new());
-    for (request, &kv_len) in batch.workload().kv_lens.iter().enumerate() {
+    for (request, &kv_len) in batch.kv_lens().iter().enumerate() {
         for token in 0..kv_len {
             let entry = scattered.kv_indptr[request] as usize + (token / page_size) as usize;
             let token_idx = token % page_size;
@@ -157,7 +172,7 @@ fn fill<T: BatchElement>(
             identities.push(batch.identity(request, token));
         }
     }
-    let fill = PatternFill::upload(stream, T::FORMAT, &identities, &places, memory)?;
+    let fill = PatternFill::upload(stream, B::Element::FORMAT, &identities, &places, memory)?;
     fill.run(stream, memory)?;
     // The lists go when this returns.
     Ok(stream.synchronize()?)

@@ -1,0 +1,109 @@
+//! Pair `paged_prefill`: tiles of 64 queries on `mma`, against warpgroups in turns on `wgmma`.
+
+use anyhow::Result;
+use gpu_kernels::contract::Work;
+use half::{bf16, f16};
+
+use super::{AttentionSizes, BatchElement, PrefillBatch, PrefillBench, PrefillWorkload};
+use crate::device::Device;
+use crate::harness::ceilings::DENSE_BF16;
+use crate::harness::{Batch, Demand, Pair, Prepared, Sampler, Shape, ShapeSet, Variant};
+use crate::kernels::paged_prefill::{PrefillElement, PrefillVariant};
+
+/// The pair.
+pub struct PagedPrefill;
+
+impl Pair for PagedPrefill {
+    fn name(&self) -> &'static str {
+        "paged_prefill"
+    }
+
+    fn about(&self) -> &'static str {
+        "causal attention of whole prompts and chunks over a paged KV cache: a block for 64 queries \
+         of a head on mma, against warpgroups that load and multiply in turns on wgmma"
+    }
+
+    fn side_name(&self, variant: Variant) -> &'static str {
+        match variant {
+            Variant::Baseline => "mma tiles",
+            Variant::Optimized => "wgmma in turns",
+        }
+    }
+
+    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
+        let usual = |requests: &[(u32, u32)]| PrefillWorkload::new(32, 8, requests);
+        let whole = |len| usual(&[(len, len)]);
+        match set {
+            // The published chapter has no attention in its prefill.
+            ShapeSet::SeedParity => Vec::new(),
+            ShapeSet::Real => vec![
+                shape::<bf16>("causal 1 x 4096", whole(4096)),
+                shape::<bf16>("causal 1 x 8192", whole(8192)),
+                shape::<bf16>("causal 1 x 32768", whole(32_768)),
+                shape::<bf16>("chunks 4 x 2048 of 16384", usual(&[(2048, 16_384); 4])),
+                shape::<bf16>(
+                    "ragged 100 to 8192",
+                    usual(&[(8192, 8192), (100, 100), (3000, 3000), (1000, 5000), (500, 9000)]),
+                ),
+                shape::<bf16>("causal 1 x 8192, pages of 1", whole(8192).page_size(1)),
+                shape::<bf16>("causal 1 x 8192, pages of 64", whole(8192).page_size(64)),
+                shape::<f16>("causal 1 x 8192, f16", whole(8192)),
+            ],
+            ShapeSet::Tiny => vec![
+                shape::<bf16>("causal 1 x 150", PrefillWorkload::new(2, 1, &[(150, 150)])),
+                shape::<f16>(
+                    "chunks 20 of 90 + 1 of 40, heads of 64, pages of 5, f16",
+                    PrefillWorkload::new(4, 2, &[(20, 90), (1, 40)]).head_dim(64).page_size(5),
+                ),
+            ],
+        }
+    }
+}
+
+fn shape<T: BatchElement + PrefillElement>(name: &str, workload: PrefillWorkload) -> Shape {
+    let sizes = AttentionSizes::of_prefill::<T>(&workload);
+    let prepare = move |devices: &[Device], seed| {
+        let batch = PrefillBatch::<T>::new(workload.clone(), seed);
+        Ok(OneGpu { bench: PrefillBench::new(&devices[0], batch)? })
+    };
+    Shape::new(name, 1, prepare).sizes(&sizes)
+}
+
+/// Both kernels over the same pages.
+struct OneGpu<T> {
+    bench: PrefillBench<T>,
+}
+
+fn kernel(variant: Variant) -> PrefillVariant {
+    match variant {
+        Variant::Baseline => PrefillVariant::Baseline,
+        Variant::Optimized => PrefillVariant::Wgmma,
+    }
+}
+
+impl<T: BatchElement + PrefillElement> Prepared for OneGpu<T> {
+    fn work(&self, _variant: Variant) -> Work {
+        self.bench.batch().workload().work()
+    }
+
+    fn demands(&self) -> Vec<Demand> {
+        let work = self.bench.batch().workload().work();
+        vec![Demand { ceiling: DENSE_BF16, amount: work.flops }]
+    }
+
+    fn num_inputs(&self) -> usize {
+        self.bench.num_inputs()
+    }
+
+    fn sampler(&self, variant: Variant, batch: Batch) -> Result<Sampler<'_>> {
+        self.bench.sampler(kernel(variant), batch)
+    }
+
+    fn verify(&self, variant: Variant) -> Result<String> {
+        self.bench.verify(kernel(variant))
+    }
+
+    fn corrupt(&mut self) -> Result<()> {
+        self.bench.corrupt()
+    }
+}
