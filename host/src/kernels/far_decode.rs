@@ -419,7 +419,7 @@ macro_rules! far_decode_element {
                 });
                 // How a kernel finds the pages is told by `$pages`.
                 macro_rules! attend {
-                    ($kernel:ident, $dims:expr, $pages:ident: $found:expr) => {{
+                    ($kernel:ident, $dims:expr, $pages:ident = $found:expr) => {{
                         let kernel = entries::$kernel {
                             $pages: $found,
                             kv_indices: table.kv_indices.view(),
@@ -443,23 +443,24 @@ macro_rules! far_decode_element {
                     }};
                 }
                 macro_rules! split {
-                                                            ($kernel:ident) => {
-                                                                attend!(
-                                        $kernel,
-                                        shape.split_dims(&decode.plan),
-                                        peer_kv_ptrs: args.memory.peer_kv_ptrs_on(rank).view()
-                                        )
-                                                            };
-                                                        }
+                    ($kernel:ident) => {
+                        attend!(
+                            $kernel,
+                            shape.split_dims(&decode.plan),
+                            peer_kv_ptrs = args.memory.peer_kv_ptrs_on(rank).view()
+                        )
+                    };
+                }
                 macro_rules! tiles {
-                                                            ($kernel:ident) => {
-                                                                attend!(
-                                        $kernel,
-                                        shape.tiles_dims(&decode.plan),
-                                        pools: args.memory.tile_maps(|num_pages| shape.pool_tiling(num_pages))?
-                                        )
-                                                            };
-                                                        }
+                    ($kernel:ident) => {
+                        attend!(
+                            $kernel,
+                            shape.tiles_dims(&decode.plan),
+                            pools =
+                                args.memory.tile_maps(|num_pages| shape.pool_tiling(num_pages))?
+                        )
+                    };
+                }
                 match (decode.loads(), shape.page.head_dim, shape.head_tiles()) {
                     (TileLoads::Pieces, 64, 1) => split!($split64),
                     (TileLoads::Pieces, 64, _) => split!($split64_wide),
