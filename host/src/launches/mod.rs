@@ -5,9 +5,10 @@
 //! measured or compared with an oracle here: that is what [pairs](crate::pairs) and tests are for.
 //!
 //! Nsight Compute replays a kernel many times, and in between puts back what memory held before it.
-//! So what a kernel waits for must be there when it is launched. Launches on several GPUs are
-//! issued in an order in which each finds the work of those before it, and `host profile` has each
-//! finished before the next one is issued.
+//! So what a kernel waits for must be there when it is launched: those of `far_decode` are issued in
+//! an order in which each finds the work of those before it, and `host profile` has each finished
+//! before the next one is issued. Kernels that push to each other at the same time, as those of
+//! `dispatch` and `combine`, cannot be replayed so: look at them with Nsight Systems.
 //!
 //! **A new kernel gets one line** in its room's file here; a new room a file, and a line in
 //! [`all`]. The tests fail for a kernel of the build that has no line, and for a line that
