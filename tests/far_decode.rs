@@ -16,7 +16,7 @@ use farpage::kernels::far_decode::{
 };
 use farpage::kv::memory::KvMemory;
 use gpu_kernels::far_decode::sides::deal_pages;
-use gpu_kernels::kv_layout::{KvLayout, KvPageShape};
+use gpu_kernels::kv_layout::{KvElement, KvLayout, KvPageShape};
 use gpu_kernels::paged_attention::contract::TileLoads;
 use gpu_kernels::paged_attention::reference::{DecodeCase, DecodeProblem, Tolerance, cases};
 use half::{bf16, f16};
@@ -150,7 +150,13 @@ fn queries_of_large_batches_travel_on_gpus() {
     let case = |name, layout, kv_lens| DecodeCase {
         name,
         num_qo_heads: 64,
-        page: KvPageShape { page_size: 16, num_kv_heads: 8, head_dim: 128, layout },
+        page: KvPageShape {
+            page_size: 16,
+            num_kv_heads: 8,
+            head_dim: 128,
+            layout,
+            element: KvElement::Half,
+        },
         kv_lens,
         num_locations: 1,
     };

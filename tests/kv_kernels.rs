@@ -10,7 +10,7 @@ use farpage::kernels::kv_page_copy::{CopyVariant, PageCopy};
 use farpage::kernels::kv_page_pattern::{PatternChecksum, PatternFill};
 use farpage::kv::memory::KvMemory;
 use gpu_kernels::kv_append::reference as append_reference;
-use gpu_kernels::kv_layout::{KvLayout, KvPagePlace, KvPageShape};
+use gpu_kernels::kv_layout::{KvElement, KvLayout, KvPagePlace, KvPageShape};
 use gpu_kernels::kv_page_copy::KvPageMove;
 use gpu_kernels::kv_page_copy::reference as copy_reference;
 use gpu_kernels::kv_page_pattern::contract::PatternShape;
@@ -66,7 +66,13 @@ fn written(stream: &Stream, memory: &KvMemory, num_pools: usize) -> Vec<Vec<Opti
 /// Some shape whose pages have as many bytes.
 fn shape_of_bytes(page_bytes: u32) -> KvPageShape {
     let num_kv_heads = page_bytes / 32;
-    KvPageShape { page_size: 1, num_kv_heads, head_dim: 8, layout: KvLayout::Nhd }
+    KvPageShape {
+        page_size: 1,
+        num_kv_heads,
+        head_dim: 8,
+        layout: KvLayout::Nhd,
+        element: KvElement::Half,
+    }
 }
 
 fn check_copies(stream: &Stream, devices: &[Device], cases: &[copy_reference::Case]) {
@@ -165,7 +171,13 @@ fn check_patterns(stream: &Stream, devices: &[Device]) {
 
 /// A page that was not copied, and one that was taken from its neighbour, show in the checksums.
 fn check_lost_and_misplaced_pages_show(stream: &Stream, devices: &[Device]) {
-    let page = KvPageShape { page_size: 16, num_kv_heads: 4, head_dim: 64, layout: KvLayout::Nhd };
+    let page = KvPageShape {
+        page_size: 16,
+        num_kv_heads: 4,
+        head_dim: 64,
+        layout: KvLayout::Nhd,
+        element: KvElement::Half,
+    };
     let shape = PatternShape { page, format: ElementFormat::BF16 };
     let place = |rank, index| KvPagePlace { rank, index };
     let case = pattern_reference::Case {
@@ -352,7 +364,13 @@ fn kernels_reach_the_pages_of_a_peer() {
 fn pages_beyond_4_gib_are_found() {
     let device = Device::cuda(0).unwrap();
     let stream = device.new_stream().unwrap();
-    let page = KvPageShape { page_size: 64, num_kv_heads: 8, head_dim: 128, layout: KvLayout::Hnd };
+    let page = KvPageShape {
+        page_size: 64,
+        num_kv_heads: 8,
+        head_dim: 128,
+        layout: KvLayout::Hnd,
+        element: KvElement::Half,
+    };
     let shape = PatternShape { page, format: ElementFormat::BF16 };
     let num_pages = (9 << 30) / page.page_bytes();
     let memory = memory_of(&stream, std::slice::from_ref(&device), page, &[num_pages]);

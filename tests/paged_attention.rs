@@ -5,24 +5,27 @@
 mod common;
 
 use common::upload_pools;
+use cuda_std::float::E4m3;
 use farpage::device::{Buffer, Device, Stream};
 use farpage::kernels::paged_attention::{
     Decode, DecodeArgs, DecodeElement, DecodeVariant, DevicePageTable,
 };
 use farpage::kv::memory::KvMemory;
-use gpu_kernels::kv_layout::{KvLayout, KvPageShape};
+use gpu_kernels::kv_layout::{KvElement, KvLayout, KvPageShape};
 use gpu_kernels::paged_attention::contract::{BatchMaxima, DecodeShape, TileLoads};
 use gpu_kernels::paged_attention::plan::SplitPolicy;
-use gpu_kernels::paged_attention::reference::{DecodeCase, DecodeProblem, Tolerance, cases};
+use gpu_kernels::paged_attention::reference::{
+    DecodeCase, DecodeProblem, StoredElement, Tolerance, cases,
+};
 use half::{bf16, f16};
 
 const BATCH_INVARIANT: SplitPolicy = SplitPolicy::BatchInvariant { part_tokens: 256 };
 
 /// The outputs of one run, which start as NaN. `loads`: other ones than the plan's own choice.
-fn decode<T: DecodeElement>(
+fn decode<T: DecodeElement, K: StoredElement>(
     stream: &Stream,
     memory: &KvMemory,
-    problem: &DecodeProblem<T>,
+    problem: &DecodeProblem<T, K>,
     variant: DecodeVariant,
     loads: Option<TileLoads>,
     policy: SplitPolicy,
@@ -42,10 +45,14 @@ fn decode<T: DecodeElement>(
     (stream.download(&out).unwrap(), stream.download(&lse).unwrap())
 }
 
-fn check_case<T: DecodeElement>(devices: &[Device], case: &DecodeCase, tolerance: Tolerance) {
+fn check_case<T: DecodeElement, K: StoredElement>(
+    devices: &[Device],
+    case: &DecodeCase,
+    tolerance: Tolerance,
+) {
     let stream = devices[0].new_stream().unwrap();
     let seed = fastrand::u64(..);
-    let problem = case.problem::<T>(seed);
+    let problem = case.problem_over::<T, K>(seed);
     let oracle = problem.oracle();
     let memory = upload_pools(&stream, devices, &problem);
     for (variant, loads, policy) in [
@@ -55,7 +62,9 @@ fn check_case<T: DecodeElement>(devices: &[Device], case: &DecodeCase, tolerance
         (DecodeVariant::Split, Some(TileLoads::Pieces), SplitPolicy::Balanced),
         (DecodeVariant::Split, Some(TileLoads::Pieces), BATCH_INVARIANT),
     ] {
-        let what = format!("{}, {variant:?}, {loads:?}, {policy:?}, seed {seed}", case.name);
+        let element = K::ELEMENT;
+        let what =
+            format!("{}, {element:?}, {variant:?}, {loads:?}, {policy:?}, seed {seed}", case.name);
         let (out, lse) = decode(&stream, &memory, &problem, variant, loads, policy);
         if let Err(off) = oracle.check(&out, &lse, tolerance) {
             panic!("{what}: {off}");
@@ -96,7 +105,13 @@ fn check_replays(device: &Device, variant: DecodeVariant, policy: SplitPolicy) {
     let case = DecodeCase {
         name: "taking turns",
         num_qo_heads: 8,
-        page: KvPageShape { page_size: 16, num_kv_heads: 2, head_dim: 64, layout: KvLayout::Nhd },
+        page: KvPageShape {
+            page_size: 16,
+            num_kv_heads: 2,
+            head_dim: 64,
+            layout: KvLayout::Nhd,
+            element: KvElement::Half,
+        },
         kv_lens: vec![100, 0, 17, 700, 16, 333],
         num_locations: 2,
     };
@@ -143,12 +158,14 @@ fn check_all_replays(device: &Device) {
     }
 }
 
-/// Each case in both types, its pages spread over the memory of all devices and of the host.
+/// Each case in all types, its pages spread over the memory of all devices and of the host.
 fn check_all(devices: &[Device], cases: Vec<DecodeCase>) {
     for case in cases {
         let case = DecodeCase { num_locations: devices.len() + 1, ..case };
-        check_case::<bf16>(devices, &case, Tolerance::BF16);
-        check_case::<f16>(devices, &case, Tolerance::F16);
+        check_case::<bf16, bf16>(devices, &case, Tolerance::BF16);
+        check_case::<f16, f16>(devices, &case, Tolerance::F16);
+        check_case::<bf16, E4m3>(devices, &case, Tolerance::BF16_OVER_E4M3);
+        check_case::<f16, E4m3>(devices, &case, Tolerance::F16_OVER_E4M3);
     }
 }
 
@@ -157,7 +174,13 @@ fn large_cases() -> Vec<DecodeCase> {
     let case = |name, page_size, layout, kv_lens| DecodeCase {
         name,
         num_qo_heads: 64,
-        page: KvPageShape { page_size, num_kv_heads: 8, head_dim: 128, layout },
+        page: KvPageShape {
+            page_size,
+            num_kv_heads: 8,
+            head_dim: 128,
+            layout,
+            element: KvElement::Half,
+        },
         kv_lens,
         num_locations: 1,
     };
@@ -213,7 +236,13 @@ fn a_captured_graph_takes_other_batches_on_a_gpu() {
 fn batches_past_the_maxima_change_nothing() {
     let device = Device::cpu();
     let stream = device.new_stream().unwrap();
-    let page = KvPageShape { page_size: 16, num_kv_heads: 1, head_dim: 64, layout: KvLayout::Nhd };
+    let page = KvPageShape {
+        page_size: 16,
+        num_kv_heads: 1,
+        head_dim: 64,
+        layout: KvLayout::Nhd,
+        element: KvElement::Half,
+    };
     let kv_lens = vec![30, 1, 90];
     let case = DecodeCase { name: "too many", num_qo_heads: 1, page, kv_lens, num_locations: 2 };
     let problem = case.problem::<bf16>(1);

@@ -6,7 +6,7 @@ use farpage::device::{Buffer, Device, Stream};
 use farpage::kernels::paged_attention::DevicePageTable;
 use farpage::kernels::paged_prefill::{Prefill, PrefillArgs, PrefillElement, PrefillVariant};
 use farpage::kv::memory::KvMemory;
-use gpu_kernels::kv_layout::{KvLayout, KvPageShape};
+use gpu_kernels::kv_layout::{KvElement, KvLayout, KvPageShape};
 use gpu_kernels::paged_prefill::reference::{PrefillCase, PrefillProblem, Tolerance, cases};
 use half::{bf16, f16};
 
@@ -90,7 +90,13 @@ fn large_cases() -> Vec<PrefillCase> {
     let case = |name, page_size, layout, lens: &[(u32, u32)]| PrefillCase {
         name,
         num_qo_heads: 32,
-        page: KvPageShape { page_size, num_kv_heads: 8, head_dim: 128, layout },
+        page: KvPageShape {
+            page_size,
+            num_kv_heads: 8,
+            head_dim: 128,
+            layout,
+            element: KvElement::Half,
+        },
         qo_lens: lens.iter().map(|&(qo_len, _)| qo_len).collect(),
         kv_lens: lens.iter().map(|&(_, kv_len)| kv_len).collect(),
         num_locations: 1,

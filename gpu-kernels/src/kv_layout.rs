@@ -16,6 +16,26 @@ pub enum KvLayout {
     Hnd,
 }
 
+/// In what K and V are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum KvElement {
+    /// 16 bits: bf16 or f16, as the queries.
+    #[default]
+    Half,
+    /// 8 bits: [`E4m3`](cuda_std::float::E4m3), times a factor of the head, for K and for V.
+    E4m3,
+}
+
+impl KvElement {
+    /// Bytes of an element.
+    pub const fn bytes(self) -> u32 {
+        match self {
+            Self::Half => 2,
+            Self::E4m3 => 1,
+        }
+    }
+}
+
 /// Distances within a page, in elements; what kernels take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -88,6 +108,8 @@ pub struct KvPageShape {
     pub head_dim: u32,
     /// Order of the dimensions.
     pub layout: KvLayout,
+    /// In what K and V are stored.
+    pub element: KvElement,
 }
 
 impl KvPageShape {
@@ -96,9 +118,16 @@ impl KvPageShape {
         2 * (self.page_size * self.num_kv_heads * self.head_dim) as usize
     }
 
-    /// Bytes of a page of 16-bit elements, K and V.
+    /// Bytes of a page, K and V.
     pub const fn page_bytes(&self) -> usize {
-        2 * self.page_elements()
+        self.element.bytes() as usize * self.page_elements()
+    }
+
+    /// The same bytes as pages of 16-bit elements, two elements of 8 bits in each: for what moves
+    /// or fills pages and does not ask what they mean.
+    pub const fn as_halves(self) -> Self {
+        let head_dim = self.head_dim * self.element.bytes() / 2;
+        Self { head_dim, element: KvElement::Half, ..self }
     }
 
     /// Where a page's elements lie.
@@ -123,10 +152,11 @@ impl KvPageShape {
             "1 to 256",
             self.num_kv_heads,
         )?;
+        let piece = 16 / self.element.bytes();
         require(
-            (8..=256).contains(&self.head_dim) && self.head_dim.is_multiple_of(8),
+            (piece..=256).contains(&self.head_dim) && self.head_dim.is_multiple_of(piece),
             "head_dim",
-            "a multiple of 8 from 8 to 256",
+            std::format!("a multiple of {piece} from {piece} to 256"),
             self.head_dim,
         )
     }

@@ -46,6 +46,16 @@ impl<T: AnyBitPattern> Shared<T> {
         Self::from_raw(self.raw.offset_bytes(idx * size_of::<T>()))
     }
 
+    /// The same view, as an address that an assembler cannot take apart. All lanes of the warp call
+    /// it.
+    ///
+    /// ptxas 13.0 miscompiles [copies](crate::async_copy) with a cache policy whose address it splits
+    /// into a lane's and a uniform part: it does not set the latter.
+    #[inline(always)]
+    pub unsafe fn opaque(self) -> Self {
+        Self::from_raw(self.raw.opaque())
+    }
+
     /// The same memory as elements of another type.
     #[inline(always)]
     pub fn cast<U: AnyBitPattern>(self) -> Shared<U> {

@@ -10,6 +10,7 @@ use super::{NUM_MAX_OWNERS, WaitReport};
 use crate::merge_states::device::merge_rows;
 use crate::merge_states::{MergeParams, NUM_THREADS};
 use crate::paged_attention::device::handshake::Handshake;
+use crate::paged_attention::device::kv_format::Halves;
 use crate::paged_attention::device::merge::Parts;
 use crate::paged_attention::device::split::{DecodeOutput, Pages, decode_split};
 use crate::paged_attention::device::tile_loader::{POOL_RANK, TilePages};
@@ -112,7 +113,7 @@ impl Handshake for WithHome {
 
 macro_rules! attend_entries {
     ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal, $HT:literal, $STAGES:literal, $AHEAD:literal;)*) => {$(
-        const _: () = assert!($STAGES == num_stages($D) && $AHEAD + 1 == $STAGES);
+        const _: () = assert!($STAGES == num_stages(2 * $D) && $AHEAD + 1 == $STAGES);
 
         $(#[$doc])*
         #[kernel(threads = 256, min_blocks = 1)]
@@ -139,7 +140,8 @@ macro_rules! attend_entries {
             let parts = Parts { out: partial_out, lse: partial_lse, arrived, group_size };
             let output = DecodeOutput { out: state_out, lse: state_lse, parts };
             let with_home = WithHome { asked, served, answered, waits: Waits { deadline_ns, report } };
-            decode_split::<$T, $D, $HT, $STAGES, $AHEAD, f32, WithHome>(pages, items, q, output, with_home);
+            let halves = Halves::<$T>::new();
+            decode_split::<$T, $D, $HT, $STAGES, $AHEAD, f32, WithHome, _>(pages, halves, items, q, output, with_home);
         }
     )*};
 }
@@ -165,7 +167,7 @@ attend_entries! {
 
 macro_rules! tiles_entries {
     ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal, $HT:literal, $STAGES:literal;)*) => {$(
-        const _: () = assert!($STAGES == num_stages($D));
+        const _: () = assert!($STAGES == num_stages(2 * $D));
 
         $(#[$doc])*
         #[kernel(threads = 256, min_blocks = 1, target = "sm_90a")]

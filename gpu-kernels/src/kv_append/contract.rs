@@ -188,7 +188,8 @@ impl AppendShape {
     /// What an append moves and computes.
     pub fn work(&self) -> Work {
         let kv_elements = self.kv_elements() as u64;
-        self.rotated_work(kv_elements, 2 * kv_elements)
+        let written_bytes = 2 * kv_elements * u64::from(self.page.element.bytes());
+        Work { written_bytes, ..self.rotated_work(kv_elements, 2 * kv_elements) }
     }
 
     /// What rotating the queries moves and computes.

@@ -1,7 +1,10 @@
 //! Appending tokens, and rotating their queries; one body for each, for bf16 and f16.
 // A kernel is one thread's program; its safety is the launch's, and stands in the contract.
-#![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc)]
+// Arrays stay in registers as long as constants index them.
+#![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, clippy::needless_range_loop)]
 
+use bytemuck::AnyBitPattern;
+use cuda_std::float::E4m3;
 use cuda_std::prelude::*;
 use half::{bf16, f16};
 
@@ -23,7 +26,28 @@ pub unsafe fn kv_append_tokens_bf16(
 ) {
     let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
     let pages = Pages { kv_indices, kv_page_rank, peer_kv_ptrs };
-    append_tokens(k, v, cos_sin_cache, lengths, pages, params);
+    append_tokens(k, v, cos_sin_cache, lengths, pages, Unscaled, params);
+}
+
+/// Appends tokens of bf16 to pages of e4m3.
+#[kernel(threads = 128)]
+pub unsafe fn kv_append_tokens_bf16_e4m3(
+    k: Global<bf16>,               // [num_tokens, num_kv_heads, head_dim]
+    v: Global<bf16>,               // [num_tokens, num_kv_heads, head_dim]
+    k_scale: Global<f32>,          // [num_kv_heads]
+    v_scale: Global<f32>,          // [num_kv_heads]
+    cos_sin_cache: Global<f32>,    // [num_max_positions, head_dim], or null
+    append_indptr: Global<i32>,    // [batch + 1]
+    kv_indptr: Global<i32>,        // [batch + 1]
+    kv_indices: Global<i32>,       // [pages]
+    kv_page_rank: Global<i32>,     // [pages]
+    kv_last_page_len: Global<i32>, // [batch]
+    peer_kv_ptrs: Global<u64>,     // [num_locations]
+    params: AppendParams,
+) {
+    let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
+    let pages = Pages { kv_indices, kv_page_rank, peer_kv_ptrs };
+    append_tokens(k, v, cos_sin_cache, lengths, pages, Scaled { k_scale, v_scale }, params);
 }
 
 /// Appends tokens of f16.
@@ -42,7 +66,28 @@ pub unsafe fn kv_append_tokens_f16(
 ) {
     let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
     let pages = Pages { kv_indices, kv_page_rank, peer_kv_ptrs };
-    append_tokens(k, v, cos_sin_cache, lengths, pages, params);
+    append_tokens(k, v, cos_sin_cache, lengths, pages, Unscaled, params);
+}
+
+/// Appends tokens of f16 to pages of e4m3.
+#[kernel(threads = 128)]
+pub unsafe fn kv_append_tokens_f16_e4m3(
+    k: Global<f16>,                // [num_tokens, num_kv_heads, head_dim]
+    v: Global<f16>,                // [num_tokens, num_kv_heads, head_dim]
+    k_scale: Global<f32>,          // [num_kv_heads]
+    v_scale: Global<f32>,          // [num_kv_heads]
+    cos_sin_cache: Global<f32>,    // [num_max_positions, head_dim], or null
+    append_indptr: Global<i32>,    // [batch + 1]
+    kv_indptr: Global<i32>,        // [batch + 1]
+    kv_indices: Global<i32>,       // [pages]
+    kv_page_rank: Global<i32>,     // [pages]
+    kv_last_page_len: Global<i32>, // [batch]
+    peer_kv_ptrs: Global<u64>,     // [num_locations]
+    params: AppendParams,
+) {
+    let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
+    let pages = Pages { kv_indices, kv_page_rank, peer_kv_ptrs };
+    append_tokens(k, v, cos_sin_cache, lengths, pages, Scaled { k_scale, v_scale }, params);
 }
 
 /// Rotates the queries of new tokens, of bf16; `q_out` may be `q`.
@@ -76,29 +121,32 @@ pub unsafe fn kv_append_rotate_q_f16(
 }
 
 #[inline(always)]
-unsafe fn append_tokens<T: HalfFloat>(
+unsafe fn append_tokens<T: HalfFloat, S: Storage<T>>(
     k: Global<T>,               // [num_tokens, num_kv_heads, head_dim]
     v: Global<T>,               // [num_tokens, num_kv_heads, head_dim]
     cos_sin_cache: Global<f32>, // [num_max_positions, head_dim], or null
     lengths: Lengths,
     pages: Pages,
+    storage: S,
     params: AppendParams,
 ) {
     let Some(share) = Share::of_thread(params) else { return };
     let (request, position) = lengths.place_of(share.token, params);
     let page_of_request = position / params.page_size;
     let entry = lengths.kv_indptr.load(request as usize) as u32 + page_of_request;
-    let page = pages.page::<T>(entry as usize, params);
+    let page = pages.page::<S::Element>(entry as usize, params);
+    let [k_scale, v_scale] = storage.scales(share.head);
     let token_of_page = position - page_of_request * params.page_size;
     let destination =
         token_of_page * params.strides.token + share.head * params.strides.head + share.first_dim;
 
     let source = share.first_element(params);
     let value = share.load(v, source, params);
-    share.store(page, (destination + params.strides.value) as usize, value, params);
+    let value_place = (destination + params.strides.value) as usize;
+    share.store::<T, S>(page, value_place, value, v_scale, params);
     let key = share.load(k, source, params);
     let key = share.rotate::<T>(key, cos_sin_cache, position, params);
-    share.store(page, destination as usize, key, params);
+    share.store::<T, S>(page, destination as usize, key, k_scale, params);
 }
 
 #[inline(always)]
@@ -114,7 +162,7 @@ unsafe fn rotate_q<T: HalfFloat>(
     let place = share.first_element(params);
     let query = share.load(q, place, params);
     let query = share.rotate::<T>(query, cos_sin_cache, position, params);
-    share.store(q_out, place, query, params);
+    share.store::<T, Unscaled>(q_out, place, query, 1.0, params);
 }
 
 /// How long requests are, and which of their tokens are new.
@@ -157,11 +205,71 @@ struct Pages {
 impl Pages {
     /// The elements of an entry's page.
     #[inline(always)]
-    unsafe fn page<T: HalfFloat>(self, entry: usize, params: AppendParams) -> GlobalMut<T> {
+    unsafe fn page<E: AnyBitPattern>(self, entry: usize, params: AppendParams) -> GlobalMut<E> {
         let pool = self.peer_kv_ptrs.load(self.kv_page_rank.load(entry) as usize);
-        let page_bytes = 2 * u64::from(params.strides.page);
+        let page_bytes = size_of::<E>() as u64 * u64::from(params.strides.page);
         let address = pool + self.kv_indices.load(entry) as u64 * page_bytes;
         GlobalMut::from_address(address, params.strides.page as usize)
+    }
+}
+
+/// How tokens of `T` are stored.
+trait Storage<T>: Copy {
+    /// In what.
+    type Element: AnyBitPattern;
+
+    /// What stored K and V of a head are multiplied by to get the value.
+    unsafe fn scales(self, head: u32) -> [f32; 2];
+    /// Stores 8 elements from `first` on, over `scale`.
+    unsafe fn store_word(
+        tensor: GlobalMut<Self::Element>,
+        first: usize,
+        word: [u32; 4],
+        scale: f32,
+    );
+}
+
+/// As they are.
+#[derive(Clone, Copy)]
+struct Unscaled;
+
+impl<T: HalfFloat> Storage<T> for Unscaled {
+    type Element = T;
+
+    #[inline(always)]
+    unsafe fn scales(self, _head: u32) -> [f32; 2] {
+        [1.0; 2]
+    }
+
+    #[inline(always)]
+    unsafe fn store_word(tensor: GlobalMut<T>, first: usize, word: [u32; 4], _scale: f32) {
+        tensor.store_x4(first, word);
+    }
+}
+
+/// In e4m3, with a factor for each head.
+#[derive(Clone, Copy)]
+struct Scaled {
+    k_scale: Global<f32>, // [num_kv_heads]
+    v_scale: Global<f32>, // [num_kv_heads]
+}
+
+impl<T: HalfFloat> Storage<T> for Scaled {
+    type Element = E4m3;
+
+    #[inline(always)]
+    unsafe fn scales(self, head: u32) -> [f32; 2] {
+        [self.k_scale.load(head as usize), self.v_scale.load(head as usize)]
+    }
+
+    #[inline(always)]
+    unsafe fn store_word(tensor: GlobalMut<E4m3>, first: usize, word: [u32; 4], scale: f32) {
+        let mut packed = [0; 2];
+        for i in 0..2 {
+            let ([a, b], [c, d]) = (T::unpack(word[2 * i]), T::unpack(word[2 * i + 1]));
+            packed[i] = float::pack_e4m3([a / scale, b / scale, c / scale, d / scale]);
+        }
+        tensor.store_x2(first, packed);
     }
 }
 
@@ -208,15 +316,16 @@ impl Share {
     }
 
     #[inline(always)]
-    unsafe fn store<T: HalfFloat>(
+    unsafe fn store<T: HalfFloat, S: Storage<T>>(
         self,
-        tensor: GlobalMut<T>,
+        tensor: GlobalMut<S::Element>,
         first: usize,
         words: Words,
+        scale: f32,
         params: AppendParams,
     ) {
-        tensor.store_x4(first, words[0]);
-        tensor.store_x4(first + (params.head_dim / 2) as usize, words[1]);
+        S::store_word(tensor, first, words[0], scale);
+        S::store_word(tensor, first + (params.head_dim / 2) as usize, words[1], scale);
     }
 
     #[inline(always)]

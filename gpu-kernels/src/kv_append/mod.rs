@@ -15,13 +15,20 @@
 //! (x cos[i] - y sin[i],  y cos[i] + x sin[i])     cos, sin = halves of cos_sin_cache[position]
 //! ```
 //!
-//! in f32, rounded once. *rotate_q* does the same to the queries of the new tokens, in place or
+//! in f32, rounded once. Into pages of e4m3, K and V go over a factor of their head:
+//!
+//! ```text
+//! stored = e4m3(k / k_scale[head])     stored = e4m3(v / v_scale[head])
+//! ```
+//!
+//! to nearest even, saturating at 448, after a rotated K has become bf16 or f16. *rotate_q* does the same to the queries of the new tokens, in place or
 //! into another tensor.
 //!
 //! # Shapes
 //! `k`, `v` `[num_tokens, num_kv_heads, head_dim]`, `q`, `q_out` `[num_tokens, num_qo_heads,
 //! head_dim]` in bf16 or f16; `append_indptr` `[batch + 1]`; `cos_sin_cache`
-//! `[num_max_positions, head_dim]` in f32, cosines then sines. `head_dim` is a multiple of 16. The
+//! `[num_max_positions, head_dim]` in f32, cosines then sines; `k_scale`, `v_scale`
+//! `[num_kv_heads]` in f32. `head_dim` is a multiple of 16. The
 //! page table and the pages are those of [`paged_attention`](crate::paged_attention); pages may
 //! lie in any location.
 //!

@@ -6,7 +6,7 @@ use std::vec;
 use std::vec::Vec;
 
 use super::contract::{AppendLists, AppendShape, Rope, RopeStyle};
-use crate::kv_layout::{KvLayout, KvPageShape};
+use crate::kv_layout::{KvElement, KvLayout, KvPageShape};
 use crate::paged_attention::reference::ScatteredTable;
 
 /// Cosines and sines of every position, `[num_max_positions, head_dim]`: angle `i` of a position
@@ -171,6 +171,7 @@ pub fn cases() -> Vec<Case> {
                 num_kv_heads,
                 head_dim,
                 layout,
+                element: KvElement::Half,
             };
             let variant = format!("{layout:?}, rope {rope:?}");
             let case = |name, page, num_locations, requests| {

@@ -10,11 +10,13 @@ use super::device::{
     kv_append_rotate_q_bf16, kv_append_rotate_q_f16, kv_append_tokens_bf16, kv_append_tokens_f16,
 };
 use super::reference::{Case, append_tokens, cases, cos_sin_cache, rotate_tokens};
-use crate::kv_layout::{KvLayout, KvPageShape};
+use crate::kv_layout::{KvElement, KvLayout, KvPageShape};
 use crate::paged_attention::contract::PageTable;
 use crate::testing::{
     DeviceMemory, Half, TestDevice, Tolerance, digest, random_halves, require_close,
 };
+
+mod e4m3;
 
 /// A case on the device, with random tokens in front of it.
 struct Run<T> {
@@ -230,7 +232,7 @@ proptest! {
     ) {
         prop_assume!(requests.iter().any(|&(_, new)| new > 0));
         let layout = if is_hnd { KvLayout::Hnd } else { KvLayout::Nhd };
-        let page = KvPageShape { page_size, num_kv_heads, head_dim: 16 * head_pieces, layout };
+        let page = KvPageShape { page_size, num_kv_heads, head_dim: 16 * head_pieces, layout, element: KvElement::Half };
         let style = |interleaved| if interleaved { RopeStyle::Interleaved } else { RopeStyle::HalfSplit };
         let case = Case::new("random", page, rope.map(style), 3, &requests);
         check_case::<bf16>(&TestDevice::seeded(seed), case, seed);
@@ -238,7 +240,13 @@ proptest! {
 }
 
 fn decode_case(rope: Option<RopeStyle>) -> Case {
-    let page = KvPageShape { page_size: 16, num_kv_heads: 2, head_dim: 64, layout: KvLayout::Nhd };
+    let page = KvPageShape {
+        page_size: 16,
+        num_kv_heads: 2,
+        head_dim: 64,
+        layout: KvLayout::Nhd,
+        element: KvElement::Half,
+    };
     Case::new("decode", page, rope, 2, &[(15, 1), (16, 1), (40, 3)])
 }
 

@@ -24,7 +24,13 @@ impl PatternShape {
     /// as stated there, no thread of a launch with [these](Self::fill_dims)
     /// [dims](Self::checksum_dims) then reaches out of bounds.
     pub fn check(&self) -> Result<(), ContractError> {
-        self.page.check()
+        self.page.check()?;
+        require(
+            self.format.element() == self.page.element,
+            "format",
+            format!("one of {:?} elements, as the pages", self.page.element),
+            format!("{:?}", self.format.element()),
+        )
     }
 
     /// Refuses places outside the pools of `pool_pages` pages (one pool a location) or outside
@@ -87,11 +93,12 @@ impl PatternShape {
 
     /// The sizes that the kernels take.
     pub fn params(&self) -> PatternParams {
+        let page = self.page.as_halves();
         PatternParams {
             num_kv_heads: self.page.num_kv_heads,
-            words_per_head: self.page.head_dim / WORD_ELEMENTS,
+            words_per_head: page.head_dim / WORD_ELEMENTS,
             format: self.format,
-            strides: self.page.strides(),
+            strides: page.strides(),
         }
     }
 

@@ -3,7 +3,8 @@
 //! A validator gives every token an identity of 64 bits (its prefix block and its place in it, see
 //! [`token_identity`](pattern::token_identity)). *fill* writes K and V that follow from it;
 //! *checksum* sums up what a page holds now, which the host compares with the sum that follows
-//! from the identities alone. In words of 16 bytes (8 elements), `w` counting a token's words:
+//! from the identities alone. In words of 16 bytes (8 elements of 16 bits, or 16 of 8), `w` counting
+//! a token's words:
 //!
 //! ```text
 //! fill:      word(place[t], w) = content(identity[t], w)
@@ -47,7 +48,8 @@ use crate::kv_layout::{KvPagePlace, KvStrides};
 pub const NUM_THREADS: u32 = 32;
 /// Tokens that a block fills.
 pub const TOKENS_PER_BLOCK: u32 = 32;
-/// Elements of a word of 16 bytes.
+/// Elements of 16 bits in a word of 16 bytes; pages of 8-bit elements are taken
+/// [as such](crate::kv_layout::KvPageShape::as_halves).
 pub const WORD_ELEMENTS: u32 = 8;
 
 /// Where a token lies.

@@ -1,10 +1,11 @@
 //! What a token with an identity contains, and what a page's checksum is.
 
 use bytemuck::{Pod, Zeroable};
+use cuda_std::float::E4m3;
 use half::{bf16, f16};
 
 use super::WORD_ELEMENTS;
-use crate::kv_layout::KvPageShape;
+use crate::kv_layout::{KvElement, KvPageShape};
 
 /// 2^64 over the golden ratio: multiples of it are spread evenly.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -15,12 +16,13 @@ const MIX_2: u64 = 0x94d0_49bb_1331_11eb;
 /// How random bits become finite elements with magnitudes in `[1/16, 1)`.
 ///
 /// Sign and mantissa bits are kept, and the two low bits of the exponent count up from 1/16.
+/// Registers hold two elements of 16 bits, or four of 8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct ElementFormat {
-    /// Bits kept, of two elements.
+    /// Bits kept, of a register.
     random_bits: u32,
-    /// What is added to them: the exponent of 1/16, of two elements.
+    /// What is added to them: the exponents of 1/16, of a register.
     smallest: u32,
 }
 
@@ -30,12 +32,22 @@ impl ElementFormat {
     /// f16: 10 bits of mantissa.
     pub const F16: Self = Self { random_bits: 0x8fff_8fff, smallest: 0x2c00_2c00 };
 
-    /// The value of an element of this format.
+    /// e4m3: 3 bits of mantissa.
+    pub const E4M3: Self = Self { random_bits: 0x9f9f_9f9f, smallest: 0x1818_1818 };
+
+    /// The element kind of pages of this format.
+    pub fn element(self) -> KvElement {
+        if self == Self::E4M3 { KvElement::E4m3 } else { KvElement::Half }
+    }
+
+    /// The value of an element of this format; of one of 8 bits, the low ones count.
     pub fn to_f32(self, bits: u16) -> f32 {
         if self == Self::BF16 {
             bf16::from_bits(bits).to_f32()
-        } else {
+        } else if self == Self::F16 {
             f16::from_bits(bits).to_f32()
+        } else {
+            E4m3::from_bits(bits as u8).to_f32()
         }
     }
 
@@ -88,6 +100,7 @@ pub fn token_checksum(
     page: &KvPageShape,
     format: ElementFormat,
 ) -> u64 {
+    let page = page.as_halves();
     let token_words = 2 * page.num_kv_heads * page.head_dim / WORD_ELEMENTS;
     (0..token_words).fold(0u64, |sum, word_idx| {
         let word = content(identity, word_idx, format);
@@ -124,8 +137,8 @@ pub fn element(
         KvHalf::Key => head,
         KvHalf::Value => page.num_kv_heads + head,
     };
-    let element_idx = row * page.head_dim + dim;
-    let word = content(identity, element_idx / WORD_ELEMENTS, format);
-    let pair = word[(element_idx % WORD_ELEMENTS / 2) as usize];
-    format.to_f32((pair >> (16 * (element_idx % 2))) as u16)
+    let byte_idx = (row * page.head_dim + dim) * format.element().bytes();
+    let word = content(identity, byte_idx / 16, format);
+    let register = word[(byte_idx % 16 / 4) as usize];
+    format.to_f32((register >> (8 * (byte_idx % 4))) as u16)
 }

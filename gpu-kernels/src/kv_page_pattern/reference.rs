@@ -8,7 +8,7 @@ use std::vec::Vec;
 use super::KvTokenPlace;
 use super::contract::PatternShape;
 use super::pattern::{ElementFormat, KvHalf, element, token_identity};
-use crate::kv_layout::{KvLayout, KvPagePlace, KvPageShape};
+use crate::kv_layout::{KvElement, KvLayout, KvPagePlace, KvPageShape};
 
 /// The value of every element of a page that holds tokens of these identities at these places;
 /// `None` where nothing was written. In the order of the page's layout.
@@ -69,6 +69,7 @@ pub fn cases() -> Vec<Case> {
         num_kv_heads,
         head_dim,
         layout,
+        element: KvElement::Half,
     };
     let place = |rank, index| KvPagePlace { rank, index };
     let mut cases = Vec::new();

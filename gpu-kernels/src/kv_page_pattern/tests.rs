@@ -11,7 +11,7 @@ use super::pattern::{
     ElementFormat, KvHalf, checksum_term, content, element, page_checksum, token_identity,
 };
 use super::reference::{Case, cases, page_elements};
-use crate::kv_layout::{KvLayout, KvPagePlace, KvPageShape};
+use crate::kv_layout::{KvElement, KvLayout, KvPagePlace, KvPageShape};
 use crate::testing::{DeviceMemory, TestDevice, digest};
 
 /// Pools of a case, filled by the kernel with every token of the case.
@@ -171,7 +171,7 @@ proptest! {
         second in 0usize..160,
         flipped_bit in 0u32..16,
     ) {
-        let page = KvPageShape { page_size: 5, num_kv_heads: 2, head_dim: 8, layout: KvLayout::Nhd };
+        let page = KvPageShape { page_size: 5, num_kv_heads: 2, head_dim: 8, layout: KvLayout::Nhd, element: KvElement::Half };
         let sum = |elements: &[u16]| {
             let words = elements.chunks_exact(8).enumerate();
             words.fold(0u64, |sum, (i, word)| {
@@ -209,7 +209,13 @@ proptest! {
 
 #[test]
 fn elements_are_spread_evenly() {
-    let page = KvPageShape { page_size: 1, num_kv_heads: 8, head_dim: 128, layout: KvLayout::Nhd };
+    let page = KvPageShape {
+        page_size: 1,
+        num_kv_heads: 8,
+        head_dim: 128,
+        layout: KvLayout::Nhd,
+        element: KvElement::Half,
+    };
     for format in [ElementFormat::BF16, ElementFormat::F16] {
         let mut values = Vec::new();
         for token in 0..32 {
@@ -260,7 +266,13 @@ fn contents_do_not_change_between_versions() {
 
 #[test]
 fn refusals_name_argument_need_and_finding() {
-    let page = KvPageShape { page_size: 4, num_kv_heads: 2, head_dim: 8, layout: KvLayout::Nhd };
+    let page = KvPageShape {
+        page_size: 4,
+        num_kv_heads: 2,
+        head_dim: 8,
+        layout: KvLayout::Nhd,
+        element: KvElement::Half,
+    };
     let shape = PatternShape { page, format: ElementFormat::BF16 };
     let token =
         |rank, index, token_idx| KvTokenPlace { page: KvPagePlace { rank, index }, token_idx };

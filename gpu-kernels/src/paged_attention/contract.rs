@@ -11,7 +11,7 @@ use super::{
     split_shared_bytes,
 };
 use crate::contract::{ContractError, Work, require, require_len};
-use crate::kv_layout::{KvPageShape, KvStrides};
+use crate::kv_layout::{KvElement, KvPageShape, KvStrides};
 
 /// Sizes of a decode launch: every request contributes one query token.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -183,15 +183,18 @@ impl DecodeShape {
     }
 
     /// How the split kernels best load the pages on Hopper: as boxes, if those are whole pages or
-    /// whole parts of a page.
+    /// whole parts of a page, of 16-bit elements.
     pub fn loads(&self) -> TileLoads {
-        if self.page.page_size.is_multiple_of(8) { TileLoads::Boxes } else { TileLoads::Pieces }
+        match self.page.element {
+            KvElement::Half if self.page.page_size.is_multiple_of(8) => TileLoads::Boxes,
+            _ => TileLoads::Pieces,
+        }
     }
 
     /// Launch of the tiles kernel.
     pub fn tiles_dims(&self, plan: &DecodePlan) -> LaunchDims {
         let head_dim = self.page.head_dim;
-        let layout = TilesLayout::new(head_dim, self.head_tiles(), num_stages(head_dim));
+        let layout = TilesLayout::new(head_dim, self.head_tiles(), num_stages(2 * head_dim));
         LaunchDims { shared_bytes: layout.bytes(), ..self.split_dims(plan) }
     }
 
@@ -231,7 +234,7 @@ impl DecodeShape {
         let row = u64::from(self.page.num_kv_heads * self.page.head_dim);
         let qo = self.q_elements() as u64;
         Work {
-            read_bytes: 2 * (2 * num_tokens * row + qo),
+            read_bytes: u64::from(self.page.element.bytes()) * 2 * num_tokens * row + 2 * qo,
             written_bytes: 2 * qo + 4 * self.lse_elements() as u64,
             flops: 4 * num_tokens * row * u64::from(self.group_size()),
         }

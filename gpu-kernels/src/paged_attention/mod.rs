@@ -183,16 +183,20 @@ impl WorkItem {
 
 /// Bytes of shared memory that the split kernel asks for.
 pub const fn split_shared_bytes(head_dim: u32, head_tiles: u32) -> u32 {
-    let warp_bytes = ring_bytes(head_dim) + merge_bytes(head_dim, head_tiles);
-    NUM_WARPS * warp_bytes + ARRIVED_BYTES
+    NUM_WARPS * (RING_BYTES + merge_bytes(head_dim, head_tiles)) + ARRIVED_BYTES
 }
 
 /// Bytes in which a thread tells its block how many parts of a pair arrived before.
 const ARRIVED_BYTES: u32 = 16;
 
-/// Stages of a warp's ring of tiles: one is worked on, the others are on their way.
-pub(crate) const fn num_stages(head_dim: u32) -> u32 {
-    if head_dim == 64 { 4 } else { 2 }
+/// Bytes of a warp's ring of tiles: 128 KiB are on their way to an SM.
+const RING_BYTES: u32 = 16 * 1024;
+
+/// Stages of a warp's ring, for heads of `row_bytes`: one is worked on, the others are on their
+/// way. Heads of 64 bytes could have 8 of them, but with a prologue that long ptxas 13.0 splits the
+/// address of copies, and does not set one of its parts.
+pub(crate) const fn num_stages(row_bytes: u32) -> u32 {
+    if row_bytes == 256 { 2 } else { 4 }
 }
 
 /// Most locations whose pages tensor maps load: as many maps are a kernel's parameter.
@@ -224,7 +228,7 @@ impl TilesLayout {
     pub const fn new(head_dim: u32, head_tiles: u32, stages: u32) -> Self {
         let num_slots = num_result_slots(head_tiles);
         Self {
-            ring_bytes: stages * 2 * tile_bytes(head_dim),
+            ring_bytes: stages * 2 * tile_bytes(2 * head_dim),
             results_bytes: num_slots * NUM_WARPS * merge_bytes(head_dim, head_tiles),
             num_slots,
             stages,
@@ -262,14 +266,9 @@ impl TilesLayout {
     }
 }
 
-/// Bytes of one tile of K, or of V.
-const fn tile_bytes(head_dim: u32) -> u32 {
-    TILE_TOKENS * head_dim * 2
-}
-
-/// Bytes of a warp's ring.
-const fn ring_bytes(head_dim: u32) -> u32 {
-    num_stages(head_dim) * 2 * tile_bytes(head_dim)
+/// Bytes of one tile of K, or of V, of heads of `row_bytes`.
+const fn tile_bytes(row_bytes: u32) -> u32 {
+    TILE_TOKENS * row_bytes
 }
 
 /// Distance between the heads of a warp's output in shared memory, in f32: padded, so that the

@@ -3,8 +3,6 @@
 //! A plan is data. It depends on the lengths of the requests, the page size, the number of blocks
 //! and the [policy](SplitPolicy) alone, can be printed, and is checked without a GPU.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::format;
 use std::ops::Range;
 use std::vec;
@@ -92,7 +90,11 @@ impl DecodePlan {
         let tiles_of = |kv_len: u32| u64::from(kv_len.div_ceil(TILE_TOKENS));
         let shares = Shares {
             num_tiles: kv_lens.iter().map(|&len| tiles_of(len) * u64::from(num_kv_heads)).sum(),
-            num_blocks: u64::from(num_working_blocks(kv_lens, num_kv_heads, num_blocks)),
+            num_blocks: match policy {
+                SplitPolicy::Balanced => num_working_blocks(kv_lens, num_kv_heads, num_blocks),
+                SplitPolicy::BatchInvariant { .. } => num_blocks,
+            }
+            .into(),
         };
 
         let first_entries: Vec<u32> = kv_lens
@@ -125,10 +127,7 @@ impl DecodePlan {
                 tiles_before += tiles_of(kv_len);
             }
         }
-        let blocks = match policy {
-            SplitPolicy::Balanced => shares.deal(&parts.items, num_blocks),
-            SplitPolicy::BatchInvariant { .. } => deal_longest_first(&parts.items, num_blocks),
-        };
+        let blocks = shares.deal(&parts.items, num_blocks);
         Self {
             items: link(&blocks),
             num_blocks,
@@ -297,6 +296,10 @@ impl Shares {
 
     /// Gives each item to the block that has its first tile, of `num_launched` blocks, and then items
     /// without tiles, which take a moment all the same, to all blocks in turn.
+    ///
+    /// Parts of a pair follow each other in one block or in neighbours, so that merges fall to all
+    /// blocks alike: were they dealt in turn, a block that merges would come last to its next part,
+    /// and have to merge again.
     fn deal(&self, items: &[WorkItem], num_launched: u32) -> Vec<Vec<WorkItem>> {
         let mut blocks = vec![Vec::new(); num_launched as usize];
         let (empty, full): (Vec<WorkItem>, Vec<WorkItem>) =
@@ -324,22 +327,6 @@ fn fixed_cuts(kv_len: u32, part_tokens: u32) -> Vec<Cut> {
     }
     let num_parts = num_tiles.div_ceil(part_tiles).max(1);
     (0..num_parts).map(|i| i * part_tiles..((i + 1) * part_tiles).min(num_tiles)).collect()
-}
-
-/// Gives each item, the longest first, to the block that has least to do so far.
-fn deal_longest_first(items: &[WorkItem], num_blocks: u32) -> Vec<Vec<WorkItem>> {
-    let mut longest_first: Vec<&WorkItem> = items.iter().collect();
-    longest_first.sort_by_key(|item| Reverse(item.num_tiles()));
-    let mut blocks = vec![Vec::new(); num_blocks as usize];
-    let mut loads: BinaryHeap<_> = (0..num_blocks).map(|block| Reverse((0u64, block))).collect();
-    for item in longest_first {
-        if let Some(mut least) = loads.peek_mut() {
-            let Reverse((tiles, block)) = &mut *least;
-            blocks[*block as usize].push(*item);
-            *tiles += u64::from(item.num_tiles().max(1));
-        }
-    }
-    blocks
 }
 
 /// Puts the blocks' first items first, and chains the others to them.

@@ -3,10 +3,12 @@
 use std::vec;
 use std::vec::Vec;
 
-use cuda_std::float::HalfFloat;
+use bytemuck::Pod;
+use cuda_std::float::E4m3;
+use half::{bf16, f16};
 
 use super::contract::{DecodeShape, PageTable};
-use crate::kv_layout::{KvLayout, KvPageShape};
+use crate::kv_layout::{KvElement, KvLayout, KvPageShape};
 
 /// A page table, and how many pages of each location it speaks of.
 #[derive(Clone, Debug)]
@@ -68,17 +70,61 @@ impl ScatteredTable {
     }
 }
 
-/// A batch as it lies in memory: pools of pages, the table into them, and the queries.
+/// A batch as it lies in memory: pools of pages in `K`, the table into them, and the queries in `T`.
 #[derive(Clone, Debug)]
-pub struct DecodeProblem<T> {
+pub struct DecodeProblem<T, K = T> {
     /// Sizes.
     pub shape: DecodeShape,
     /// Which page holds what.
     pub table: ScatteredTable,
     /// One pool a location, `[pages]` of the page's shape.
-    pub pools: Vec<Vec<T>>,
+    pub pools: Vec<Vec<K>>,
     /// `[batch, num_qo_heads, head_dim]`
     pub q: Vec<T>,
+    /// Factors of stored K: `[num_kv_heads]`, 1 for 16-bit elements.
+    pub k_scale: Vec<f32>,
+    /// Factors of stored V: `[num_kv_heads]`, 1 for 16-bit elements.
+    pub v_scale: Vec<f32>,
+}
+
+/// What K and V may be stored in.
+pub trait StoredElement: Pod {
+    /// The element kind of pages of this type.
+    const ELEMENT: KvElement;
+    /// The nearest, to even.
+    fn from_f32(value: f32) -> Self;
+    /// Exact.
+    fn to_f64(self) -> f64;
+}
+
+macro_rules! stored_halves {
+    ($($T:ty),*) => {$(
+        impl StoredElement for $T {
+            const ELEMENT: KvElement = KvElement::Half;
+
+            fn from_f32(value: f32) -> Self {
+                <$T>::from_f32(value)
+            }
+
+            fn to_f64(self) -> f64 {
+                self.into()
+            }
+        }
+    )*};
+}
+
+stored_halves!(bf16, f16);
+
+impl StoredElement for E4m3 {
+    const ELEMENT: KvElement = KvElement::E4m3;
+
+    fn from_f32(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+
+    fn to_f64(self) -> f64 {
+        self.to_f32().into()
+    }
 }
 
 /// What attention should give, in f64.
@@ -112,6 +158,7 @@ pub fn cases() -> Vec<DecodeCase> {
         num_kv_heads,
         head_dim,
         layout,
+        element: KvElement::Half,
     };
     let case = |name, num_qo_heads, page, kv_lens: &[u32], num_locations| DecodeCase {
         name,
@@ -153,36 +200,49 @@ impl DecodeCase {
 
     /// Random q, K and V of about unit variance, pages shuffled over the pools. Slots that hold no
     /// token are NaN, and so is one page of each pool that nobody owns: whoever reads them shows.
-    pub fn problem<T: HalfFloat>(&self, seed: u64) -> DecodeProblem<T> {
+    pub fn problem<T: StoredElement>(&self, seed: u64) -> DecodeProblem<T> {
+        self.problem_over(seed)
+    }
+
+    /// The same with pages of another type than the queries: those of 8 bits hold what K and V are
+    /// over random factors, so that they are of about unit variance again.
+    pub fn problem_over<T: StoredElement, K: StoredElement>(
+        &self,
+        seed: u64,
+    ) -> DecodeProblem<T, K> {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let shape = self.shape();
+        let case = Self { page: KvPageShape { element: K::ELEMENT, ..self.page }, ..self.clone() };
+        let (shape, page) = (case.shape(), case.page);
         let mut locations = rng.fork();
         let location_of = |_| locations.usize(0..self.num_locations);
-        let page_size = self.page.page_size;
         let table = ScatteredTable::new(
             &self.kv_lens,
-            page_size,
+            page.page_size,
             self.num_locations,
             location_of,
             &mut rng,
         );
-        let pool = |&pages: &usize| vec![nan::<T>(); (pages + 1) * self.page.page_elements()];
+        let pool = |&pages: &usize| vec![K::from_f32(f32::NAN); (pages + 1) * page.page_elements()];
         let mut problem = DecodeProblem {
             shape,
             pools: table.pages_of.iter().map(pool).collect(),
             table,
-            q: random_elements(&mut rng, shape.q_elements()),
+            q: random_elements(&mut rng, shape.q_elements(), 1.0),
+            k_scale: random_scales(K::ELEMENT, &mut rng, page.num_kv_heads),
+            v_scale: random_scales(K::ELEMENT, &mut rng, page.num_kv_heads),
         };
-        let row = self.page.head_dim as usize;
+        let row = page.head_dim as usize;
         for (request, &kv_len) in self.kv_lens.iter().enumerate() {
             for token in 0..kv_len {
-                for kv_head in 0..self.page.num_kv_heads {
+                for kv_head in 0..page.num_kv_heads {
                     let (location, k) = problem.place_of_k(request, token, kv_head);
-                    let v = k + self.page.strides().value as usize;
+                    let v = k + page.strides().value as usize;
+                    let scales = [&problem.k_scale, &problem.v_scale];
+                    let [k_scale, v_scale] = scales.map(|scales| scales[kv_head as usize]);
                     problem.pools[location][k..k + row]
-                        .copy_from_slice(&random_elements(&mut rng, row));
+                        .copy_from_slice(&random_elements(&mut rng, row, k_scale));
                     problem.pools[location][v..v + row]
-                        .copy_from_slice(&random_elements(&mut rng, row));
+                        .copy_from_slice(&random_elements(&mut rng, row, v_scale));
                 }
             }
         }
@@ -190,7 +250,7 @@ impl DecodeCase {
     }
 }
 
-impl<T: HalfFloat> DecodeProblem<T> {
+impl<T: StoredElement, K: StoredElement> DecodeProblem<T, K> {
     /// Location, and first element within its pool, of the K of a token.
     pub(crate) fn place_of_k(&self, request: usize, token: u32, kv_head: u32) -> (usize, usize) {
         let page = self.shape.page;
@@ -216,6 +276,8 @@ impl<T: HalfFloat> DecodeProblem<T> {
             },
             pools: self.pools.clone(),
             q: Vec::new(),
+            k_scale: self.k_scale.clone(),
+            v_scale: self.v_scale.clone(),
         };
         for &request in requests {
             let entries = table.kv_indptr[request] as usize..table.kv_indptr[request + 1] as usize;
@@ -242,7 +304,12 @@ impl<T: HalfFloat> DecodeProblem<T> {
                         let (location, k) = self.place_of_k(request, token, kv_head);
                         let v = k + page.strides().value as usize;
                         let pool = &self.pools[location];
-                        (elements(&pool[k..k + row]), elements(&pool[v..v + row]))
+                        let scaled = |first: usize, scale: &[f32]| -> Vec<f64> {
+                            let scale = f64::from(scale[kv_head as usize]);
+                            let stored = elements(&pool[first..first + row]).into_iter();
+                            stored.map(|element| scale * element).collect()
+                        };
+                        (scaled(k, &self.k_scale), scaled(v, &self.v_scale))
                     })
                     .unzip();
                 let q = elements(&self.q[(request * num_qo_heads as usize + head) * row..][..row]);
@@ -287,6 +354,10 @@ impl Tolerance {
     pub const BF16: Self = Self { out: 1.6e-2, lse: 2e-3 };
     /// For kernels in f16, of 11 bits of precision.
     pub const F16: Self = Self { out: 2e-3, lse: 2e-3 };
+    /// For kernels that read e4m3, multiply in f16, and write bf16; from what the pages hold.
+    pub const BF16_OVER_E4M3: Self = Self { out: 8e-3, lse: 2e-3 };
+    /// For kernels that read e4m3, and multiply and write in f16; from what the pages hold.
+    pub const F16_OVER_E4M3: Self = Self { out: 2e-3, lse: 2e-3 };
 }
 
 impl DecodeResult {
@@ -297,7 +368,7 @@ impl DecodeResult {
     }
 
     /// Refuses a kernel's whole output if any element is further off than `tolerance`, or NaN.
-    pub fn check<T: HalfFloat>(
+    pub fn check<T: StoredElement>(
         &self,
         out: &[T],
         lse: &[f32],
@@ -329,23 +400,26 @@ impl DecodeResult {
     }
 }
 
-fn nan<T: HalfFloat>() -> T {
-    from_f32(f32::NAN)
+/// Elements as f64.
+pub(crate) fn elements<T: StoredElement>(values: &[T]) -> Vec<f64> {
+    values.iter().map(|&value| value.to_f64()).collect()
 }
 
-fn from_f32<T: HalfFloat>(value: f32) -> T {
-    bytemuck::cast(T::pack(value, value) as u16)
+/// Sums of uniform numbers, of unit variance, over a factor.
+pub(crate) fn random_elements<T: StoredElement>(
+    rng: &mut fastrand::Rng,
+    len: usize,
+    scale: f32,
+) -> Vec<T> {
+    let mut element = || (0..3).map(|_| 2.0 * rng.f32() - 1.0).sum::<f32>();
+    (0..len).map(|_| T::from_f32(element() / scale)).collect()
 }
 
-/// 16-bit floats as f64.
-pub(crate) fn elements<T: HalfFloat>(values: &[T]) -> Vec<f64> {
-    values
-        .iter()
-        .map(|&value| f64::from(T::unpack(u32::from(bytemuck::cast::<T, u16>(value)))[0]))
-        .collect()
-}
-
-/// Sums of uniform numbers, of unit variance.
-pub(crate) fn random_elements<T: HalfFloat>(rng: &mut fastrand::Rng, len: usize) -> Vec<T> {
-    (0..len).map(|_| from_f32((0..3).map(|_| 2.0 * rng.f32() - 1.0).sum())).collect()
+/// A factor for each head, far from 1, if the element kind has any.
+fn random_scales(element: KvElement, rng: &mut fastrand::Rng, num_kv_heads: u32) -> Vec<f32> {
+    let mut scale = || match element {
+        KvElement::Half => 1.0,
+        KvElement::E4m3 => (4.0 * rng.f32() - 4.0).exp2(),
+    };
+    (0..num_kv_heads).map(|_| scale()).collect()
 }

@@ -3,7 +3,7 @@ use std::string::String;
 use std::vec;
 use std::vec::Vec;
 
-use cuda_std::float::HalfFloat;
+use cuda_std::float::E4m3;
 use cuda_std::tensor_map::{TensorElement, TensorMap, TensorMaps};
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -13,15 +13,15 @@ use super::contract::{DecodeShape, PageTable};
 use super::device::*;
 use super::plan::DecodePlan;
 use super::plan::SplitPolicy::{self, Balanced};
-use super::reference::{DecodeCase, DecodeProblem, DecodeResult, Tolerance, cases};
+use super::reference::{DecodeCase, DecodeProblem, DecodeResult, StoredElement, Tolerance, cases};
 use super::{MAX_TILE_LOCATIONS, TILE_TOKENS};
-use crate::kv_layout::{KvLayout, KvPageShape};
+use crate::kv_layout::{KvElement, KvLayout, KvPageShape};
 use crate::testing::{DeviceMemory, TestDevice, digest};
 
 mod plans;
 
 /// A problem in device memory.
-struct OnDevice<T> {
+struct OnDevice<T, K> {
     shape: DecodeShape,
     kv_lens: Vec<u32>,
     num_locations: usize,
@@ -30,15 +30,17 @@ struct OnDevice<T> {
     kv_page_rank: DeviceMemory<i32>,
     kv_last_page_len: DeviceMemory<i32>,
     /// Each location's pages, to which the table of pointers points.
-    pools: Vec<DeviceMemory<T>>,
+    pools: Vec<DeviceMemory<K>>,
     peer_kv_ptrs: DeviceMemory<u64>,
+    k_scale: DeviceMemory<f32>,
+    v_scale: DeviceMemory<f32>,
     q: DeviceMemory<T>,
     out: DeviceMemory<T>,
     lse: DeviceMemory<f32>,
 }
 
-impl<T: HalfFloat + TensorElement> OnDevice<T> {
-    fn new(problem: &DecodeProblem<T>) -> Self {
+impl<T: StoredElement, K: StoredElement> OnDevice<T, K> {
+    fn new(problem: &DecodeProblem<T, K>) -> Self {
         let table = &problem.table;
         let shape = problem.shape;
         shape.check().unwrap();
@@ -58,12 +60,20 @@ impl<T: HalfFloat + TensorElement> OnDevice<T> {
             kv_last_page_len: DeviceMemory::from_slice(&table.kv_last_page_len),
             pools,
             peer_kv_ptrs: DeviceMemory::from_slice(&addresses),
+            k_scale: DeviceMemory::from_slice(&problem.k_scale),
+            v_scale: DeviceMemory::from_slice(&problem.v_scale),
             q: DeviceMemory::from_slice(&problem.q),
             out: DeviceMemory::poisoned(shape.q_elements()),
             lse: DeviceMemory::poisoned(shape.lse_elements()),
         }
     }
 
+    fn results(&self) -> (Vec<T>, Vec<f32>) {
+        (self.out.to_vec(), self.lse.to_vec())
+    }
+}
+
+impl<T: StoredElement + TensorElement> OnDevice<T, T> {
     fn pool_maps(&self) -> TensorMaps<T, 5, { MAX_TILE_LOCATIONS as usize }> {
         let maps =
             self.pools.iter().map(|pool| match pool.len() / self.shape.page.page_elements() {
@@ -73,10 +83,6 @@ impl<T: HalfFloat + TensorElement> OnDevice<T> {
                 }
             });
         TensorMaps::new(&maps.collect::<Vec<_>>())
-    }
-
-    fn results(&self) -> (Vec<T>, Vec<f32>) {
-        (self.out.to_vec(), self.lse.to_vec())
     }
 }
 
@@ -95,14 +101,14 @@ macro_rules! launch {
     };
 }
 
-/// The entries of one element type, as tests run them.
-trait Entries: HalfFloat {
+/// The entries for queries of this type over pages of `K`, as tests run them.
+trait Entries<K: StoredElement = Self>: StoredElement {
     const TOLERANCE: Tolerance;
 
-    fn baseline(device: &TestDevice, problem: &DecodeProblem<Self>) -> (Vec<Self>, Vec<f32>);
+    fn baseline(device: &TestDevice, problem: &DecodeProblem<Self, K>) -> (Vec<Self>, Vec<f32>);
     fn split(
         device: &TestDevice,
-        problem: &DecodeProblem<Self>,
+        problem: &DecodeProblem<Self, K>,
         loads: TileLoads,
         num_blocks: u32,
         policy: SplitPolicy,
@@ -110,13 +116,13 @@ trait Entries: HalfFloat {
 }
 
 macro_rules! entries {
-    ($T:ty, $tolerance:expr, $base64:ident, $base128:ident, $split64:ident, $wide64:ident, $split128:ident, $wide128:ident, $tiles64:ident, $tiles64_wide:ident, $tiles128:ident, $tiles128_wide:ident) => {
-        impl Entries for $T {
+    ($T:ty, $K:ty, $tolerance:expr, [$($scale:ident),*], $base64:ident, $base128:ident, $split64:ident, $wide64:ident, $split128:ident, $wide128:ident $(; $tiles64:ident, $tiles64_wide:ident, $tiles128:ident, $tiles128_wide:ident)?) => {
+        impl Entries<$K> for $T {
             const TOLERANCE: Tolerance = $tolerance;
 
             fn baseline(
                 device: &TestDevice,
-                problem: &DecodeProblem<Self>,
+                problem: &DecodeProblem<Self, $K>,
             ) -> (Vec<Self>, Vec<f32>) {
                 let on = OnDevice::new(problem);
                 macro_rules! baseline {
@@ -129,6 +135,7 @@ macro_rules! entries {
                                 kv_indptr: on.kv_indptr.view(),
                                 kv_last_page_len: on.kv_last_page_len.view(),
                                 peer_kv_ptrs: on.peer_kv_ptrs.view(),
+                                $($scale: on.$scale.view()),*
                             }
                         )
                     };
@@ -142,7 +149,7 @@ macro_rules! entries {
 
             fn split(
                 device: &TestDevice,
-                problem: &DecodeProblem<Self>,
+                problem: &DecodeProblem<Self, $K>,
                 loads: TileLoads,
                 num_blocks: u32,
                 policy: SplitPolicy,
@@ -171,6 +178,7 @@ macro_rules! entries {
                                 partial_out: partial_out.view_mut(),
                                 partial_lse: partial_lse.view_mut(),
                                 arrived: arrived.view_mut(),
+                                $($scale: on.$scale.view()),*
                             }
                         )
                     };
@@ -180,20 +188,26 @@ macro_rules! entries {
                         split!($entry, shape.split_dims(&plan), peer_kv_ptrs: on.peer_kv_ptrs.view())
                     };
                 }
-                macro_rules! boxes {
+                $(macro_rules! boxes {
                     ($entry:ident) => {
                         split!($entry, shape.tiles_dims(&plan), pools: on.pool_maps())
                     };
                 }
-                match (loads, page.head_dim, shape.head_tiles()) {
-                    (Pieces, 64, 1) => pieces!($split64),
-                    (Pieces, 64, _) => pieces!($wide64),
-                    (Pieces, _, 1) => pieces!($split128),
-                    (Pieces, _, _) => pieces!($wide128),
-                    (Boxes, 64, 1) => boxes!($tiles64),
-                    (Boxes, 64, _) => boxes!($tiles64_wide),
-                    (Boxes, _, 1) => boxes!($tiles128),
-                    (Boxes, _, _) => boxes!($tiles128_wide),
+                if loads == Boxes {
+                    match (page.head_dim, shape.head_tiles()) {
+                        (64, 1) => boxes!($tiles64),
+                        (64, _) => boxes!($tiles64_wide),
+                        (_, 1) => boxes!($tiles128),
+                        (_, _) => boxes!($tiles128_wide),
+                    }
+                })?
+                if loads == Pieces {
+                    match (page.head_dim, shape.head_tiles()) {
+                        (64, 1) => pieces!($split64),
+                        (64, _) => pieces!($wide64),
+                        (_, 1) => pieces!($split128),
+                        (_, _) => pieces!($wide128),
+                    }
                 }
                 assert!(
                     arrived.to_vec().iter().all(|&parts| parts == 0),
@@ -212,24 +226,38 @@ macro_rules! entries {
 }
 
 entries! {
-    bf16, Tolerance::BF16,
+    bf16, bf16, Tolerance::BF16, [],
     paged_attention_decode_baseline_bf16_d64, paged_attention_decode_baseline_bf16_d128,
     paged_attention_decode_split_bf16_d64_g8, paged_attention_decode_split_bf16_d64_g16,
-    paged_attention_decode_split_bf16_d128_g8, paged_attention_decode_split_bf16_d128_g16,
+    paged_attention_decode_split_bf16_d128_g8, paged_attention_decode_split_bf16_d128_g16;
     paged_attention_decode_tiles_bf16_d64_g8, paged_attention_decode_tiles_bf16_d64_g16,
     paged_attention_decode_tiles_bf16_d128_g8, paged_attention_decode_tiles_bf16_d128_g16
 }
 
 entries! {
-    f16, Tolerance::F16,
+    f16, f16, Tolerance::F16, [],
     paged_attention_decode_baseline_f16_d64, paged_attention_decode_baseline_f16_d128,
     paged_attention_decode_split_f16_d64_g8, paged_attention_decode_split_f16_d64_g16,
-    paged_attention_decode_split_f16_d128_g8, paged_attention_decode_split_f16_d128_g16,
+    paged_attention_decode_split_f16_d128_g8, paged_attention_decode_split_f16_d128_g16;
     paged_attention_decode_tiles_f16_d64_g8, paged_attention_decode_tiles_f16_d64_g16,
     paged_attention_decode_tiles_f16_d128_g8, paged_attention_decode_tiles_f16_d128_g16
 }
 
-fn check<T: HalfFloat>(
+entries! {
+    bf16, E4m3, Tolerance::BF16_OVER_E4M3, [k_scale, v_scale],
+    paged_attention_decode_baseline_bf16_e4m3_d64, paged_attention_decode_baseline_bf16_e4m3_d128,
+    paged_attention_decode_split_bf16_e4m3_d64_g8, paged_attention_decode_split_bf16_e4m3_d64_g16,
+    paged_attention_decode_split_bf16_e4m3_d128_g8, paged_attention_decode_split_bf16_e4m3_d128_g16
+}
+
+entries! {
+    f16, E4m3, Tolerance::F16_OVER_E4M3, [k_scale, v_scale],
+    paged_attention_decode_baseline_f16_e4m3_d64, paged_attention_decode_baseline_f16_e4m3_d128,
+    paged_attention_decode_split_f16_e4m3_d64_g8, paged_attention_decode_split_f16_e4m3_d64_g16,
+    paged_attention_decode_split_f16_e4m3_d128_g8, paged_attention_decode_split_f16_e4m3_d128_g16
+}
+
+fn check<T: StoredElement>(
     what: &str,
     oracle: &DecodeResult,
     got: &(Vec<T>, Vec<f32>),
@@ -241,16 +269,16 @@ fn check<T: HalfFloat>(
 }
 
 /// The split kernels that take a problem.
-fn loads_of<T>(problem: &DecodeProblem<T>) -> Vec<TileLoads> {
+fn loads_of<T, K>(problem: &DecodeProblem<T, K>) -> Vec<TileLoads> {
     match problem.shape.loads() {
         Pieces => vec![Pieces],
         Boxes => vec![Pieces, Boxes],
     }
 }
 
-fn every_case_is_the_oracle<T: Entries>() {
+fn every_case_is_the_oracle<T: Entries<K>, K: StoredElement>() {
     for case in cases() {
-        let problem = case.problem::<T>(3);
+        let problem = case.problem_over::<T, K>(3);
         let oracle = problem.oracle();
         let device = TestDevice::seeded(5);
         check(
@@ -281,12 +309,36 @@ fn every_case_is_the_oracle<T: Entries>() {
 
 #[test]
 fn every_case_is_the_oracle_in_bf16() {
-    every_case_is_the_oracle::<bf16>();
+    every_case_is_the_oracle::<bf16, bf16>();
 }
 
 #[test]
 fn every_case_is_the_oracle_in_f16() {
-    every_case_is_the_oracle::<f16>();
+    every_case_is_the_oracle::<f16, f16>();
+}
+
+#[test]
+fn every_case_is_the_oracle_in_bf16_over_e4m3() {
+    every_case_is_the_oracle::<bf16, E4m3>();
+}
+
+#[test]
+fn every_case_is_the_oracle_in_f16_over_e4m3() {
+    every_case_is_the_oracle::<f16, E4m3>();
+}
+
+#[test]
+fn a_wrong_scale_shows() {
+    let problem = cases()[3].problem_over::<bf16, E4m3>(2);
+    let oracle = problem.oracle();
+    let mut wrong_k = problem.clone();
+    wrong_k.k_scale.rotate_left(1);
+    let mut wrong_v = problem.clone();
+    wrong_v.v_scale.rotate_left(1);
+    for (problem, is_right) in [(problem, true), (wrong_k, false), (wrong_v, false)] {
+        let (out, lse) = bf16::split(&TestDevice::ascending(), &problem, Pieces, 3, Balanced);
+        assert_eq!(oracle.check(&out, &lse, Tolerance::BF16_OVER_E4M3).is_ok(), is_right);
+    }
 }
 
 #[test]
@@ -301,7 +353,7 @@ fn lane_order_does_not_change_a_bit() {
     }
 }
 
-fn bits<T: HalfFloat>((out, lse): &(Vec<T>, Vec<f32>)) -> (u64, u64) {
+fn bits<T: StoredElement>((out, lse): &(Vec<T>, Vec<f32>)) -> (u64, u64) {
     (digest(out), digest(lse))
 }
 
@@ -371,7 +423,7 @@ proptest! {
         let case = DecodeCase {
             name: "drawn",
             num_qo_heads: group_size * num_kv_heads,
-            page: KvPageShape { page_size, num_kv_heads, head_dim, layout },
+            page: KvPageShape { page_size, num_kv_heads, head_dim, layout, element: KvElement::Half },
             kv_lens,
             num_locations,
         };
@@ -399,7 +451,7 @@ proptest! {
         part_tiles in 1u32..8,
         seed in any::<u64>(),
     ) {
-        let page = KvPageShape { page_size: 16, num_kv_heads: 2, head_dim: 64, layout: KvLayout::Nhd };
+        let page = KvPageShape { page_size: 16, num_kv_heads: 2, head_dim: 64, layout: KvLayout::Nhd, element: KvElement::Half };
         let case = DecodeCase { name: "drawn", num_qo_heads: 8, page, kv_lens, num_locations: 1 };
         let problem = case.problem::<bf16>(seed);
         let policy = SplitPolicy::BatchInvariant { part_tokens: TILE_TOKENS * part_tiles };

@@ -8,7 +8,7 @@ use cuda_std::tensor_map::{L2Promotion, Swizzle, Tiling};
 use super::plan::PrefillPlan;
 use super::{BlockShape, MAP_DIMENSIONS, MAX_MAPPED_LOCATIONS, PrefillParams, WGMMA};
 use crate::contract::{ContractError, Work, require, require_len};
-use crate::kv_layout::KvPageShape;
+use crate::kv_layout::{KvElement, KvPageShape};
 
 /// Sizes of a prefill launch.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,6 +35,8 @@ impl PrefillShape {
     /// no thread of a launch with these [dims](Self::dims) then reaches out of bounds.
     pub fn check(&self) -> Result<(), ContractError> {
         self.page.check()?;
+        let element = self.page.element;
+        require(element == KvElement::Half, "element", "Half", std::format!("{element:?}"))?;
         require(
             self.page.head_dim == 64 || self.page.head_dim == 128,
             "head_dim",

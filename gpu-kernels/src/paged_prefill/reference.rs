@@ -3,12 +3,10 @@
 use std::vec;
 use std::vec::Vec;
 
-use cuda_std::float::HalfFloat;
-
 use super::contract::PrefillShape;
-use crate::kv_layout::{KvLayout, KvPageShape};
+use crate::kv_layout::{KvElement, KvLayout, KvPageShape};
 use crate::paged_attention::reference::{
-    DecodeCase, DecodeProblem, DecodeResult, attend, elements, random_elements,
+    DecodeCase, DecodeProblem, DecodeResult, StoredElement, attend, elements, random_elements,
 };
 pub use crate::paged_attention::reference::{ScatteredTable, Tolerance};
 
@@ -52,6 +50,7 @@ pub fn cases() -> Vec<PrefillCase> {
         num_kv_heads,
         head_dim,
         layout,
+        element: KvElement::Half,
     };
     let case = |name, num_qo_heads, page, lens: &[(u32, u32)], num_locations| PrefillCase {
         name,
@@ -91,18 +90,18 @@ impl PrefillCase {
 
     /// Random q, K and V of about unit variance, pages shuffled over the pools. Slots that hold no
     /// token are NaN, and so is one page of each pool that nobody owns: whoever reads them shows.
-    pub fn problem<T: HalfFloat>(&self, seed: u64) -> PrefillProblem<T> {
+    pub fn problem<T: StoredElement>(&self, seed: u64) -> PrefillProblem<T> {
         let shape = self.shape();
         let PrefillCase { name, num_qo_heads, page, num_locations, .. } = *self;
         let kv_lens = self.kv_lens.clone();
         let kv = DecodeCase { name, num_qo_heads, page, kv_lens, num_locations }.problem(seed);
         let q_elements = shape.q_elements(&self.qo_lens);
-        let q = random_elements(&mut fastrand::Rng::with_seed(!seed), q_elements);
+        let q = random_elements(&mut fastrand::Rng::with_seed(!seed), q_elements, 1.0);
         PrefillProblem { shape, qo_lens: self.qo_lens.clone(), q, kv }
     }
 }
 
-impl<T: HalfFloat> PrefillProblem<T> {
+impl<T: StoredElement> PrefillProblem<T> {
     /// Tokens of each request.
     pub fn kv_lens(&self) -> Vec<u32> {
         self.kv.table.table().kv_lens(self.shape.page.page_size)

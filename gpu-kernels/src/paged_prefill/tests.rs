@@ -3,7 +3,6 @@ use std::string::String;
 use std::vec;
 use std::vec::Vec;
 
-use cuda_std::float::HalfFloat;
 use cuda_std::tensor_map::TensorMap;
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -13,7 +12,8 @@ use super::device::*;
 use super::plan::PrefillPlan;
 use super::reference::{PrefillCase, PrefillProblem, Tolerance, cases};
 use super::{BASELINE, BlockShape, KvMaps, PrefillItem, WGMMA};
-use crate::kv_layout::{KvLayout, KvPageShape};
+use crate::kv_layout::{KvElement, KvLayout, KvPageShape};
+use crate::paged_attention::reference::StoredElement;
 use crate::testing::{DeviceMemory, TestDevice, digest};
 
 /// The kernels of a type and size.
@@ -46,7 +46,7 @@ struct OnDevice<T> {
     lse: DeviceMemory<f32>,
 }
 
-impl<T: HalfFloat> OnDevice<T> {
+impl<T: StoredElement> OnDevice<T> {
     fn new(problem: &PrefillProblem<T>, block: BlockShape, num_max_blocks: u32) -> Self {
         let PrefillProblem { shape, qo_lens, q, kv } = problem;
         let (shape, table, page, kv_lens) = (*shape, &kv.table, shape.page, problem.kv_lens());
@@ -113,7 +113,7 @@ macro_rules! launch {
 }
 
 /// The kernels of an element type, as tests run them: over `num_max_blocks` blocks.
-trait Entries: HalfFloat {
+trait Entries: StoredElement {
     const TOLERANCE: Tolerance;
 
     fn attend(
@@ -207,7 +207,7 @@ fn lane_order_does_not_change_a_bit() {
     }
 }
 
-fn bits<T: HalfFloat>((out, lse): &(Vec<T>, Vec<f32>)) -> (u64, u64) {
+fn bits<T: StoredElement>((out, lse): &(Vec<T>, Vec<f32>)) -> (u64, u64) {
     (digest(out), digest(lse))
 }
 
@@ -336,7 +336,7 @@ proptest! {
         let case = PrefillCase {
             name: "drawn",
             num_qo_heads: group_size * num_kv_heads,
-            page: KvPageShape { page_size, num_kv_heads, head_dim: 128, layout },
+            page: KvPageShape { page_size, num_kv_heads, head_dim: 128, layout, element: KvElement::Half },
             qo_lens: lens.iter().map(|&(qo_len, _)| qo_len).collect(),
             kv_lens: lens.iter().map(|&(qo_len, more)| qo_len + more).collect(),
             num_locations,

@@ -1,7 +1,7 @@
 //! The most that a machine reaches at one thing, measured with kernels that do nothing else.
 
 use anyhow::{Result, ensure};
-use gpu_kernels::kv_layout::{KvLayout, KvPagePlace, KvPageShape};
+use gpu_kernels::kv_layout::{KvElement, KvLayout, KvPagePlace, KvPageShape};
 use gpu_kernels::kv_page_copy::KvPageMove;
 use gpu_kernels::tensor_peak::NUM_STEPS;
 use gpu_kernels::tensor_peak::reference::MAX_RELATIVE_ERROR;
@@ -146,7 +146,13 @@ fn nvlink_write(devices: &[Device]) -> Result<(u64, f64)> {
 /// The faster of the two copy kernels.
 fn hbm_copy(devices: &[Device]) -> Result<(u64, f64)> {
     let stream = devices[0].new_stream()?;
-    let page = KvPageShape { page_size: 16, num_kv_heads: 8, head_dim: 128, layout: KvLayout::Nhd };
+    let page = KvPageShape {
+        page_size: 16,
+        num_kv_heads: 8,
+        head_dim: 128,
+        layout: KvLayout::Nhd,
+        element: KvElement::Half,
+    };
     let num_moves = (NUM_BYTES / page.page_bytes()) as u32;
     let memory = KvMemory::new(&stream, devices, page, &[2 * num_moves as usize], 0)?;
     let place = |index| KvPagePlace { rank: 0, index };

@@ -4,6 +4,7 @@ use cuda_std::global::Global;
 use gpu_kernels::contract::{require, require_len};
 use gpu_kernels::kv_append::contract::{AppendLists, AppendShape};
 use gpu_kernels::kv_append::device as entries;
+use gpu_kernels::kv_layout::KvElement;
 use half::{bf16, f16};
 
 use super::KernelError;
@@ -136,27 +137,49 @@ pub trait AppendElement: bytemuck::Pod {
 }
 
 macro_rules! append_element {
-    ($T:ty: $append:ident, $rotate_q:ident) => {
+    ($T:ty: $append:ident, $append_e4m3:ident, $rotate_q:ident) => {
         impl AppendElement for $T {
             unsafe fn append(
                 append: &Append,
                 stream: &Stream,
                 args: &AppendArgs<'_, Self>,
             ) -> Result<(), KernelError> {
-                let kernel = entries::$append {
-                    k: args.k.view(),
-                    v: args.v.view(),
-                    cos_sin_cache: args.cos_sin_cache.map_or(Global::null(), Buffer::view),
-                    append_indptr: append.append_indptr.view(),
-                    kv_indptr: append.table.kv_indptr.view(),
-                    kv_indices: append.table.kv_indices.view(),
-                    kv_page_rank: append.table.kv_page_rank.view(),
-                    kv_last_page_len: append.table.kv_last_page_len.view(),
-                    peer_kv_ptrs: args.memory.peer_kv_ptrs().view(),
-                    params: append.shape.params(),
-                };
-                // SAFETY: as the caller says.
-                unsafe { stream.launch(append.shape.dims(), kernel) }?;
+                match append.shape.page.element {
+                    KvElement::Half => {
+                        let kernel = entries::$append {
+                            k: args.k.view(),
+                            v: args.v.view(),
+                            cos_sin_cache: args.cos_sin_cache.map_or(Global::null(), Buffer::view),
+                            append_indptr: append.append_indptr.view(),
+                            kv_indptr: append.table.kv_indptr.view(),
+                            kv_indices: append.table.kv_indices.view(),
+                            kv_page_rank: append.table.kv_page_rank.view(),
+                            kv_last_page_len: append.table.kv_last_page_len.view(),
+                            peer_kv_ptrs: args.memory.peer_kv_ptrs().view(),
+                            params: append.shape.params(),
+                        };
+                        // SAFETY: as the caller says.
+                        unsafe { stream.launch(append.shape.dims(), kernel) }?;
+                    }
+                    KvElement::E4m3 => {
+                        let kernel = entries::$append_e4m3 {
+                            k: args.k.view(),
+                            v: args.v.view(),
+                            k_scale: args.memory.k_scale().view(),
+                            v_scale: args.memory.v_scale().view(),
+                            cos_sin_cache: args.cos_sin_cache.map_or(Global::null(), Buffer::view),
+                            append_indptr: append.append_indptr.view(),
+                            kv_indptr: append.table.kv_indptr.view(),
+                            kv_indices: append.table.kv_indices.view(),
+                            kv_page_rank: append.table.kv_page_rank.view(),
+                            kv_last_page_len: append.table.kv_last_page_len.view(),
+                            peer_kv_ptrs: args.memory.peer_kv_ptrs().view(),
+                            params: append.shape.params(),
+                        };
+                        // SAFETY: as the caller says.
+                        unsafe { stream.launch(append.shape.dims(), kernel) }?;
+                    }
+                }
                 stream.keep(args.k);
                 stream.keep(args.v);
                 append.keep(stream, args.cos_sin_cache);
@@ -190,5 +213,5 @@ macro_rules! append_element {
     };
 }
 
-append_element!(bf16: kv_append_tokens_bf16, kv_append_rotate_q_bf16);
-append_element!(f16: kv_append_tokens_f16, kv_append_rotate_q_f16);
+append_element!(bf16: kv_append_tokens_bf16, kv_append_tokens_bf16_e4m3, kv_append_rotate_q_bf16);
+append_element!(f16: kv_append_tokens_f16, kv_append_tokens_f16_e4m3, kv_append_rotate_q_f16);

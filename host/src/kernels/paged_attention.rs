@@ -2,9 +2,11 @@
 
 use cuda_std::float::HalfFloat;
 use gpu_kernels::contract::{ContractError, require, require_len};
+use gpu_kernels::kv_layout::KvElement;
 use gpu_kernels::paged_attention::contract::{BatchMaxima, DecodeShape, TileLoads};
 use gpu_kernels::paged_attention::device as entries;
 use gpu_kernels::paged_attention::plan::{DecodePlan, PlanMaxima, SplitPolicy};
+use gpu_kernels::paged_attention::reference::StoredElement;
 use gpu_kernels::paged_attention::{DecodeParams, MAX_TILE_LOCATIONS, WorkItem};
 use half::{bf16, f16};
 
@@ -304,8 +306,8 @@ pub struct Views<'a, T> {
     params: DecodeParams,
 }
 
-/// An element type that decode has kernels for: bf16 and f16.
-pub trait DecodeElement: HalfFloat {
+/// An element type of queries that decode has kernels for: bf16 and f16.
+pub trait DecodeElement: HalfFloat + StoredElement {
     #[doc(hidden)]
     unsafe fn launch(
         stream: &Stream,
@@ -315,7 +317,14 @@ pub trait DecodeElement: HalfFloat {
 }
 
 macro_rules! decode_element {
-    ($T:ty: $base64:ident, $base128:ident, $split64:ident, $split64_wide:ident, $split128:ident, $split128_wide:ident, $tiles64:ident, $tiles64_wide:ident, $tiles128:ident, $tiles128_wide:ident) => {
+    ($T:ty:
+        $base64:ident, $base128:ident,
+        $split64:ident, $split64_wide:ident, $split128:ident, $split128_wide:ident,
+        $tiles64:ident, $tiles64_wide:ident, $tiles128:ident, $tiles128_wide:ident;
+        $base64_e4m3:ident, $base128_e4m3:ident,
+        $split64_e4m3:ident, $split64_wide_e4m3:ident,
+        $split128_e4m3:ident, $split128_wide_e4m3:ident
+    ) => {
         impl DecodeElement for $T {
             unsafe fn launch(
                 stream: &Stream,
@@ -323,7 +332,7 @@ macro_rules! decode_element {
                 views: &Views<'_, Self>,
             ) -> Result<(), KernelError> {
                 let Views { decode, args, params } = *views;
-                let (shape, table) = (decode.shape, args.table);
+                let (shape, table, memory) = (decode.shape, args.table, args.memory);
                 macro_rules! baseline {
                     ($kernel:ident) => {{
                         let kernel = entries::$kernel {
@@ -331,8 +340,27 @@ macro_rules! decode_element {
                             kv_indices: table.kv_indices.view(),
                             kv_page_rank: table.kv_page_rank.view(),
                             kv_last_page_len: table.kv_last_page_len.view(),
-                            peer_kv_ptrs: args.memory.peer_kv_ptrs().view(),
+                            peer_kv_ptrs: memory.peer_kv_ptrs().view(),
                             params,
+                            q: args.q.view(),
+                            out: args.out.view_mut(),
+                            lse: args.lse.view_mut(),
+                        };
+                        // SAFETY: the caller vouches for a checked run.
+                        unsafe { stream.launch(shape.baseline_dims(), kernel) }?
+                    }};
+                }
+                macro_rules! baseline_e4m3 {
+                    ($kernel:ident) => {{
+                        let kernel = entries::$kernel {
+                            kv_indptr: table.kv_indptr.view(),
+                            kv_indices: table.kv_indices.view(),
+                            kv_page_rank: table.kv_page_rank.view(),
+                            kv_last_page_len: table.kv_last_page_len.view(),
+                            peer_kv_ptrs: memory.peer_kv_ptrs().view(),
+                            params,
+                            k_scale: memory.k_scale().view(),
+                            v_scale: memory.v_scale().view(),
                             q: args.q.view(),
                             out: args.out.view_mut(),
                             lse: args.lse.view_mut(),
@@ -346,8 +374,29 @@ macro_rules! decode_element {
                         let kernel = entries::$kernel {
                             kv_indices: table.kv_indices.view(),
                             kv_page_rank: table.kv_page_rank.view(),
-                            peer_kv_ptrs: args.memory.peer_kv_ptrs().view(),
+                            peer_kv_ptrs: memory.peer_kv_ptrs().view(),
                             params,
+                            items: decode.items.view(),
+                            q: args.q.view(),
+                            out: args.out.view_mut(),
+                            lse: args.lse.view_mut(),
+                            partial_out: decode.partial_out.view_mut(),
+                            partial_lse: decode.partial_lse.view_mut(),
+                            arrived: decode.arrived.view_mut(),
+                        };
+                        // SAFETY: the caller vouches for a checked run.
+                        unsafe { stream.launch(shape.split_dims(&decode.plan), kernel) }?
+                    }};
+                }
+                macro_rules! split_e4m3 {
+                    ($kernel:ident) => {{
+                        let kernel = entries::$kernel {
+                            kv_indices: table.kv_indices.view(),
+                            kv_page_rank: table.kv_page_rank.view(),
+                            peer_kv_ptrs: memory.peer_kv_ptrs().view(),
+                            params,
+                            k_scale: memory.k_scale().view(),
+                            v_scale: memory.v_scale().view(),
                             items: decode.items.view(),
                             q: args.q.view(),
                             out: args.out.view_mut(),
@@ -363,9 +412,7 @@ macro_rules! decode_element {
                 macro_rules! tiles {
                     ($kernel:ident) => {{
                         let kernel = entries::$kernel {
-                            pools: args
-                                .memory
-                                .tile_maps(|num_pages| shape.pool_tiling(num_pages))?,
+                            pools: memory.tile_maps(|num_pages| shape.pool_tiling(num_pages))?,
                             kv_indices: table.kv_indices.view(),
                             kv_page_rank: table.kv_page_rank.view(),
                             params,
@@ -381,18 +428,26 @@ macro_rules! decode_element {
                         unsafe { stream.launch(shape.tiles_dims(&decode.plan), kernel) }?
                     }};
                 }
+                use DecodeVariant::{Baseline, Split};
+                use TileLoads::{Boxes, Pieces};
                 let (head_dim, head_tiles) = (shape.page.head_dim, shape.head_tiles());
-                match (variant, decode.loads, head_dim, head_tiles) {
-                    (DecodeVariant::Baseline, _, 64, _) => baseline!($base64),
-                    (DecodeVariant::Baseline, _, _, _) => baseline!($base128),
-                    (DecodeVariant::Split, TileLoads::Pieces, 64, 1) => split!($split64),
-                    (DecodeVariant::Split, TileLoads::Pieces, 64, _) => split!($split64_wide),
-                    (DecodeVariant::Split, TileLoads::Pieces, _, 1) => split!($split128),
-                    (DecodeVariant::Split, TileLoads::Pieces, _, _) => split!($split128_wide),
-                    (DecodeVariant::Split, TileLoads::Boxes, 64, 1) => tiles!($tiles64),
-                    (DecodeVariant::Split, TileLoads::Boxes, 64, _) => tiles!($tiles64_wide),
-                    (DecodeVariant::Split, TileLoads::Boxes, _, 1) => tiles!($tiles128),
-                    (DecodeVariant::Split, TileLoads::Boxes, _, _) => tiles!($tiles128_wide),
+                match (shape.page.element, variant, decode.loads, head_dim, head_tiles) {
+                    (KvElement::Half, Baseline, _, 64, _) => baseline!($base64),
+                    (KvElement::Half, Baseline, _, _, _) => baseline!($base128),
+                    (KvElement::Half, Split, Pieces, 64, 1) => split!($split64),
+                    (KvElement::Half, Split, Pieces, 64, _) => split!($split64_wide),
+                    (KvElement::Half, Split, Pieces, _, 1) => split!($split128),
+                    (KvElement::Half, Split, Pieces, _, _) => split!($split128_wide),
+                    (KvElement::Half, Split, Boxes, 64, 1) => tiles!($tiles64),
+                    (KvElement::Half, Split, Boxes, 64, _) => tiles!($tiles64_wide),
+                    (KvElement::Half, Split, Boxes, _, 1) => tiles!($tiles128),
+                    (KvElement::Half, Split, Boxes, _, _) => tiles!($tiles128_wide),
+                    (KvElement::E4m3, Baseline, _, 64, _) => baseline_e4m3!($base64_e4m3),
+                    (KvElement::E4m3, Baseline, _, _, _) => baseline_e4m3!($base128_e4m3),
+                    (KvElement::E4m3, Split, _, 64, 1) => split_e4m3!($split64_e4m3),
+                    (KvElement::E4m3, Split, _, 64, _) => split_e4m3!($split64_wide_e4m3),
+                    (KvElement::E4m3, Split, _, _, 1) => split_e4m3!($split128_e4m3),
+                    (KvElement::E4m3, Split, _, _, _) => split_e4m3!($split128_wide_e4m3),
                 }
                 Ok(())
             }
@@ -411,7 +466,13 @@ decode_element! {
     paged_attention_decode_tiles_bf16_d64_g8,
     paged_attention_decode_tiles_bf16_d64_g16,
     paged_attention_decode_tiles_bf16_d128_g8,
-    paged_attention_decode_tiles_bf16_d128_g16
+    paged_attention_decode_tiles_bf16_d128_g16;
+    paged_attention_decode_baseline_bf16_e4m3_d64,
+    paged_attention_decode_baseline_bf16_e4m3_d128,
+    paged_attention_decode_split_bf16_e4m3_d64_g8,
+    paged_attention_decode_split_bf16_e4m3_d64_g16,
+    paged_attention_decode_split_bf16_e4m3_d128_g8,
+    paged_attention_decode_split_bf16_e4m3_d128_g16
 }
 
 decode_element! {
@@ -425,5 +486,11 @@ decode_element! {
     paged_attention_decode_tiles_f16_d64_g8,
     paged_attention_decode_tiles_f16_d64_g16,
     paged_attention_decode_tiles_f16_d128_g8,
-    paged_attention_decode_tiles_f16_d128_g16
+    paged_attention_decode_tiles_f16_d128_g16;
+    paged_attention_decode_baseline_f16_e4m3_d64,
+    paged_attention_decode_baseline_f16_e4m3_d128,
+    paged_attention_decode_split_f16_e4m3_d64_g8,
+    paged_attention_decode_split_f16_e4m3_d64_g16,
+    paged_attention_decode_split_f16_e4m3_d128_g8,
+    paged_attention_decode_split_f16_e4m3_d128_g16
 }

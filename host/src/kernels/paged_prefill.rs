@@ -2,6 +2,7 @@
 
 use cuda_std::float::HalfFloat;
 use gpu_kernels::contract::{ContractError, require, require_len};
+use gpu_kernels::paged_attention::reference::StoredElement;
 use gpu_kernels::paged_prefill::contract::{PrefillShape, qo_lens};
 use gpu_kernels::paged_prefill::device as entries;
 use gpu_kernels::paged_prefill::plan::PrefillPlan;
@@ -178,7 +179,7 @@ impl<T> Views<'_, T> {
 }
 
 /// An element type that prefill has kernels for: bf16 and f16.
-pub trait PrefillElement: HalfFloat {
+pub trait PrefillElement: HalfFloat + StoredElement {
     #[doc(hidden)]
     unsafe fn launch(stream: &Stream, views: &Views<'_, Self>) -> Result<(), KernelError>;
 }

@@ -1,7 +1,7 @@
 //! Kernels of the rooms `kv_page_copy` and `kv_page_pattern`: 4096 pages of 64 KiB.
 
 use anyhow::Result;
-use gpu_kernels::kv_layout::{KvLayout, KvPagePlace, KvPageShape};
+use gpu_kernels::kv_layout::{KvElement, KvLayout, KvPagePlace, KvPageShape};
 use gpu_kernels::kv_page_copy::KvPageMove;
 use gpu_kernels::kv_page_copy::contract::ALONE_BLOCKS;
 use gpu_kernels::kv_page_pattern::KvTokenPlace;
@@ -34,8 +34,13 @@ impl Pages {
     fn new(setting: &Setting<'_>) -> Result<Self> {
         let stream = setting.stream()?;
         let num_pages = setting.pick(4096, 4);
-        let page =
-            KvPageShape { page_size: 16, num_kv_heads: 8, head_dim: 128, layout: KvLayout::Nhd };
+        let page = KvPageShape {
+            page_size: 16,
+            num_kv_heads: 8,
+            head_dim: 128,
+            layout: KvLayout::Nhd,
+            element: KvElement::Half,
+        };
         let memory = KvMemory::new(&stream, setting.devices, page, &[num_pages as usize], 0)?;
         let of_page = |index| {
             (0..page.page_size).map(move |token_idx| KvTokenPlace { page: place(index), token_idx })

@@ -1,5 +1,6 @@
 //! The sizes of an attention shape, as results tell them.
 
+use gpu_kernels::kv_layout::KvElement;
 use serde::Serialize;
 
 use super::{BatchElement, DecodeWorkload, PrefillWorkload};
@@ -11,6 +12,8 @@ use super::{BatchElement, DecodeWorkload, PrefillWorkload};
 pub struct AttentionSizes {
     /// Type of q, K and V: `bf16` or `f16`.
     pub element: &'static str,
+    /// In what K and V are stored: the same, or `e4m3`.
+    pub kv_element: &'static str,
     /// Heads of q.
     pub num_qo_heads: u32,
     /// Heads of K and V.
@@ -30,6 +33,10 @@ impl AttentionSizes {
     pub fn of_decode<T: BatchElement>(workload: &DecodeWorkload) -> Self {
         Self {
             element: T::NAME,
+            kv_element: match workload.page.element {
+                KvElement::Half => T::NAME,
+                KvElement::E4m3 => "e4m3",
+            },
             num_qo_heads: workload.num_qo_heads,
             num_kv_heads: workload.page.num_kv_heads,
             head_dim: workload.page.head_dim,
@@ -42,6 +49,7 @@ impl AttentionSizes {
     pub fn of_prefill<T: BatchElement>(workload: &PrefillWorkload) -> Self {
         Self {
             element: T::NAME,
+            kv_element: T::NAME,
             num_qo_heads: workload.num_qo_heads,
             num_kv_heads: workload.page.num_kv_heads,
             head_dim: workload.page.head_dim,

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use gpu_kernels::contract::Work;
-use gpu_kernels::kv_layout::{KvLayout, KvPageShape};
+use gpu_kernels::kv_layout::{KvElement, KvLayout, KvPageShape};
 use gpu_kernels::kv_page_pattern::pattern::{ElementFormat, KvHalf, element, mix, token_identity};
 use gpu_kernels::paged_attention::contract::DecodeShape;
 use gpu_kernels::paged_attention::plan::SplitPolicy;
@@ -31,8 +31,13 @@ impl DecodeWorkload {
     /// Requests of `kv_lens` tokens, `num_qo_heads` query and `num_kv_heads` KV heads of 128, in
     /// pages of 16.
     pub fn new(num_qo_heads: u32, num_kv_heads: u32, kv_lens: Vec<u32>) -> Self {
-        let page =
-            KvPageShape { page_size: 16, num_kv_heads, head_dim: 128, layout: KvLayout::Nhd };
+        let page = KvPageShape {
+            page_size: 16,
+            num_kv_heads,
+            head_dim: 128,
+            layout: KvLayout::Nhd,
+            element: KvElement::Half,
+        };
         Self { num_qo_heads, page, kv_lens, policy: SplitPolicy::Balanced }
     }
 
@@ -55,6 +60,13 @@ impl DecodeWorkload {
     #[must_use]
     pub fn batch_invariant(mut self, part_tokens: u32) -> Self {
         self.policy = SplitPolicy::BatchInvariant { part_tokens };
+        self
+    }
+
+    /// The same with K and V stored in e4m3.
+    #[must_use]
+    pub fn over_e4m3(mut self) -> Self {
+        self.page.element = KvElement::E4m3;
         self
     }
 
@@ -92,36 +104,27 @@ impl DecodeWorkload {
 pub trait BatchElement: DecodeElement + Send + Sync {
     /// As results spell it.
     const NAME: &'static str;
-    /// How the contents of pages become elements.
+    /// How the contents of pages of this type become elements.
     const FORMAT: ElementFormat;
-    /// How far a kernel's output may be from the oracle.
+    /// How far a kernel's output may be from the oracle, over pages of this type.
     const TOLERANCE: Tolerance;
-    /// The element nearest to a value.
-    fn from_f32(value: f32) -> Self;
-    /// The value of an element.
-    fn to_f64(self) -> f64;
+    /// The same, over pages of e4m3.
+    const TOLERANCE_OVER_E4M3: Tolerance;
 }
 
 macro_rules! batch_element {
-    ($T:ty, $name:literal, $format:ident) => {
+    ($T:ty, $name:literal, $format:ident, $over_e4m3:ident) => {
         impl BatchElement for $T {
             const NAME: &'static str = $name;
             const FORMAT: ElementFormat = ElementFormat::$format;
             const TOLERANCE: Tolerance = Tolerance::$format;
-
-            fn from_f32(value: f32) -> Self {
-                <$T>::from_f32(value)
-            }
-
-            fn to_f64(self) -> f64 {
-                <$T>::to_f64(self)
-            }
+            const TOLERANCE_OVER_E4M3: Tolerance = Tolerance::$over_e4m3;
         }
     };
 }
 
-batch_element!(bf16, "bf16", BF16);
-batch_element!(f16, "f16", F16);
+batch_element!(bf16, "bf16", BF16, BF16_OVER_E4M3);
+batch_element!(f16, "f16", F16, F16_OVER_E4M3);
 
 /// A batch's contents, which follow from a seed, and what attention over them gives.
 pub struct DecodeBatch<T = bf16> {
@@ -150,6 +153,34 @@ impl<T: BatchElement> DecodeBatch<T> {
         &self.q
     }
 
+    /// How the contents of pages become elements.
+    pub fn format(&self) -> ElementFormat {
+        match self.workload.page.element {
+            KvElement::Half => T::FORMAT,
+            KvElement::E4m3 => ElementFormat::E4M3,
+        }
+    }
+
+    /// How far a kernel's output may be from the oracle.
+    pub fn tolerance(&self) -> Tolerance {
+        match self.workload.page.element {
+            KvElement::Half => T::TOLERANCE,
+            KvElement::E4m3 => T::TOLERANCE_OVER_E4M3,
+        }
+    }
+
+    /// What stored K, and stored V, of each head are multiplied by: `[num_kv_heads]`.
+    pub fn scales(&self) -> [Vec<f32>; 2] {
+        let KvPageShape { element, num_kv_heads, .. } = self.workload.page;
+        [2, 3].map(|step: u32| {
+            let scale = |head: u32| match element {
+                KvElement::Half => 1.0,
+                KvElement::E4m3 => 0.75 + 0.125 * (step * head % 5) as f32,
+            };
+            (0..num_kv_heads).map(scale).collect()
+        })
+    }
+
     /// What K and V of a token follow from.
     pub fn identity(&self, request: usize, token: u32) -> u64 {
         token_identity(mix(self.seed).wrapping_add(request as u64), u64::from(token))
@@ -164,10 +195,16 @@ impl<T: BatchElement> DecodeBatch<T> {
         let DecodeWorkload { page, kv_lens, .. } = &self.workload;
         let shape = self.workload.shape();
         let (row, group) = (page.head_dim as usize, shape.group_size() as usize);
-        let rows = |request: usize, half, kv_head| -> Vec<Vec<f64>> {
+        let [k_scale, v_scale] = self.scales();
+        let rows = |request: usize, half, kv_head: u32| -> Vec<Vec<f64>> {
+            let scale = match half {
+                KvHalf::Key => k_scale[kv_head as usize],
+                KvHalf::Value => v_scale[kv_head as usize],
+            };
             let of_token = |token| {
                 let identity = self.identity(request, token);
-                let of_dim = |dim| element(identity, half, kv_head, dim, page, T::FORMAT);
+                let of_dim =
+                    |dim| scale * element(identity, half, kv_head, dim, page, self.format());
                 (0..page.head_dim).map(|dim| f64::from(of_dim(dim))).collect()
             };
             (0..kv_lens[request]).map(of_token).collect()
@@ -209,5 +246,13 @@ impl<T: BatchElement> PagedBatch for DecodeBatch<T> {
 
     fn identity(&self, request: usize, token: u32) -> u64 {
         self.identity(request, token)
+    }
+
+    fn format(&self) -> ElementFormat {
+        self.format()
+    }
+
+    fn scales(&self) -> [Vec<f32>; 2] {
+        self.scales()
     }
 }

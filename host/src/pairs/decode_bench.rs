@@ -91,7 +91,7 @@ impl<T: BatchElement> DecodeBench<T> {
     /// # Errors
     /// The first element that is off.
     pub fn verify(&self, variant: DecodeVariant) -> Result<String> {
-        let (oracle, tolerance) = (self.batch.oracle(), T::TOLERANCE);
+        let (oracle, tolerance) = (self.batch.oracle(), self.batch.tolerance());
         for input in 0..self.inputs.len() {
             self.stream.fill(&self.out, T::from_f32(f32::NAN))?;
             self.stream.fill(&self.lse, f32::NAN)?;

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use anyhow::Result;
 use gpu_kernels::contract::Work;
-use gpu_kernels::kv_layout::{KvLayout, KvPageShape};
+use gpu_kernels::kv_layout::{KvElement, KvLayout, KvPageShape};
 use gpu_kernels::paged_attention::plan::SplitPolicy;
 
 use super::{DecodeBatch, DecodeWorkload, FarBench, FarRun, FarWay, is_far, measured_costs};
@@ -128,8 +128,13 @@ fn pages_spread(
 ///
 /// The published shapes, in bf16 where they are in f32, at their full length.
 fn pages_in_order(batch: usize, num_heads: u32, tokens: [u32; 3]) -> Shape {
-    let page =
-        KvPageShape { page_size: 16, num_kv_heads: num_heads, head_dim: 64, layout: KvLayout::Nhd };
+    let page = KvPageShape {
+        page_size: 16,
+        num_kv_heads: num_heads,
+        head_dim: 64,
+        layout: KvLayout::Nhd,
+        element: KvElement::Half,
+    };
     let [local, peer, host] = tokens.map(|tokens| (tokens / page.page_size) as usize);
     let kv_lens = vec![tokens.iter().sum(); batch];
     let tier_of = move |entry: usize| match entry % (local + peer + host) {

@@ -61,8 +61,11 @@ impl Pair for PagedAttention {
                 shape::<bf16>("batch 16 x 4096, 128/8 heads", of_heads(128, 8, vec![4096; 16])),
                 shape::<bf16>("batch 16 x 4096, heads of 64", middling().head_dim(64)),
                 shape::<f16>("batch 16 x 4096, f16", middling()),
+                shape::<bf16>("batch 16 x 4096, over e4m3", middling().over_e4m3()),
+                shape::<bf16>("batch 64 x 8192, over e4m3", usual(vec![8192; 64]).over_e4m3()),
             ],
             ShapeSet::Tiny => vec![
+                shape::<bf16>("ragged 5 + 90, over e4m3", of_heads(8, 2, vec![5, 90]).over_e4m3()),
                 shape::<bf16>("batch 3 x 100", of_heads(16, 2, vec![100; 3])),
                 shape::<bf16>("ragged 1 + 300", of_heads(8, 1, vec![1, 300])),
                 shape::<f16>(

@@ -1,10 +1,12 @@
 //! A batch's pages in the memory of some devices.
 
 use anyhow::{Context, Result};
+use cuda_std::float::E4m3;
 use gpu_kernels::contract::Work;
-use gpu_kernels::kv_layout::{KvPagePlace, KvPageShape};
+use gpu_kernels::kv_layout::{KvElement, KvPagePlace, KvPageShape};
 use gpu_kernels::kv_page_copy::KvPageMove;
 use gpu_kernels::kv_page_pattern::KvTokenPlace;
+use gpu_kernels::kv_page_pattern::pattern::ElementFormat;
 use gpu_kernels::paged_attention::reference::ScatteredTable;
 
 use super::{BatchElement, num_cold_inputs};
@@ -13,7 +15,7 @@ use crate::kernels::kv_page_pattern::PatternFill;
 use crate::kernels::paged_attention::DevicePageTable;
 use crate::kv::memory::KvMemory;
 
-/// A value that no page holds: those are below 1.
+/// A value that no page of 16-bit elements holds: those are below 1.
 const CORRUPTED: f32 = 1e4;
 
 /// A batch whose K and V follow from identities.
@@ -28,6 +30,16 @@ pub(super) trait PagedBatch {
     fn work(&self) -> Work;
     /// What K and V of a token follow from.
     fn identity(&self, request: usize, token: u32) -> u64;
+
+    /// How the contents of pages become elements.
+    fn format(&self) -> ElementFormat {
+        Self::Element::FORMAT
+    }
+
+    /// What stored K, and stored V, of each head are multiplied by: `[num_kv_heads]`.
+    fn scales(&self) -> [Vec<f32>; 2] {
+        [(); 2].map(|()| vec![1.0; self.page().num_kv_heads as usize])
+    }
 }
 
 /// The batch's K and V, and the table that finds them.
@@ -74,11 +86,14 @@ impl PlacedKv {
     /// # Errors
     /// What the device says.
     pub(super) fn corrupt<T: BatchElement>(&self, stream: &Stream) -> Result<()> {
-        let bits = |value| bytemuck::cast::<T, u16>(T::from_f32(value));
         // Keys that give a middling score, and values that stand out among those of any number of
         // tokens.
-        let half = self.memory.shape().page_elements() / 2;
-        let page = [vec![bits(0.0); half], vec![bits(CORRUPTED); half]].concat();
+        let corrupted = match self.memory.shape().element {
+            KvElement::Half => bytemuck::cast::<T, u16>(T::from_f32(CORRUPTED)),
+            KvElement::E4m3 => u16::from_ne_bytes([E4m3::MAX.to_bits(); 2]),
+        };
+        let half = self.memory.shape().page_bytes() / 2 / size_of::<u16>();
+        let page = [vec![0; half], vec![corrupted; half]].concat();
         let last = self.scattered.kv_indices.len().checked_sub(1).context("no tokens")?;
         let place = place_of(&self.scattered, last);
         let place = self.memory.pages(place.rank as usize, place.index as usize, 1);
@@ -104,7 +119,11 @@ impl PlacedKv {
         if staging == Staging::ForPeersPages {
             device_pages[0] = device_pages.iter().sum();
         }
-        let memory = KvMemory::new(stream, devices, page, &device_pages, host_pages)?;
+        let mut memory = KvMemory::new(stream, devices, page, &device_pages, host_pages)?;
+        if page.element == KvElement::E4m3 {
+            let [k_scale, v_scale] = batch.scales();
+            memory.set_scales(stream, &k_scale, &v_scale)?;
+        }
         if staging == Staging::ForPeersPages {
             zero_part_full_pages(stream, &memory, &scattered)?;
         }
@@ -144,7 +163,7 @@ fn zero_part_full_pages(
     memory: &KvMemory,
     scattered: &ScatteredTable,
 ) -> Result<()> {
-    let zeros = vec![0; memory.shape().page_elements()];
+    let zeros = vec![0; memory.shape().page_bytes() / size_of::<u16>()];
     let page_size = memory.shape().page_size as i32;
     for (ends, &last_page_len) in scattered.kv_indptr.windows(2).zip(&scattered.kv_last_page_len) {
         if ends[0] < ends[1] && last_page_len < page_size {
@@ -172,7 +191,7 @@ fn fill<B: PagedBatch>(
             identities.push(batch.identity(request, token));
         }
     }
-    let fill = PatternFill::upload(stream, B::Element::FORMAT, &identities, &places, memory)?;
+    let fill = PatternFill::upload(stream, batch.format(), &identities, &places, memory)?;
     fill.run(stream, memory)?;
     // The lists go when this returns.
     Ok(stream.synchronize()?)

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
-use gpu_kernels::kv_layout::{KvLayout, KvPageShape};
+use gpu_kernels::kv_layout::{KvElement, KvLayout, KvPageShape};
 use gpu_kernels::paged_attention::contract::DecodeShape;
 
 use super::{PolicyKind, ValidateError, ValidateOptions};
@@ -156,6 +156,7 @@ fn decode_shape(options: &ValidateOptions, batch: u32) -> DecodeShape {
             num_kv_heads: options.num_kv_heads,
             head_dim: options.head_dim,
             layout: KvLayout::Nhd,
+            element: KvElement::Half,
         },
         sm_scale: 1.0 / (options.head_dim as f32).sqrt(),
     }

@@ -79,6 +79,11 @@ impl RawShared {
     }
 
     #[inline(always)]
+    pub unsafe fn opaque(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
     pub unsafe fn offset_bytes(self, bytes: usize) -> Self {
         Self { offset: self.offset.wrapping_add(bytes), ..self }
     }

@@ -27,6 +27,12 @@ impl RawShared {
         self.0
     }
 
+    /// A lane's own address, from a shuffle.
+    #[inline(always)]
+    pub unsafe fn opaque(self) -> Self {
+        Self(super::warp::shuffle_idx(u32::MAX, self.0, super::warp::lane_id(), 32))
+    }
+
     #[inline(always)]
     pub unsafe fn offset_bytes(self, bytes: usize) -> Self {
         Self(self.0 + bytes as u32)

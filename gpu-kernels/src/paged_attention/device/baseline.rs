@@ -3,13 +3,15 @@
 use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, WARP_SIZE};
 
+use super::kv_format::KvFormat;
 use super::paged_kv::{PagedKv, shuffle_address};
 use crate::paged_attention::{DecodeParams, NUM_THREADS, NUM_WARPS};
 
 /// Block = (KV head, request), warp = query head, lane = token, then head dimension.
 #[inline(always)]
-pub(super) unsafe fn decode_baseline<T: HalfFloat, const D: usize>(
+pub(super) unsafe fn decode_baseline<T: HalfFloat, const D: usize, F: KvFormat>(
     kv: PagedKv,
+    format: F,
     q: Global<T>,        // [batch, num_qo_heads, D]
     out: GlobalMut<T>,   // [batch, num_qo_heads, D]
     lse: GlobalMut<f32>, // [batch, num_qo_heads]
@@ -31,16 +33,18 @@ pub(super) unsafe fn decode_baseline<T: HalfFloat, const D: usize>(
     thread::sync_threads();
 
     let dims_per_lane = D / 32;
+    let scales = format.scales(kv_head);
+    let sm_scale_log2 = sm_scale_log2 * scales.k;
     let mut head = warp_idx;
     while head < group_size {
         let q_row = q_group.offset(head as usize * D);
         let (mut maximum, mut sum, mut output) = (f32::NEG_INFINITY, 0.0, [0.0f32; 4]);
         let mut first_token = 0;
         while first_token < tokens.kv_len {
-            let k_address = kv.k_address(tokens, kv_head, first_token + lane);
+            let k_address = kv.k_address(tokens, kv_head, first_token + lane, F::BYTES);
             let score = match k_address {
                 0 => f32::NEG_INFINITY,
-                _ => sm_scale_log2 * dot::<T, D>(Global::from_address(k_address, D), q_row),
+                _ => sm_scale_log2 * F::dot::<D>(row_at::<F, D>(k_address), q_row),
             };
             let new_maximum = maximum.max(warp::reduce_max(score, WARP_SIZE));
             let rescale = float::exp2(maximum - new_maximum);
@@ -54,22 +58,17 @@ pub(super) unsafe fn decode_baseline<T: HalfFloat, const D: usize>(
             let mut of_lane = 0;
             while of_lane < num_tokens {
                 let (weight, _) = warp::warp_shuffle_idx(FULL_MASK, weight, of_lane, WARP_SIZE);
-                let v_address = shuffle_address(k_address, of_lane) + kv.v_offset();
-                let v =
-                    Global::<T>::from_address(v_address, D).offset(lane as usize * dims_per_lane);
-                let mut d = 0;
-                while d < dims_per_lane {
-                    let [low, high] = T::unpack(v.offset(d).cast::<u32>().load(0));
-                    output[d] += weight * low;
-                    output[d + 1] += weight * high;
-                    d += 2;
+                let v_address = shuffle_address(k_address, of_lane) + kv.v_offset(F::BYTES);
+                let v = F::elements_of_lane::<D>(row_at::<F, D>(v_address), lane);
+                for d in 0..4 {
+                    output[d] += weight * v[d];
                 }
                 of_lane += 1;
             }
             first_token += WARP_SIZE;
         }
         let row = (first_row + head) as usize;
-        let normalize = if sum > 0.0 { float::reciprocal(sum) } else { 0.0 };
+        let normalize = if sum > 0.0 { float::reciprocal(sum) * scales.v } else { 0.0 };
         let out_row = out.offset(row * D + lane as usize * dims_per_lane).cast::<u32>();
         let mut d = 0;
         while d < dims_per_lane {
@@ -83,21 +82,8 @@ pub(super) unsafe fn decode_baseline<T: HalfFloat, const D: usize>(
     }
 }
 
-/// `k . q` over `D` elements.
+/// The bytes of a row at an address.
 #[inline(always)]
-unsafe fn dot<T: HalfFloat, const D: usize>(k: Global<T>, q: Shared<f32>) -> f32 {
-    let mut sum = 0.0;
-    let mut d = 0;
-    while d < D {
-        let packed = k.load_x4(d);
-        for half in 0..2 {
-            let q_of = q.load_x4(d + 4 * half);
-            let [k0, k1] = T::unpack(packed[2 * half]);
-            let [k2, k3] = T::unpack(packed[2 * half + 1]);
-            sum += k0 * f32::from_bits(q_of[0]) + k1 * f32::from_bits(q_of[1]);
-            sum += k2 * f32::from_bits(q_of[2]) + k3 * f32::from_bits(q_of[3]);
-        }
-        d += 8;
-    }
-    sum
+unsafe fn row_at<F: KvFormat, const D: usize>(address: u64) -> Global<u8> {
+    Global::from_address(address, F::BYTES as usize * D)
 }

@@ -6,6 +6,7 @@
 
 mod baseline;
 pub(crate) mod handshake;
+pub(crate) mod kv_format;
 pub(crate) mod merge;
 pub(crate) mod output_element;
 mod paged_kv;
@@ -19,6 +20,7 @@ use half::{bf16, f16};
 use super::{DecodeParams, MAX_GROUP_SIZE, MAX_TILE_LOCATIONS, num_stages};
 use baseline::decode_baseline;
 use handshake::AtHome;
+use kv_format::{E4m3s, Halves};
 use merge::Parts;
 use paged_kv::PagedKv;
 use split::{DecodeOutput, Pages, decode_split};
@@ -43,7 +45,7 @@ macro_rules! baseline_entries {
             lse: GlobalMut<f32>,           // [batch, num_qo_heads]
         ) {
             let kv = PagedKv { kv_indptr, kv_indices, kv_page_rank, kv_last_page_len, peer_kv_ptrs, params };
-            decode_baseline::<$T, $D>(kv, q, out, lse);
+            decode_baseline::<$T, $D, _>(kv, Halves::<$T>::new(), q, out, lse);
         }
     )*};
 }
@@ -59,9 +61,43 @@ baseline_entries! {
     paged_attention_decode_baseline_f16_d128: f16, 128;
 }
 
+macro_rules! baseline_e4m3_entries {
+    ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal;)*) => {$(
+        $(#[$doc])*
+        #[kernel(threads = 256)]
+        pub unsafe fn $name(
+            kv_indptr: Global<i32>,        // [batch + 1]
+            kv_indices: Global<i32>,       // [entries]
+            kv_page_rank: Global<i32>,     // [entries]
+            kv_last_page_len: Global<i32>, // [batch]
+            peer_kv_ptrs: Global<u64>,     // [locations]
+            params: DecodeParams,
+            k_scale: Global<f32>,          // [num_kv_heads]
+            v_scale: Global<f32>,          // [num_kv_heads]
+            q: Global<$T>,                 // [batch, num_qo_heads, head_dim]
+            out: GlobalMut<$T>,            // [batch, num_qo_heads, head_dim]
+            lse: GlobalMut<f32>,           // [batch, num_qo_heads]
+        ) {
+            let kv = PagedKv { kv_indptr, kv_indices, kv_page_rank, kv_last_page_len, peer_kv_ptrs, params };
+            decode_baseline::<$T, $D, _>(kv, E4m3s { k_scale, v_scale }, q, out, lse);
+        }
+    )*};
+}
+
+baseline_e4m3_entries! {
+    /// Decode, one block for each (KV head, request), over e4m3.
+    paged_attention_decode_baseline_bf16_e4m3_d64: bf16, 64;
+    /// Decode, one block for each (KV head, request), over e4m3.
+    paged_attention_decode_baseline_bf16_e4m3_d128: bf16, 128;
+    /// Decode, one block for each (KV head, request), over e4m3.
+    paged_attention_decode_baseline_f16_e4m3_d64: f16, 64;
+    /// Decode, one block for each (KV head, request), over e4m3.
+    paged_attention_decode_baseline_f16_e4m3_d128: f16, 128;
+}
+
 macro_rules! split_entries {
     ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal, $HT:literal, $STAGES:literal, $AHEAD:literal;)*) => {$(
-        const _: () = assert!($STAGES == num_stages($D) && $AHEAD + 1 == $STAGES);
+        const _: () = assert!($STAGES == num_stages(2 * $D) && $AHEAD + 1 == $STAGES);
 
         $(#[$doc])*
         #[kernel(threads = 256, min_blocks = 1)]
@@ -82,7 +118,8 @@ macro_rules! split_entries {
             let group_size = params.group_size;
             let parts = Parts { out: partial_out, lse: partial_lse, arrived, group_size };
             let output = DecodeOutput { out, lse, parts };
-            decode_split::<$T, $D, $HT, $STAGES, $AHEAD, $T, AtHome>(pages, items, q, output, AtHome);
+            let format = Halves::<$T>::new();
+            decode_split::<$T, $D, $HT, $STAGES, $AHEAD, $T, AtHome, _>(pages, format, items, q, output, AtHome);
         }
     )*};
 }
@@ -104,6 +141,56 @@ split_entries! {
     paged_attention_decode_split_f16_d128_g8: f16, 128, 1, 2, 1;
     /// Decode by equal shares, groups of up to 16 heads.
     paged_attention_decode_split_f16_d128_g16: f16, 128, 2, 2, 1;
+}
+
+macro_rules! split_e4m3_entries {
+    ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal, $HT:literal, $STAGES:literal, $AHEAD:literal;)*) => {$(
+        const _: () = assert!($STAGES == num_stages($D) && $AHEAD + 1 == $STAGES);
+
+        $(#[$doc])*
+        #[kernel(threads = 256, min_blocks = 1)]
+        pub unsafe fn $name(
+            kv_indices: Global<i32>,     // [entries]
+            kv_page_rank: Global<i32>,   // [entries]
+            peer_kv_ptrs: Global<u64>,   // [num_locations]
+            params: DecodeParams,
+            k_scale: Global<f32>,        // [num_kv_heads]
+            v_scale: Global<f32>,        // [num_kv_heads]
+            items: Global<u32>,          // [items, WorkItem::WORDS]
+            q: Global<$T>,               // [batch, num_qo_heads, head_dim]
+            out: GlobalMut<$T>,          // [batch, num_qo_heads, head_dim]
+            lse: GlobalMut<f32>,         // [batch, num_qo_heads]
+            partial_out: GlobalMut<f32>, // [parts, group_size, head_dim]
+            partial_lse: GlobalMut<f32>, // [parts, group_size]
+            arrived: GlobalMut<u32>,     // [meetings], 0 before and after
+        ) {
+            let pages = Pages::new(kv_indices, kv_page_rank, peer_kv_ptrs, params);
+            let group_size = params.group_size;
+            let parts = Parts { out: partial_out, lse: partial_lse, arrived, group_size };
+            let output = DecodeOutput { out, lse, parts };
+            let format = E4m3s { k_scale, v_scale };
+            decode_split::<$T, $D, $HT, $STAGES, $AHEAD, $T, AtHome, _>(pages, format, items, q, output, AtHome);
+        }
+    )*};
+}
+
+split_e4m3_entries! {
+    /// Decode by equal shares, groups of up to 8 heads, over e4m3.
+    paged_attention_decode_split_bf16_e4m3_d64_g8: bf16, 64, 1, 4, 3;
+    /// Decode by equal shares, groups of up to 16 heads, over e4m3.
+    paged_attention_decode_split_bf16_e4m3_d64_g16: bf16, 64, 2, 4, 3;
+    /// Decode by equal shares, groups of up to 8 heads, over e4m3.
+    paged_attention_decode_split_bf16_e4m3_d128_g8: bf16, 128, 1, 4, 3;
+    /// Decode by equal shares, groups of up to 16 heads, over e4m3.
+    paged_attention_decode_split_bf16_e4m3_d128_g16: bf16, 128, 2, 4, 3;
+    /// Decode by equal shares, groups of up to 8 heads, over e4m3.
+    paged_attention_decode_split_f16_e4m3_d64_g8: f16, 64, 1, 4, 3;
+    /// Decode by equal shares, groups of up to 16 heads, over e4m3.
+    paged_attention_decode_split_f16_e4m3_d64_g16: f16, 64, 2, 4, 3;
+    /// Decode by equal shares, groups of up to 8 heads, over e4m3.
+    paged_attention_decode_split_f16_e4m3_d128_g8: f16, 128, 1, 4, 3;
+    /// Decode by equal shares, groups of up to 16 heads, over e4m3.
+    paged_attention_decode_split_f16_e4m3_d128_g16: f16, 128, 2, 4, 3;
 }
 
 macro_rules! tiles_entries {

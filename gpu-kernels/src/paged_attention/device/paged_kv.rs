@@ -37,9 +37,15 @@ impl PagedKv {
         Tokens { first_entry, kv_len }
     }
 
-    /// Address of the K of one token and head; 0 past the end.
+    /// Address of the K of one token and head, in elements of so many bytes; 0 past the end.
     #[inline(always)]
-    pub(super) unsafe fn k_address(&self, tokens: Tokens, kv_head: u32, token: u32) -> u64 {
+    pub(super) unsafe fn k_address(
+        &self,
+        tokens: Tokens,
+        kv_head: u32,
+        token: u32,
+        element_bytes: u32,
+    ) -> u64 {
         if token >= tokens.kv_len {
             return 0;
         }
@@ -48,13 +54,14 @@ impl PagedKv {
         let location = self.kv_page_rank.load(entry) as usize;
         let page = self.kv_indices.load(entry) as u64;
         let page_elements = u64::from(self.params.strides.page);
-        self.peer_kv_ptrs.load(location) + 2 * (page * page_elements + u64::from(in_page))
+        let first = page * page_elements + u64::from(in_page);
+        self.peer_kv_ptrs.load(location) + u64::from(element_bytes) * first
     }
 
-    /// Bytes from a token's K to its V.
+    /// Bytes from a token's K to its V, in elements of so many bytes.
     #[inline(always)]
-    pub(super) fn v_offset(&self) -> u64 {
-        2 * u64::from(self.params.strides.value)
+    pub(super) fn v_offset(&self, element_bytes: u32) -> u64 {
+        u64::from(element_bytes) * u64::from(self.params.strides.value)
     }
 }
 

@@ -1,16 +1,19 @@
 //! Equal shares of the batch for all blocks: copies ahead, tensor cores, a merge over warps.
 
+use core::marker::PhantomData;
+
 use cuda_std::async_copy::CachePolicy;
 use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, WARP_SIZE};
 
 use super::handshake::Handshake;
+use super::kv_format::KvFormat;
 use super::merge::Parts;
 use super::output_element::OutputElement;
 use super::paged_kv::{page_and_token, shuffle_address};
 use crate::paged_attention::{
-    DecodeParams, NUM_THREADS, NUM_WARPS, TILE_TOKENS, WorkItem, merge_bytes, merge_row,
-    ring_bytes, tile_bytes,
+    DecodeParams, NUM_THREADS, NUM_WARPS, RING_BYTES, TILE_TOKENS, WorkItem, merge_bytes,
+    merge_row, tile_bytes,
 };
 
 /// Combines what lanes of equal `lane % 4` hold: the rows of an accumulator column.
@@ -25,11 +28,15 @@ unsafe fn reduce_rows(mut value: f32, combine: impl Fn(f32, f32) -> f32) -> f32 
     value
 }
 
-/// Where 16-byte chunk `chunk` of row `row` of a tile lies: swizzled, so that eight rows of one
-/// chunk fall into different banks.
+/// Where 16-byte chunk `chunk` of row `row` of a tile lies, whose rows have `row_bytes`: swizzled,
+/// so that eight rows of one chunk fall into different banks.
 #[inline(always)]
-fn tile_offset<const D: usize>(row: u32, chunk: u32) -> usize {
-    (row * (2 * D as u32) + (chunk ^ (row & 7)) * 16) as usize
+fn tile_offset(row_bytes: u32, row: u32, chunk: u32) -> usize {
+    let swizzled = match row_bytes {
+        64 => chunk ^ ((row / 2) & 3),
+        _ => chunk ^ (row & 7),
+    };
+    (row * row_bytes + swizzled * 16) as usize
 }
 
 #[inline(always)]
@@ -77,43 +84,56 @@ impl Pages {
         Self { kv_indices, kv_page_rank, pool_address, params }
     }
 
-    /// Address of the K of one token of an item's pair, or, past the end, of the last. All lanes
-    /// call it.
+    /// Looks up one token of an item's pair, or, past the end, the last.
     #[inline(always)]
-    unsafe fn k_address(&self, item: &WorkItem, token: u32) -> u64 {
+    unsafe fn place_of(&self, item: &WorkItem, token: u32) -> TokenPlace {
         let (page, in_page) =
             page_and_token(&self.params, item.kv_head, token.min(item.kv_len - 1));
         let entry = (item.first_entry + page) as usize;
         let location = self.kv_page_rank.load(entry) as u32;
+        TokenPlace { location, page: self.kv_indices.load(entry) as u32, in_page }
+    }
+
+    /// Address of the K at a place, in elements of so many bytes. All lanes call it.
+    #[inline(always)]
+    unsafe fn k_address(&self, place: TokenPlace, element_bytes: u32) -> u64 {
         let page_elements = u64::from(self.params.strides.page);
-        let first = self.kv_indices.load(entry) as u64 * page_elements + u64::from(in_page);
-        shuffle_address(self.pool_address, location) + 2 * first
+        let first = u64::from(place.page) * page_elements + u64::from(place.in_page);
+        shuffle_address(self.pool_address, place.location) + u64::from(element_bytes) * first
     }
 }
 
+/// Where a token lies: what its entry of the page table says, and the element within the page.
+#[derive(Clone, Copy)]
+struct TokenPlace {
+    location: u32,
+    page: u32,
+    in_page: u32,
+}
+
 /// A warp's place in its block's list of tiles, some tiles ahead of the arithmetic.
-struct Loader<const D: usize, const STAGES: u32> {
+struct Loader<F, const D: usize, const STAGES: u32> {
     pages: Pages,
+    format: PhantomData<F>,
     items: Global<u32>, // [items, WorkItem::WORDS]
     item: WorkItem,
     tile: u32,
-    /// Address of the K of token `lane % 16` of the tile: looked up one tile before it is needed.
-    k_address: u64,
+    /// Place of token `lane % 16` of the tile: looked up one tile before it is needed, so that
+    /// nothing waits for it.
+    token: TokenPlace,
     policy: CachePolicy,
     stage: u32,
-    /// Where this lane's first chunk of the stage goes. It moves on as a whole: ptxas 13.0 miscompiles
-    /// copies with a cache policy whose shared address it can split into a lane's and a warp's part.
+    /// Where this lane's first chunk of the stage goes. It moves on as a whole, and is
+    /// [opaque](Shared::opaque): ptxas 13.0 miscompiles copies whose address it can take apart.
     place: Shared<u8>,
     place_in_first_stage: Shared<u8>,
 }
 
-/// Rows that a warp copies at once, 16 bytes a lane.
-const fn rows_per_step(head_dim: u32) -> u32 {
-    WARP_SIZE / (head_dim / 8)
-}
-
-impl<const D: usize, const STAGES: u32> Loader<D, STAGES> {
-    const CHUNKS: u32 = D as u32 / 8;
+impl<F: KvFormat, const D: usize, const STAGES: u32> Loader<F, D, STAGES> {
+    const ROW_BYTES: u32 = F::BYTES * D as u32;
+    const CHUNKS: u32 = Self::ROW_BYTES / 16;
+    /// Rows that a warp copies at once, 16 bytes a lane.
+    const ROWS_PER_STEP: u32 = WARP_SIZE / Self::CHUNKS;
 
     #[inline(always)]
     unsafe fn start(
@@ -123,13 +143,14 @@ impl<const D: usize, const STAGES: u32> Loader<D, STAGES> {
         ring: Shared<u8>,
     ) -> Self {
         let (row, chunk) = (warp::lane_id() / Self::CHUNKS, warp::lane_id() % Self::CHUNKS);
-        let place = ring.offset(tile_offset::<D>(row, chunk));
+        let place = ring.offset(tile_offset(Self::ROW_BYTES, row, chunk)).opaque();
         let mut loader = Self {
             pages,
+            format: PhantomData,
             items,
             item,
             tile: item.tile_begin + thread::thread_idx_x() / WARP_SIZE,
-            k_address: 0,
+            token: TokenPlace { location: 0, page: 0, in_page: 0 },
             policy: CachePolicy::evict_first(),
             stage: 0,
             place,
@@ -154,7 +175,7 @@ impl<const D: usize, const STAGES: u32> Loader<D, STAGES> {
         }
         if !self.is_done() {
             let token = self.tile * TILE_TOKENS + warp::lane_id() % TILE_TOKENS;
-            self.k_address = self.pages.k_address(&self.item, token);
+            self.token = self.pages.place_of(&self.item, token);
         }
     }
 
@@ -163,26 +184,28 @@ impl<const D: usize, const STAGES: u32> Loader<D, STAGES> {
     #[inline(always)]
     unsafe fn load_tile(&mut self) {
         if !self.is_done() {
-            let v_offset = 2 * u64::from(self.pages.params.strides.value);
+            let k_address = self.pages.k_address(self.token, F::BYTES);
+            let v_offset = u64::from(F::BYTES) * u64::from(self.pages.params.strides.value);
             let num_tokens = self.item.kv_len - self.tile * TILE_TOKENS;
             let (first_row, chunk) =
                 (warp::lane_id() / Self::CHUNKS, warp::lane_id() % Self::CHUNKS);
-            for step in 0..D as u32 / 16 {
-                let row = step * rows_per_step(D as u32) + first_row;
-                let k_row = shuffle_address(self.k_address, row);
+            for step in 0..TILE_TOKENS / Self::ROWS_PER_STEP {
+                let row = step * Self::ROWS_PER_STEP + first_row;
+                let k_row = shuffle_address(k_address, row);
                 let k_chunk = k_row + u64::from(chunk) * 16;
                 let k = Global::<u32>::from_address(k_chunk, 4);
                 let v = Global::<u32>::from_address(k_chunk + v_offset, 4);
-                let below_first = tile_offset::<D>(row, chunk) - tile_offset::<D>(first_row, chunk);
+                let below_first = tile_offset(Self::ROW_BYTES, row, chunk)
+                    - tile_offset(Self::ROW_BYTES, first_row, chunk);
                 let k_place = self.place.offset(below_first);
-                let v_place = k_place.offset(tile_bytes(D as u32) as usize);
+                let v_place = k_place.offset(tile_bytes(Self::ROW_BYTES) as usize);
                 let is_token = row < num_tokens;
                 async_copy::copy_16_or_zero(k_place, k, is_token, self.policy);
                 async_copy::copy_16_or_zero(v_place, v, is_token, self.policy);
             }
             self.stage += 1;
             if self.stage < STAGES {
-                self.place = self.place.offset(2 * tile_bytes(D as u32) as usize);
+                self.place = self.place.offset(2 * tile_bytes(Self::ROW_BYTES) as usize);
             } else {
                 self.stage = 0;
                 self.place = self.place_in_first_stage;
@@ -196,7 +219,7 @@ impl<const D: usize, const STAGES: u32> Loader<D, STAGES> {
 
 /// Where the rows of a tile that has landed lie in shared memory.
 pub(super) trait TilePlaces: Copy {
-    /// 16-byte piece `piece` of columns `64 * block..64 * (block + 1)` of a token's K.
+    /// 16-byte piece `piece` of bytes `128 * block..128 * (block + 1)` of a token's K.
     unsafe fn k(self, token: u32, block: u32, piece: u32) -> Shared<u8>;
     /// The same of its V.
     unsafe fn v(self, token: u32, block: u32, piece: u32) -> Shared<u8>;
@@ -204,18 +227,22 @@ pub(super) trait TilePlaces: Copy {
 
 /// A tile whose rows are whole heads: K, then V.
 #[derive(Clone, Copy)]
-struct WholeRows<const D: usize>(Shared<u8>);
+struct WholeRows<F, const D: usize>(Shared<u8>, PhantomData<F>);
 
-impl<const D: usize> TilePlaces for WholeRows<D> {
+impl<F: KvFormat, const D: usize> WholeRows<F, D> {
+    const ROW_BYTES: u32 = F::BYTES * D as u32;
+}
+
+impl<F: KvFormat, const D: usize> TilePlaces for WholeRows<F, D> {
     #[inline(always)]
     unsafe fn k(self, token: u32, block: u32, piece: u32) -> Shared<u8> {
-        self.0.offset(tile_offset::<D>(token, 8 * block + piece))
+        self.0.offset(tile_offset(Self::ROW_BYTES, token, 8 * block + piece))
     }
 
     #[inline(always)]
     unsafe fn v(self, token: u32, block: u32, piece: u32) -> Shared<u8> {
-        let v = self.0.offset(tile_bytes(D as u32) as usize);
-        v.offset(tile_offset::<D>(token, 8 * block + piece))
+        let v = self.0.offset(tile_bytes(Self::ROW_BYTES) as usize);
+        v.offset(tile_offset(Self::ROW_BYTES, token, 8 * block + piece))
     }
 }
 
@@ -240,7 +267,7 @@ impl<const HT: usize> Softmax<HT> {
 
     /// Takes in the 16 tokens of a tile that has landed; those from `num_tokens` on count nothing.
     #[inline(always)]
-    pub(super) unsafe fn add_tile<T: HalfFloat, const D: usize>(
+    pub(super) unsafe fn add_tile<F: KvFormat, const D: usize>(
         &mut self,
         q: &[[[u32; 2]; 8]; HT],
         places: impl TilePlaces,
@@ -250,13 +277,26 @@ impl<const HT: usize> Softmax<HT> {
         let lane = warp::lane_id();
         let (matrix, row_of_matrix) = (lane / 8, lane % 8);
 
-        let mut scores = [[0.0f32; 4]; HT];
+        // Steps of a load add up apart: half as many products wait for each other.
+        let mut scores_of = [[[0.0f32; 4]; HT]; 2];
         let k_row = matrix % 2 * 8 + row_of_matrix;
-        for step in 0..D / 16 {
-            let (block, piece) = (step as u32 / 4, step as u32 % 4 * 2 + matrix / 2);
-            let k = mma::load_matrix_x4(places.k(k_row, block, piece));
+        for load in 0..D / (16 * F::STEPS) {
+            let (block, piece) = (load as u32 / 4, load as u32 % 4 * 2 + matrix / 2);
+            let loaded = mma::load_matrix_x4(places.k(k_row, block, piece));
+            for step in 0..F::STEPS {
+                let k = F::keys(loaded, step);
+                for h in 0..HT {
+                    let q = q[h][F::STEPS * load + step];
+                    scores_of[step][h] = mma::m16n8k16::<F::Math>(k, q, scores_of[step][h]);
+                }
+            }
+        }
+        let mut scores = scores_of[0];
+        if F::STEPS == 2 {
             for h in 0..HT {
-                scores[h] = mma::m16n8k16::<T>(k, q[h][step], scores[h]);
+                for i in 0..4 {
+                    scores[h][i] += scores_of[1][h][i];
+                }
             }
         }
 
@@ -282,33 +322,45 @@ impl<const HT: usize> Softmax<HT> {
                 }
             }
             weights[h] = [
-                mma::transpose_8x8(T::pack(weight[0], weight[1])),
-                mma::transpose_8x8(T::pack(weight[2], weight[3])),
+                mma::transpose_8x8(F::Math::pack(weight[0], weight[1])),
+                mma::transpose_8x8(F::Math::pack(weight[2], weight[3])),
             ];
         }
 
         let v_row = matrix / 2 * 8 + row_of_matrix;
-        for rows in 0..D / 16 {
-            let (block, piece) = (rows as u32 / 4, rows as u32 % 4 * 2 + matrix % 2);
-            let v = mma::load_matrix_x4_transposed(places.v(v_row, block, piece));
-            for h in 0..HT {
-                self.output[h][rows] = mma::m16n8k16::<T>(v, weights[h], self.output[h][rows]);
+        for load in 0..D / (16 * F::STEPS) {
+            let (block, piece) = (load as u32 / 4, load as u32 % 4 * 2 + matrix % 2);
+            let loaded = mma::load_matrix_x4_transposed(places.v(v_row, block, piece));
+            for step in 0..F::STEPS {
+                let v = F::values(loaded, step);
+                let rows = F::STEPS * load + step;
+                for h in 0..HT {
+                    let output = self.output[h][rows];
+                    self.output[h][rows] = mma::m16n8k16::<F::Math>(v, weights[h], output);
+                }
             }
         }
     }
 
-    /// Leaves the result in shared memory: the output by head, then maxima and sums.
+    /// Leaves the result in shared memory: the output by head, times `v_scale`, then maxima and
+    /// sums.
     #[inline(always)]
-    pub(super) unsafe fn store<const D: usize>(&self, place: WarpResult<D>) {
+    pub(super) unsafe fn store<F: KvFormat, const D: usize>(
+        &self,
+        place: WarpResult<D>,
+        v_scale: f32,
+    ) {
         let lane = warp::lane_id();
         for h in 0..HT {
             for j in 0..2 {
                 let head = (8 * h + j) as u32 + lane % 4 * 2;
                 let sum = reduce_rows(self.sum[h][j], |a, b| a + b);
+                let dims = F::output_dims(lane);
                 for rows in 0..D / 16 {
-                    let d = 16 * rows as u32 + lane / 4;
-                    place.output(head, d).store(0, self.output[h][rows][j]);
-                    place.output(head, d + 8).store(0, self.output[h][rows][j + 2]);
+                    for i in 0..2 {
+                        let d = 16 * rows as u32 + dims[i];
+                        place.output(head, d).store(0, self.output[h][rows][j + 2 * i] * v_scale);
+                    }
                 }
                 if lane < 4 {
                     place.maximum(head).store(0, self.maximum[h][j]);
@@ -330,7 +382,7 @@ pub(super) struct WarpResult<const D: usize> {
 impl<const D: usize> WarpResult<D> {
     #[inline(always)]
     unsafe fn of_warp(warp_idx: u32, head_tiles: u32) -> Self {
-        let rings = NUM_WARPS * ring_bytes(D as u32);
+        let rings = NUM_WARPS * RING_BYTES;
         let results = shared::dynamic_shared_mem::<u8>().offset(rings as usize);
         let place = results.offset((warp_idx * merge_bytes(D as u32, head_tiles)) as usize);
         Self { place: place.cast(), num_heads: 8 * head_tiles }
@@ -481,8 +533,10 @@ pub(crate) unsafe fn decode_split<
     const AHEAD: u32,
     O: OutputElement,
     H: Handshake,
+    F: KvFormat,
 >(
     pages: Pages,
+    format: F,
     items: Global<u32>, // [items, WorkItem::WORDS]
     q: Global<T>,       // [batch, num_qo_heads, D]
     output: DecodeOutput<O>,
@@ -490,9 +544,9 @@ pub(crate) unsafe fn decode_split<
 ) {
     let params = pages.params;
     let (warp_idx, lane) = (thread::thread_idx_x() / WARP_SIZE, warp::lane_id());
-    let ring_start = warp_idx * ring_bytes(D as u32);
-    let ring = shared::dynamic_shared_mem::<u8>().offset(ring_start as usize);
-    let stage_of = |tile: u32| ring.offset((tile % STAGES * 2 * tile_bytes(D as u32)) as usize);
+    let ring = shared::dynamic_shared_mem::<u8>().offset((warp_idx * RING_BYTES) as usize);
+    let stage_bytes = 2 * tile_bytes(F::BYTES * D as u32);
+    let stage_of = |tile: u32| ring.offset((tile % STAGES * stage_bytes) as usize);
 
     let mut item = load_item(items, thread::block_idx_x());
     if item.is_idle() {
@@ -500,31 +554,32 @@ pub(crate) unsafe fn decode_split<
         handshake.tell_done();
         return;
     }
-    let mut loader = Loader::<D, STAGES>::start(pages, items, item, ring);
+    let mut loader = Loader::<F, D, STAGES>::start(pages, items, item, ring);
     for _ in 0..AHEAD {
         loader.load_tile();
     }
     handshake.await_queries();
     let mut tiles_done = 0;
     loop {
-        let q_fragments = load_q::<T, D, HT>(&params, q, &item, lane);
+        let q_fragments = load_q::<T, F, D, HT>(&params, q, &item, lane);
+        let scales = format.scales(item.kv_head);
         let mut softmax = Softmax::<HT>::new();
         let mut tile = item.tile_begin + warp_idx;
         while tile < item.tile_end {
             loader.load_tile();
             async_copy::wait_group::<AHEAD>();
             warp::sync_warp(FULL_MASK);
-            softmax.add_tile::<T, D>(
+            softmax.add_tile::<F, D>(
                 &q_fragments,
-                WholeRows::<D>(stage_of(tiles_done)),
+                WholeRows::<F, D>(stage_of(tiles_done), PhantomData),
                 item.kv_len - tile * TILE_TOKENS,
-                params.sm_scale_log2,
+                params.sm_scale_log2 * scales.k,
             );
             warp::sync_warp(FULL_MASK);
             tiles_done += 1;
             tile += NUM_WARPS;
         }
-        softmax.store(WarpResult::<D>::of_warp(warp_idx, HT as u32));
+        softmax.store::<F, D>(WarpResult::of_warp(warp_idx, HT as u32), scales.v);
         thread::sync_threads();
         output.write::<D>(&params, &item, HT as u32);
         if item.next == WorkItem::END {
@@ -536,9 +591,19 @@ pub(crate) unsafe fn decode_split<
     handshake.tell_done();
 }
 
+/// Two floats in another format, rounded to nearest even.
+#[inline(always)]
+fn convert<T: HalfFloat, U: HalfFloat>(pair: u32) -> u32 {
+    if T::IS_BF16 == U::IS_BF16 {
+        return pair;
+    }
+    let [low, high] = T::unpack(pair);
+    U::pack(low, high)
+}
+
 /// The group's queries as B operands, heads past the group as zeros.
 #[inline(always)]
-pub(super) unsafe fn load_q<T: HalfFloat, const D: usize, const HT: usize>(
+pub(super) unsafe fn load_q<T: HalfFloat, F: KvFormat, const D: usize, const HT: usize>(
     params: &DecodeParams,
     q: Global<T>, // [batch, num_qo_heads, D]
     item: &WorkItem,
@@ -549,9 +614,13 @@ pub(super) unsafe fn load_q<T: HalfFloat, const D: usize, const HT: usize>(
         let head = 8 * h as u32 + lane / 4;
         if head < params.group_size {
             let row = item.request * params.num_qo_heads + item.kv_head * params.group_size + head;
-            let pairs = q.offset(row as usize * D).cast::<u32>().offset((lane % 4) as usize);
+            let q_row = q.offset(row as usize * D);
+            let dims = F::query_dims(lane);
             for step in 0..D / 16 {
-                fragment[step] = [pairs.load(8 * step), pairs.load(8 * step + 4)];
+                for i in 0..2 {
+                    let pair = q_row.offset(16 * step + dims[i] as usize).cast::<u32>().load(0);
+                    fragment[step][i] = convert::<T, F::Math>(pair);
+                }
             }
         }
     }

@@ -223,7 +223,7 @@ impl<T: HalfFloat, const D: usize, const STAGES: u32> TileLoader<T, D, STAGES> {
         let box_tokens = box_tokens(params.page_size);
         let stage = self.num_loaded % STAGES;
         let full = Mbarrier::at(self.full.offset(stage as usize));
-        let place = self.ring.offset((stage * 2 * tile_bytes(D as u32)) as usize);
+        let place = self.ring.offset((stage * 2 * tile_bytes(2 * D as u32)) as usize);
         for i in 0..2 {
             let (page, _) =
                 warp::warp_shuffle_idx(FULL_MASK, self.batch.pages[i] as u32, idx, WARP_SIZE);
@@ -231,7 +231,7 @@ impl<T: HalfFloat, const D: usize, const STAGES: u32> TileLoader<T, D, STAGES> {
                 warp::warp_shuffle_idx(FULL_MASK, self.batch.locations[i] as u32, idx, WARP_SIZE);
             if warp::lane_id() == 0 && (i == 0 || box_tokens == 8) {
                 if i == 0 {
-                    full.arrive_expect_bytes(2 * tile_bytes(D as u32));
+                    full.arrive_expect_bytes(2 * tile_bytes(2 * D as u32));
                 }
                 let token = self.tile * TILE_TOKENS + 8 * i as u32;
                 let at = [
@@ -241,7 +241,7 @@ impl<T: HalfFloat, const D: usize, const STAGES: u32> TileLoader<T, D, STAGES> {
                     self.batch.item.kv_head as i32,
                     2 * page as i32,
                 ];
-                let place = place.offset(i * tile_bytes(D as u32) as usize);
+                let place = place.offset(i * tile_bytes(2 * D as u32) as usize);
                 let pool = self.pages.pools.get(location);
                 bulk::load_tile_with_policy(place, &pool, at, full, self.policy);
             }
@@ -257,7 +257,7 @@ impl<T: HalfFloat, const D: usize, const STAGES: u32> TileLoader<T, D, STAGES> {
         let full = Mbarrier::at(self.full.offset(stage as usize));
         full.wait(self.num_taken / STAGES % 2);
         self.num_taken += 1;
-        let place = self.ring.offset((stage * 2 * tile_bytes(D as u32)) as usize);
+        let place = self.ring.offset((stage * 2 * tile_bytes(2 * D as u32)) as usize);
         let boxes = Boxes::new(place, self.pages.params.page_size);
         if num_tokens < TILE_TOKENS {
             boxes.clear_from(num_tokens);

@@ -5,6 +5,7 @@ use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, WARP_SIZE};
 
 use super::handshake::Handshake;
+use super::kv_format::{Halves, KvFormat};
 use super::output_element::OutputElement;
 use super::split::{DecodeOutput, Softmax, WarpResult, load_item, load_q};
 use super::tile_loader::{TileLoader, TilePages};
@@ -54,12 +55,13 @@ impl<const D: usize> Slots<D> {
 
     /// Leaves this warp's result of item `idx`, once the slot is free.
     #[inline(always)]
-    unsafe fn fill<const HT: usize>(&self, idx: u32, softmax: &Softmax<HT>) {
+    unsafe fn fill<F: KvFormat, const HT: usize>(&self, idx: u32, softmax: &Softmax<HT>) {
         if idx >= self.num_slots() {
             let (drained, parity) = self.barrier(self.drained, idx - self.num_slots());
             drained.wait(parity);
         }
-        softmax.store(self.result(idx, thread::thread_idx_x() / WARP_SIZE));
+        let result = self.result(idx, thread::thread_idx_x() / WARP_SIZE);
+        softmax.store::<F, D>(result, 1.0);
         warp::sync_warp(FULL_MASK);
         if warp::lane_id() == 0 {
             self.barrier(self.filled, idx).0.arrive();
@@ -236,7 +238,7 @@ pub(crate) unsafe fn decode_tiles<
     let mut before = WorkItem::IDLE;
     let mut item = first;
     let mut idx = 0;
-    let mut q_fragments = load_q::<T, D, HT>(&params, q, &first, lane);
+    let mut q_fragments = load_q::<T, Halves<T>, D, HT>(&params, q, &first, lane);
     loop {
         let next = match item.next {
             WorkItem::END => WorkItem::IDLE,
@@ -249,7 +251,12 @@ pub(crate) unsafe fn decode_tiles<
                 loader.load_tile();
                 let num_tokens = item.kv_len - tile * TILE_TOKENS;
                 let boxes = loader.take(num_tokens);
-                softmax.add_tile::<T, D>(&q_fragments, boxes, num_tokens, params.sm_scale_log2);
+                softmax.add_tile::<Halves<T>, D>(
+                    &q_fragments,
+                    boxes,
+                    num_tokens,
+                    params.sm_scale_log2,
+                );
                 loader.release();
                 tile += NUM_WARPS;
             }
@@ -262,11 +269,11 @@ pub(crate) unsafe fn decode_tiles<
             }
         }
         // On its way while the result is stored.
-        q_fragments = load_q::<T, D, HT>(&params, q, &next, lane);
+        q_fragments = load_q::<T, Halves<T>, D, HT>(&params, q, &next, lane);
         if item.is_idle() {
             break;
         }
-        slots.fill(idx, &softmax);
+        slots.fill::<Halves<T>, HT>(idx, &softmax);
         (before, item) = (item, next);
         idx += 1;
     }
