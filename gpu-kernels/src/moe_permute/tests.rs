@@ -201,7 +201,7 @@ fn launches_and_work_follow_from_the_sizes() {
     let (dims, pairs_of_thread) = shape.grid_dims(132).unwrap();
     assert_eq!((dims.grid, dims.block, pairs_of_thread), ([32, 1, 1], [1024, 1, 1], 1));
     assert_eq!(dims.shared_bytes, 32 * 256 * 2 + 3 * 256 * 4 + 128);
-    assert_eq!(shape.grid_dims(4).unwrap().0.grid, [4, 1, 1]);
+    assert_eq!(shape.grid_dims(8).unwrap().0.grid, [8, 1, 1]);
     assert_eq!(shape.num_max_rows(), 32768);
     let aligned = PermuteShape { row_alignment: 128, ..shape };
     assert_eq!(aligned.num_max_rows(), 32768 + 127 * 256);
