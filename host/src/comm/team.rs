@@ -1,7 +1,7 @@
 //! Ranks that stay: each on its thread, with a state of its own, until their team is dropped.
 
 use std::fmt::{self, Display};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -12,7 +12,8 @@ use super::{Rank, RankError, World};
 /// The state is made on the rank's thread and never leaves it. Work that fails on one rank ends
 /// the team, for its state is unknown then.
 pub struct Team<S, E> {
-    orders: Vec<Sender<Order<S, E>>>,
+    /// Empty once the team has ended: ranks go on until nobody can give them work.
+    orders: Mutex<Vec<Sender<Order<S, E>>>>,
     world: Mutex<Option<Running<E>>>,
 }
 
@@ -52,15 +53,18 @@ impl<S: 'static, E: Display + Send + 'static> Team<S, E> {
     ) -> Result<Self, TeamError<E>> {
         let (orders, inboxes): (Vec<_>, Vec<_>) =
             (0..world.size()).map(|_| mpsc::channel::<Order<S, E>>()).unzip();
-        let inboxes: Vec<_> = inboxes.into_iter().map(|inbox| Mutex::new(Some(inbox))).collect();
         let (started, num_started) = mpsc::channel();
+        let with_sender = |inbox| Mutex::new(Some((inbox, started.clone())));
+        let inboxes: Vec<_> = inboxes.into_iter().map(with_sender).collect();
+        // From here on only ranks hold it: when all have started or failed, nobody does.
+        drop(started);
         let size = world.size();
         let world = thread::spawn(move || {
             world.try_run(|rank| {
-                let inbox = take(&inboxes[rank.index()]);
+                let (inbox, started) = take(&inboxes[rank.index()]);
                 let mut state = make_state(rank)?;
-                // Nobody listens any more if another rank failed first.
                 let _ = started.send(());
+                drop(started);
                 for order in inbox {
                     order(rank, &mut state)?;
                 }
@@ -68,7 +72,7 @@ impl<S: 'static, E: Display + Send + 'static> Team<S, E> {
             })?;
             Ok(())
         });
-        let team = Self { orders, world: Mutex::new(Some(world)) };
+        let team = Self { orders: Mutex::new(orders), world: Mutex::new(Some(world)) };
         match num_started.iter().take(size).count() == size {
             true => Ok(team),
             false => Err(team.end()),
@@ -85,7 +89,11 @@ impl<S: 'static, E: Display + Send + 'static> Team<S, E> {
     ) -> Result<Vec<T>, TeamError<E>> {
         let work = Arc::new(work);
         let (done, results) = mpsc::channel();
-        for orders in &self.orders {
+        let orders = lock(&self.orders).clone();
+        if orders.is_empty() {
+            return Err(TeamError::Ended);
+        }
+        let give = |rank: &Sender<Order<S, E>>| {
             let (work, done) = (work.clone(), done.clone());
             let order: Order<S, E> = Box::new(move |rank, state| {
                 let result = work(rank, state)?;
@@ -93,20 +101,24 @@ impl<S: 'static, E: Display + Send + 'static> Team<S, E> {
                 let _ = done.send((rank.index(), result));
                 Ok(())
             });
-            if orders.send(order).is_err() {
-                return Err(self.end());
-            }
+            rank.send(order).is_ok()
+        };
+        let all_alive = orders.iter().all(give);
+        let mut by_rank: Vec<Option<T>> = orders.iter().map(|_| None).collect();
+        // When all ranks have done the work or failed, nobody holds these.
+        drop((done, orders));
+        if !all_alive {
+            return Err(self.end());
         }
-        drop(done);
-        let mut by_rank: Vec<Option<T>> = self.orders.iter().map(|_| None).collect();
         for (rank, result) in results {
             by_rank[rank] = Some(result);
         }
         by_rank.into_iter().collect::<Option<_>>().ok_or_else(|| self.end())
     }
 
-    /// What ended the world, for the first who asks.
+    /// Lets the ranks go, and says what ended the world to the first who asks.
     fn end(&self) -> TeamError<E> {
+        lock(&self.orders).clear();
         match lock(&self.world).take().map(JoinHandle::join) {
             Some(Ok(Err(error))) => TeamError::Rank(error),
             Some(Err(panic)) => std::panic::resume_unwind(panic),
@@ -117,16 +129,15 @@ impl<S: 'static, E: Display + Send + 'static> Team<S, E> {
 
 impl<S, E> Drop for Team<S, E> {
     fn drop(&mut self) {
-        // Ranks end when there is nobody left to give them work.
-        self.orders.clear();
+        lock(&self.orders).clear();
         if let Some(world) = lock(&self.world).take() {
             let _ = world.join();
         }
     }
 }
 
-fn take<T>(inbox: &Mutex<Option<Receiver<T>>>) -> Receiver<T> {
-    lock(inbox).take().expect("each rank takes its own once")
+fn take<T>(own: &Mutex<Option<T>>) -> T {
+    lock(own).take().expect("each rank takes its own once")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -161,6 +172,16 @@ mod tests {
         let said = failed.unwrap_err().to_string();
         assert!(said.starts_with("rank 1: this build holds no GPU kernels"), "{said}");
         assert!(matches!(team.run(|_, ()| Ok(())), Err(TeamError::Ended)));
+    }
+
+    #[test]
+    fn ranks_that_did_their_part_do_not_wait_for_one_that_failed() {
+        let team: Team<(), CommError> = Team::start(World::cpu(3), |_| Ok(())).unwrap();
+        let failed = team.run(|rank, ()| {
+            assert!(rank.index() != 2, "planted");
+            Ok(())
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "rank 2: panicked: planted");
     }
 
     #[test]
