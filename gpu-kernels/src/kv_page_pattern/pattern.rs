@@ -90,7 +90,8 @@ pub const fn checksum_term(word: [u32; 4], token_idx: u32, word_idx: u32) -> u64
     let high = (word[2] as u64) | (word[3] as u64) << 32;
     let place = ((token_idx as u64) << 32 | word_idx as u64).wrapping_mul(GOLDEN);
     let folded = low.wrapping_mul(MIX_1) ^ high.wrapping_mul(MIX_2).rotate_left(32) ^ place;
-    (folded ^ (folded >> 32)).wrapping_mul(GOLDEN)
+    // A sum of terms that were only multiplied would let changes cancel.
+    mix(folded)
 }
 
 /// What a token with this identity, at place `token_idx`, adds to the checksum of its page.
