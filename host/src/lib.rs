@@ -11,6 +11,7 @@
 //! | [`harness`] | runs the pairs, measures them, and keeps what was found |
 //! | [`launches`] | every kernel by its name, for profilers and sanitizers |
 //! | [`kv`] | the KV pool: which page of which request lies in which memory |
+//! | [`model`] | decoder-only transformers, served from paged KV |
 //! | [`moe`] | mixture of experts over several ranks |
 //! | [`pairs`] | the paired benchmarks |
 //! | [`validate`] | requests replayed through pool and kernels, checked all the way |
@@ -26,6 +27,7 @@ pub mod harness;
 pub mod kernels;
 pub mod kv;
 pub mod launches;
+pub mod model;
 pub mod moe;
 pub mod pairs;
 pub mod validate;
