@@ -79,11 +79,13 @@ pub enum DeviceError {
         /// What is there.
         embedded: String,
     },
-    /// The driver refused the PTX.
-    #[error("{device} refused the embedded {arch} kernels: {source}\n{log}")]
+    /// The driver refused a kernel's PTX.
+    #[error("{device} refused kernel {kernel} ({arch}): {source}\n{log}")]
     PtxRefused {
         /// The device.
         device: DeviceId,
+        /// The kernel.
+        kernel: &'static str,
         /// The module's architecture.
         arch: &'static str,
         /// What the driver said.
@@ -102,14 +104,12 @@ pub enum DeviceError {
         arch: &'static str,
     },
     /// The embedded PTX does not hold a kernel.
-    #[error("kernel {kernel} is not in the embedded {arch} kernels: {source}")]
+    #[error("kernel {kernel} is not in the embedded {arch} kernels")]
     KernelMissing {
         /// The kernel.
         kernel: &'static str,
         /// The module's architecture.
         arch: &'static str,
-        /// What the driver said.
-        source: DriverFailure,
     },
     /// A launch that no device can run.
     #[error("launch of {kernel}: {argument}: needs {needed}, got {got}")]

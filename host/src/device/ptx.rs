@@ -37,6 +37,26 @@ impl PtxModule {
     pub fn is_hopper(self) -> bool {
         self.arch == HOPPER
     }
+
+    /// A module that holds this kernel alone.
+    pub(super) fn kernel(self, name: &str) -> Option<String> {
+        let mut text = String::new();
+        let mut found = false;
+        // None between kernels, in what they share.
+        let mut inside: Option<&str> = None;
+        for line in self.text.lines() {
+            inside = inside.or_else(|| entry_name(line));
+            if inside.is_none_or(|kernel| kernel == name) {
+                found |= inside.is_some();
+                text.push_str(line);
+                text.push('\n');
+            }
+            if line == "}" {
+                inside = None;
+            }
+        }
+        found.then_some(text)
+    }
 }
 
 /// The architectures embedded in this build; none: it has no GPU kernels.
@@ -51,7 +71,12 @@ pub fn kernel_names() -> Vec<&'static str> {
 }
 
 fn entries(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().filter_map(|line| line.strip_prefix(".visible .entry ")?.split('(').next())
+    text.lines().filter_map(entry_name)
+}
+
+/// The kernel whose entry begins on this line.
+fn entry_name(line: &str) -> Option<&str> {
+    line.strip_prefix(".visible .entry ")?.split('(').next()
 }
 
 /// The module that a GPU of this compute capability gets.
@@ -96,6 +121,26 @@ mod tests {
                     .visible .entry second()\n";
         assert_eq!(entries(text).collect::<Vec<_>>(), ["first", "second"]);
         assert_eq!(kernel_names().is_empty(), embedded_archs().is_empty());
+    }
+
+    #[test]
+    fn a_kernel_comes_with_what_is_shared_and_without_the_others() {
+        let text = ".version 8.7\n\
+                    .visible .entry first(\n\t.param .u64 a\n)\n{\n\tret;\n}\n\
+                    .visible .entry second()\n{\n\t{ add; }\n\tret;\n}\n\
+                    \t.file 1 \"a.rs\"\n";
+        let module = PtxModule { arch: "sm_80", text };
+        assert_eq!(
+            module.kernel("second").unwrap(),
+            ".version 8.7\n.visible .entry second()\n{\n\t{ add; }\n\tret;\n}\n\t.file 1 \"a.rs\"\n"
+        );
+        assert_eq!(module.kernel("sec"), None);
+        for module in EMBEDDED.iter().map(|&(arch, text)| PtxModule { arch, text }) {
+            for name in entries(module.text) {
+                let alone = module.kernel(name).expect("the name is of this module");
+                assert_eq!(entries(&alone).collect::<Vec<_>>(), [name]);
+            }
+        }
     }
 
     #[test]

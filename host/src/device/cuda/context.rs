@@ -163,14 +163,13 @@ impl Gpu {
         crate::device::ptx::module_for(self.compute_capability()?)
     }
 
-    /// The loaded kernels; the first call compiles the PTX, or finds it in the driver's cache.
+    /// The kernels that were launched, and those that can be.
     pub(super) fn kernels(&self) -> Result<&Kernels> {
         if let Some(kernels) = self.kernels.get() {
             return Ok(kernels);
         }
-        let loaded = Kernels::load(self, self.ptx()?)?;
-        // Of two threads that load at once the second one's module is unloaded again.
-        Ok(self.kernels.get_or_init(|| loaded))
+        let ptx = self.ptx()?;
+        Ok(self.kernels.get_or_init(|| Kernels::new(ptx)))
     }
 }
 
