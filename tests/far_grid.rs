@@ -21,6 +21,8 @@ fn every_way_is_checked_and_measured() {
         assert!(row.starts_with(start), "{row}");
     }
     assert!(text.contains("costs: near 4400 GB/s"), "{text}");
+    // What the model says of GPUs stands beside no time of a CPU.
+    assert!(!rows.concat().contains("(+") && !rows.concat().contains("(-"), "{text}");
 }
 
 #[test]

@@ -104,8 +104,10 @@ fn report(rows: &[FarGridRow]) -> String {
     ];
     let cells = |row: &FarGridRow| {
         let us = |us: Option<&f64>| us.map_or("-".to_owned(), |us| format!("{us:.1}"));
-        let against = |predicted_us: f64, us: f64| {
-            format!("{predicted_us:.1} ({:+.0} %)", 100.0 * (predicted_us / us - 1.0))
+        let against = |predicted_us: Option<f64>, us: f64| {
+            let share = |predicted_us| 100.0 * (predicted_us / us - 1.0);
+            let text = |predicted_us| format!("{predicted_us:.1} ({:+.0} %)", share(predicted_us));
+            predicted_us.map_or("-".to_owned(), text)
         };
         let travel_us = row.travel_us.first();
         vec![

@@ -2,11 +2,11 @@
 
 use std::rc::Rc;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use gpu_kernels::paged_attention::contract::TileLoads;
-use gpu_kernels::paged_attention::reference::Tolerance;
 use half::bf16;
 
+use super::attention_output::AttentionOutput;
 use super::placed_kv::{PlacedKv, Staging};
 use super::{BatchElement, DecodeBatch};
 use crate::device::{Buffer, Device, Stream};
@@ -21,8 +21,7 @@ pub struct DecodeBench<T = bf16> {
     /// The same contents, each time elsewhere.
     inputs: Vec<PlacedKv>,
     q: Buffer<T>,
-    out: Buffer<T>,
-    lse: Buffer<f32>,
+    output: AttentionOutput<T>,
 }
 
 impl<T: BatchElement> DecodeBench<T> {
@@ -44,8 +43,7 @@ impl<T: BatchElement> DecodeBench<T> {
             inputs: PlacedKv::often(&stream, devices, &**batch, location_of, Staging::No)?,
             plan: Decode::plan_split(&stream, shape, &workload.kv_lens, workload.policy)?,
             q: Buffer::from_slice(&stream, batch.q())?,
-            out: device.alloc(shape.q_elements())?,
-            lse: device.alloc(shape.lse_elements())?,
+            output: AttentionOutput::new(device, shape.q_elements(), shape.lse_elements())?,
             batch: batch.clone(),
             stream,
         })
@@ -81,33 +79,19 @@ impl<T: BatchElement> DecodeBench<T> {
     /// What the device says.
     pub fn run(&self, variant: DecodeVariant, input: usize) -> Result<()> {
         let PlacedKv { memory, table, .. } = &self.inputs[input];
-        let args = DecodeArgs { table, memory, q: &self.q, out: &self.out, lse: &self.lse };
+        let AttentionOutput { out, lse } = &self.output;
+        let args = DecodeArgs { table, memory, q: &self.q, out, lse };
         Ok(self.plan.run(&self.stream, variant, &args)?)
     }
 
-    /// Compares the whole output of one kernel, which starts as NaN, with the oracle, for the
-    /// batch at every place.
+    /// Compares the whole output of one kernel with the oracle, for the batch at every place.
     ///
     /// # Errors
     /// The first element that is off.
     pub fn verify(&self, variant: DecodeVariant) -> Result<String> {
         let (oracle, tolerance) = (self.batch.oracle(), self.batch.tolerance());
-        for input in 0..self.inputs.len() {
-            self.stream.fill(&self.out, T::from_f32(f32::NAN))?;
-            self.stream.fill(&self.lse, f32::NAN)?;
-            self.run(variant, input)?;
-            let (out, lse) = (self.stream.download(&self.out)?, self.stream.download(&self.lse)?);
-            oracle
-                .check(&out, &lse, tolerance)
-                .map_err(|off| anyhow!("inputs {input}, {variant:?}: {off}"))?;
-        }
-        let Tolerance { out, lse } = tolerance;
-        Ok(format!(
-            "{} outputs within {out}, {} lse within {lse} of f64, {} times",
-            oracle.out.len(),
-            oracle.lse.len(),
-            self.inputs.len(),
-        ))
+        let attend = |input| self.run(variant, input);
+        self.output.verify(&self.stream, self.inputs.len(), oracle, tolerance, attend)
     }
 
     /// Overwrites the last page of the batch, in the last of its places.

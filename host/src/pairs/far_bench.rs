@@ -3,12 +3,12 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use gpu_kernels::far_decode::sides::deal_pages;
 use gpu_kernels::paged_attention::contract::TileLoads;
-use gpu_kernels::paged_attention::reference::Tolerance;
 use half::bf16;
 
+use super::attention_output::AttentionOutput;
 use super::placed_kv::{PlacedKv, Staging};
 use super::{BatchElement, DecodeBatch};
 use crate::device::{Buffer, Device, Stream};
@@ -31,8 +31,7 @@ pub struct FarBench<T = bf16> {
     /// The same contents, each time elsewhere.
     inputs: Vec<PlacedKv>,
     q: Buffer<T>,
-    out: Buffer<T>,
-    lse: Buffer<f32>,
+    output: AttentionOutput<T>,
 }
 
 /// How far pages are attended.
@@ -87,8 +86,7 @@ impl<T: BatchElement + FarDecodeElement> FarBench<T> {
         Ok(Self {
             inputs: PlacedKv::often(home, devices, &**batch, location_of, Staging::ForPeersPages)?,
             q: Buffer::from_slice(home, batch.q())?,
-            out: home.device().alloc(shape.q_elements())?,
-            lse: home.device().alloc(shape.lse_elements())?,
+            output: AttentionOutput::new(home.device(), shape.q_elements(), shape.lse_elements())?,
             batch: batch.clone(),
             streams,
         })
@@ -198,7 +196,7 @@ impl<T: BatchElement + FarDecodeElement> FarBench<T> {
     /// What the device says.
     pub fn run(&self, run: &FarRun, input: usize) -> Result<()> {
         let PlacedKv { memory, table, .. } = &self.inputs[input];
-        let (q, out, lse) = (&self.q, &self.out, &self.lse);
+        let (q, AttentionOutput { out, lse }) = (&self.q, &self.output);
         Ok(match &run.0 {
             Kind::Pull(plan) => {
                 let args = DecodeArgs { table, memory, q, out, lse };
@@ -229,29 +227,17 @@ impl<T: BatchElement + FarDecodeElement> FarBench<T> {
         Ok(())
     }
 
-    /// Compares the whole output of one way, which starts as NaN, with the oracle, for the batch at
-    /// every place.
+    /// Compares the whole output of one way with the oracle, for the batch at every place.
     ///
     /// # Errors
     /// The first element that is off; a GPU that waited for another in vain.
     pub fn verify(&self, run: &FarRun) -> Result<String> {
-        let (oracle, tolerance) = (self.batch.oracle(), T::TOLERANCE);
-        let home = &self.streams[0];
-        for input in 0..self.inputs.len() {
-            home.fill(&self.out, T::from_f32(f32::NAN))?;
-            home.fill(&self.lse, f32::NAN)?;
+        let attend = |input| {
             self.run(run, input)?;
-            self.synchronize(run)?;
-            let (out, lse) = (home.download(&self.out)?, home.download(&self.lse)?);
-            oracle.check(&out, &lse, tolerance).map_err(|off| anyhow!("inputs {input}: {off}"))?;
-        }
-        let Tolerance { out, lse } = tolerance;
-        Ok(format!(
-            "{} outputs within {out}, {} lse within {lse} of f64, {} times",
-            oracle.out.len(),
-            oracle.lse.len(),
-            self.inputs.len(),
-        ))
+            self.synchronize(run)
+        };
+        let (num_inputs, oracle) = (self.inputs.len(), self.batch.oracle());
+        self.output.verify(&self.streams[0], num_inputs, oracle, T::TOLERANCE, attend)
     }
 
     /// Overwrites the last page of the batch, in the last of its places.

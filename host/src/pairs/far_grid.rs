@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{DecodeBatch, DecodeWorkload, FarBench, FarRun, FarWay};
 use crate::device::Device;
-use crate::far::{FarCosts, MeasuredTimes, Owner, plan};
+use crate::far::{FarCosts, MeasuredTimes, Owner, Prediction, plan};
 use crate::harness::{Batch, Mode, Watch, statistics};
 use crate::kernels::far_decode::OwnerWaits;
 
@@ -43,18 +43,18 @@ pub struct FarGridRow {
     pub far_percent: usize,
     /// All far pages pulled.
     pub pull_us: f64,
-    /// What the model says of that.
-    pub pull_predicted_us: f64,
+    /// What the model says of that, of GPUs.
+    pub pull_predicted_us: Option<f64>,
     /// All queries travel, by each kind of wait; none without far pages.
     pub travel_us: Vec<f64>,
-    /// What the model says of that.
-    pub travel_predicted_us: f64,
+    /// What the model says of that, of GPUs.
+    pub travel_predicted_us: Option<f64>,
     /// All far pages copied first; none without far pages.
     pub copied_us: Option<f64>,
     /// What the planner chose.
     pub planned_us: f64,
-    /// What the model says of that.
-    pub planned_predicted_us: f64,
+    /// What the model says of that, of GPUs.
+    pub planned_predicted_us: Option<f64>,
     /// Requests whose queries travel in the plan.
     pub num_travelling: usize,
 }
@@ -163,20 +163,21 @@ fn measure_row(
     if check {
         runs.iter().try_for_each(|run| bench.verify(run).map(drop))?;
     }
-    let predicted_us = [&plan.all_pulled, &plan.chosen].map(|prediction| prediction.step_us);
-    let mut us = measure_in_turns(bench, &runs, predicted_us[1])?;
+    let mut us = measure_in_turns(bench, &runs, plan.chosen.step_us)?;
+    // The costs are GPUs': they predict nothing of a CPU.
+    let predicted_us = |prediction: &Prediction| bench.is_cuda().then_some(prediction.step_us);
     let copied_us = if far_percent > 0 { us.pop() } else { None };
     Ok(FarGridRow {
         batch,
         context,
         far_percent,
         pull_us: us[0],
-        pull_predicted_us: predicted_us[0],
+        pull_predicted_us: predicted_us(&plan.all_pulled),
         travel_us: us[2..].to_vec(),
-        travel_predicted_us: plan.all_travel.step_us,
+        travel_predicted_us: predicted_us(&plan.all_travel),
         copied_us,
         planned_us: us[1],
-        planned_predicted_us: predicted_us[1],
+        planned_predicted_us: predicted_us(&plan.chosen),
         num_travelling: plan.num_travelling(),
     })
 }

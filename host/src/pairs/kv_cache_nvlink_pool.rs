@@ -2,9 +2,9 @@
 //! in a peer's memory.
 //!
 //! From host memory decode reads it in place over PCIe. Shapes called strong have another opponent:
-//! there, too, the pages lie in the peer, and are copied over NVLink before each decode. From the peer decode pulls it in place over
-//! NVLink, or the query travels to the peer, which attends over it where it lies: as the
-//! [planner](crate::far) decides, for a peer that has nothing else to do.
+//! there, too, the pages lie in the peer, and are copied over NVLink before each decode. From the
+//! peer decode pulls it in place over NVLink, or the query travels to the peer, which attends over
+//! it where it lies: as the [planner](crate::far) decides, for a peer that has nothing else to do.
 
 use std::rc::Rc;
 
@@ -241,7 +241,9 @@ impl Prepared for TwoGpus {
     }
 
     fn planned(&self) -> Option<Planned> {
+        // The costs are GPUs': they predict nothing of a CPU.
         let predicted_us = self.plan.chosen.step_us;
-        Some(Planned { choice: self.plan.to_string(), predicted_us })
+        let planned = || Planned { choice: self.plan.to_string(), predicted_us };
+        self.optimized.0.is_cuda().then(planned)
     }
 }

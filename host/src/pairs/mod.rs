@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod append_bench;
+mod attention_output;
 mod attention_sizes;
 mod decode_batch;
 mod decode_bench;

@@ -2,10 +2,10 @@
 
 use std::slice::from_ref;
 
-use anyhow::{Context, Result, anyhow};
-use gpu_kernels::paged_attention::reference::Tolerance;
+use anyhow::{Context, Result};
 use half::bf16;
 
+use super::attention_output::AttentionOutput;
 use super::placed_kv::{PlacedKv, Staging};
 use super::prefill_batch::TOLERANCE;
 use super::{BatchElement, PrefillBatch};
@@ -22,8 +22,7 @@ pub struct PrefillBench<T = bf16> {
     /// The same contents, each time elsewhere.
     inputs: Vec<PlacedKv>,
     q: Buffer<T>,
-    out: Buffer<T>,
-    lse: Buffer<f32>,
+    output: AttentionOutput<T>,
 }
 
 impl<T: BatchElement + PrefillElement> PrefillBench<T> {
@@ -45,8 +44,7 @@ impl<T: BatchElement + PrefillElement> PrefillBench<T> {
         Ok(Self {
             inputs: PlacedKv::often(&stream, from_ref(device), &batch, |_| 0, Staging::No)?,
             q: Buffer::from_slice(&stream, batch.q())?,
-            out: device.alloc(baseline.q_elements())?,
-            lse: device.alloc(baseline.lse_elements())?,
+            output: AttentionOutput::new(device, baseline.q_elements(), baseline.lse_elements())?,
             baseline,
             fastest,
             batch,
@@ -81,7 +79,8 @@ impl<T: BatchElement + PrefillElement> PrefillBench<T> {
     /// What the device says.
     pub fn run(&self, variant: PrefillVariant, input: usize) -> Result<()> {
         let PlacedKv { memory, table, .. } = &self.inputs[input];
-        let args = PrefillArgs { table, memory, q: &self.q, out: &self.out, lse: &self.lse };
+        let AttentionOutput { out, lse } = &self.output;
+        let args = PrefillArgs { table, memory, q: &self.q, out, lse };
         let plan = match variant {
             PrefillVariant::Baseline => &self.baseline,
             PrefillVariant::Wgmma => &self.fastest,
@@ -89,29 +88,14 @@ impl<T: BatchElement + PrefillElement> PrefillBench<T> {
         Ok(plan.run(&self.stream, &args)?)
     }
 
-    /// Compares the whole output of a kernel, which starts as NaN, with the oracle, for the batch
-    /// at every place.
+    /// Compares the whole output of a kernel with the oracle, for the batch at every place.
     ///
     /// # Errors
     /// The first element that is off.
     pub fn verify(&self, variant: PrefillVariant) -> Result<String> {
-        let oracle = self.batch.oracle();
-        for input in 0..self.inputs.len() {
-            self.stream.fill(&self.out, T::from_f32(f32::NAN))?;
-            self.stream.fill(&self.lse, f32::NAN)?;
-            self.run(variant, input)?;
-            let (out, lse) = (self.stream.download(&self.out)?, self.stream.download(&self.lse)?);
-            oracle
-                .check(&out, &lse, TOLERANCE)
-                .map_err(|off| anyhow!("inputs {input}, {variant:?}: {off}"))?;
-        }
-        let Tolerance { out, lse } = TOLERANCE;
-        Ok(format!(
-            "{} outputs within {out}, {} lse within {lse} of f64, {} times",
-            oracle.out.len(),
-            oracle.lse.len(),
-            self.inputs.len(),
-        ))
+        let attend = |input| self.run(variant, input);
+        let (num_inputs, oracle) = (self.inputs.len(), self.batch.oracle());
+        self.output.verify(&self.stream, num_inputs, oracle, TOLERANCE, attend)
     }
 
     /// Overwrites the last page of the batch, in the last of its places.
