@@ -2,7 +2,7 @@
 
 use proc_macro2::Span;
 use syn::parse::{Parse, ParseStream};
-use syn::{Error, Ident, LitInt, LitStr, Token};
+use syn::{Error, Ident, LitBool, LitInt, LitStr, Token};
 
 const MAX_THREADS: u32 = 1024;
 const MAX_CLUSTER: u32 = 16;
@@ -14,6 +14,7 @@ pub struct Bounds {
     pub min_blocks: Option<u32>,
     pub cluster: Option<u32>,
     pub sm_90a: bool,
+    pub early: bool,
 }
 
 impl Bounds {
@@ -37,11 +38,14 @@ impl Parse for Bounds {
                 "threads" => bounds.threads = Some(count(input, &name, MAX_THREADS)?),
                 "min_blocks" => bounds.min_blocks = Some(count(input, &name, 32)?),
                 "cluster" => bounds.cluster = Some(count(input, &name, MAX_CLUSTER)?),
+                "early" => bounds.early = input.parse::<LitBool>()?.value,
                 "target" => bounds.sm_90a = target(input)?,
                 _ => {
                     return Err(Error::new(
                         name.span(),
-                        format!("`{name}` is unknown here: threads, min_blocks, cluster or target"),
+                        format!(
+                            "`{name}` is unknown here: threads, min_blocks, cluster, early or target"
+                        ),
                     ));
                 }
             }

@@ -57,6 +57,12 @@ fn a_hopper_kernel_is_in_its_ptx_only() {
 }
 
 #[test]
+fn a_kernel_starts_early_if_it_says_so() {
+    assert_has(&expand(quote! { early = true }, scale()), "const EARLY: bool = true;");
+    assert_has(&expand(quote! {}, scale()), "const EARLY: bool = false;");
+}
+
+#[test]
 fn host_struct_has_docs_fields_and_parameters_in_order() {
     let host = expand(quote! {}, scale());
     assert_has(&host, r##"#[doc = r" `[n]`"] pub x: GlobalMut<f32>"##);

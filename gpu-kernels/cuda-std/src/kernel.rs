@@ -48,6 +48,9 @@ mod host {
         const TARGET: PtxTarget;
         /// Threads of a block, if the kernel fixes them.
         const THREADS: Option<u32>;
+        /// Whether its blocks may start before the kernel before it has ended: see
+        /// [`grid`](crate::grid).
+        const EARLY: bool;
 
         /// Runs one thread of the launch, on the executor.
         ///

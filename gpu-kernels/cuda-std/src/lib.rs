@@ -12,6 +12,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`thread`] | indices, block barrier, clocks |
+//! | [`grid`] | launches that overlap (sm_90) |
 //! | [`warp`] | lanes, shuffles, votes, reductions |
 //! | [`global`] | views of device memory: this GPU's, a peer's, pinned host memory |
 //! | [`shared`] | views of a block's shared memory |
@@ -50,6 +51,7 @@ pub mod atomic;
 pub mod bulk;
 pub mod float;
 pub mod global;
+pub mod grid;
 mod kernel;
 pub mod mma;
 pub mod shared;
@@ -72,6 +74,6 @@ pub mod prelude {
     pub use crate::shared::Shared;
     pub use crate::tensor_map::{TensorMap, TensorMaps};
     pub use crate::{
-        async_copy, atomic, bulk, float, global, kernel, mma, shared, thread, warp, wgmma,
+        async_copy, atomic, bulk, float, global, grid, kernel, mma, shared, thread, warp, wgmma,
     };
 }

@@ -118,6 +118,7 @@ impl Executor {
             kernel: K::NAME,
             dims,
             entry: Entry { kernel: (&raw const kernel).cast(), run: run::<K> },
+            is_early: K::EARLY,
             number: self.num_launches.fetch_add(1, Ordering::Relaxed),
             order: self.config.lane_order,
             check_init: self.config.check_init,
@@ -179,6 +180,8 @@ pub(super) struct Launch {
     pub kernel: &'static str,
     pub dims: LaunchDims,
     pub entry: Entry,
+    /// Whether the kernel would start early on a GPU.
+    pub is_early: bool,
     /// Which launch of its executor it is.
     pub number: u64,
     pub order: LaneOrder,

@@ -190,6 +190,9 @@ pub enum Violation {
     /// A barrier for some threads, used against the rules.
     #[error("{0}")]
     Barrier(String),
+    /// What an early kernel may not do, or not yet.
+    #[error("{0}")]
+    Early(String),
     /// A bulk copy or its barrier, used against the rules.
     #[error("{0}")]
     Bulk(String),

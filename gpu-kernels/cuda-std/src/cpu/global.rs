@@ -4,6 +4,7 @@ use std::mem::{align_of, size_of};
 use std::sync::atomic::Ordering;
 
 use super::fault::{Access, Violation};
+use super::grid;
 use super::lane;
 use super::memory::{self, Extent, NOWHERE, all_written, count_write, mark_written};
 
@@ -153,8 +154,15 @@ impl RawGlobal {
 
     /// Marks bytes in bounds as written.
     #[inline(always)]
+    #[track_caller]
     pub(super) fn note_store(self, place: *mut u8, bytes: usize) {
+        if lane::is_early() {
+            grid::raise_early("a store");
+        }
         count_write();
+        if !self.extent.has_kernel_data.load(Ordering::Relaxed) {
+            self.extent.has_kernel_data.store(true, Ordering::Relaxed);
+        }
         if let Some(marks) = self.extent.marks(place) {
             // SAFETY: an extent has a mark for each byte, and these are in bounds.
             unsafe { mark_written(marks, bytes) };
@@ -170,6 +178,9 @@ impl RawGlobal {
         let live = self.extent.generation.load(Ordering::Relaxed) == self.generation;
         if !in_bounds || !live || !(place as usize).is_multiple_of(alignment) {
             self.refuse(place, in_bounds, bytes, alignment, access);
+        }
+        if lane::is_early() && self.extent.has_kernel_data.load(Ordering::Relaxed) {
+            grid::raise_early("an access to what a kernel wrote");
         }
         place
     }

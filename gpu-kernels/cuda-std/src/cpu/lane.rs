@@ -12,6 +12,7 @@ use super::async_copy::Copies;
 use super::block::Block;
 use super::bulk::{Piece, Stores};
 use super::fault::{Site, Violation};
+use super::grid;
 use super::warp::Operation;
 use super::wgmma::Multiplications;
 
@@ -21,6 +22,8 @@ pub(super) type Caller = &'static Location<'static>;
 thread_local! {
     /// The lane that runs on this OS thread; null between lanes and outside of launches.
     static CURRENT: Cell<*const Lane> = const { Cell::new(ptr::null()) };
+    /// Whether that lane is of an early kernel and has not waited for what is before it.
+    static EARLY: Cell<bool> = const { Cell::new(false) };
     /// Where and why the lane that panics does so, from the panic hook to the lane's end.
     static PANIC: RefCell<Option<(Option<Site>, String)>> = const { RefCell::new(None) };
 }
@@ -54,6 +57,8 @@ pub(super) struct Lane {
     pub copies: RefCell<Copies>,
     pub stores: RefCell<Stores>,
     pub multiplications: RefCell<Multiplications>,
+    /// As [`is_early`] tells while this lane runs.
+    early: Cell<bool>,
     yielder: Cell<*const Yielder<(), ()>>,
 }
 
@@ -67,6 +72,7 @@ impl Lane {
             copies: RefCell::default(),
             stores: RefCell::default(),
             multiplications: RefCell::default(),
+            early: Cell::new(false),
             yielder: Cell::new(ptr::null()),
         }
     }
@@ -77,6 +83,7 @@ impl Lane {
         self.copies.borrow_mut().clear();
         self.stores.borrow_mut().clear();
         self.multiplications.borrow_mut().clear();
+        self.early.set(self.block().launch().is_early);
     }
 
     #[inline(always)]
@@ -97,6 +104,13 @@ impl Lane {
         1 << self.index()
     }
 
+    /// From here on the lane may do all that kernels do.
+    #[inline(always)]
+    pub fn wait_prerequisites(&self) {
+        self.early.set(false);
+        EARLY.set(false);
+    }
+
     /// Lets other lanes run, until one of them or the scheduler makes this one ready.
     #[inline(always)]
     pub fn suspend(&self) {
@@ -111,6 +125,9 @@ impl Lane {
             // SAFETY: `Executor::launch` made the entry from a kernel that outlives the launch,
             // and its caller vouches for the arguments.
             unsafe { (entry.run)(entry.kernel) };
+            if self.early.get() {
+                grid::raise_early("the thread returned");
+            }
             self.stores.borrow_mut().land_all(Piece::store);
         };
         if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(body)) {
@@ -145,6 +162,14 @@ impl Lane {
 #[inline(always)]
 pub(super) fn set_current(lane: *const Lane) {
     CURRENT.set(lane);
+    // SAFETY: null, or a lane that is about to run.
+    EARLY.set(unsafe { lane.as_ref() }.is_some_and(|lane| lane.early.get()));
+}
+
+/// Whether the lane that runs on this OS thread is of an early kernel, and has not waited yet.
+#[inline(always)]
+pub(super) fn is_early() -> bool {
+    EARLY.get()
 }
 
 /// The lane that runs on this OS thread, if one does.

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::mem::size_of;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use bytemuck::AnyBitPattern;
@@ -58,6 +58,8 @@ pub(super) struct Extent {
     bytes: AtomicUsize,
     /// A mark for each byte, or null.
     marks: AtomicPtr<u8>,
+    /// Whether a kernel has written here.
+    pub(super) has_kernel_data: AtomicBool,
 }
 
 /// The extent of views that lie in no allocation. Its generation is none of theirs.
@@ -70,6 +72,7 @@ impl Extent {
             base: AtomicPtr::new(ptr::null_mut()),
             bytes: AtomicUsize::new(0),
             marks: AtomicPtr::new(ptr::null_mut()),
+            has_kernel_data: AtomicBool::new(false),
         }
     }
 
@@ -266,6 +269,7 @@ impl Allocation {
         extent.base.store(base, Ordering::Relaxed);
         extent.bytes.store(bytes, Ordering::Relaxed);
         extent.marks.store(marks_start, Ordering::Relaxed);
+        extent.has_kernel_data.store(false, Ordering::Relaxed);
         let generation = extent.generation.fetch_add(1, Ordering::Release) + 1;
         registry.live.insert(base.expose_provenance() as u64, extent);
         Ok(Self { extent, generation, base, bytes, _data: data, _marks: marks })

@@ -34,6 +34,8 @@
 //! - **Initialisation.** Shared memory starts as poison for each block, and reading a byte of it
 //!   that nothing wrote is a fault; likewise device memory that
 //!   [keeps track](memory::Allocation::with_init_check).
+//! - **Early starts.** Launches follow each other, but a kernel that is meant to
+//!   [start early](crate::grid) may not write, or read what a kernel wrote, before it waits.
 //! - **Lateness.** Asynchronous copies land as late as the rules allow: at the wait that covers
 //!   them. A missing wait reads what was there before. A warpgroup's multiplications read their
 //!   tiles at that wait, too, and until then their accumulator is NaN.
@@ -60,6 +62,7 @@ mod executor;
 mod fault;
 pub(crate) mod float;
 mod global;
+pub(crate) mod grid;
 mod groups;
 mod lane;
 mod mapping;
@@ -82,5 +85,7 @@ pub use order::LaneOrder;
 pub(crate) mod arch {
     pub(crate) use super::global::RawGlobal;
     pub(crate) use super::shared::RawShared;
-    pub(crate) use super::{async_copy, atomic, bulk, float, mma, tensor_map, thread, warp, wgmma};
+    pub(crate) use super::{
+        async_copy, atomic, bulk, float, grid, mma, tensor_map, thread, warp, wgmma,
+    };
 }

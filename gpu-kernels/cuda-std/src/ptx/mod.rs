@@ -10,6 +10,7 @@ pub mod atomic;
 pub mod bulk;
 pub mod float;
 mod global;
+pub mod grid;
 pub mod mma;
 mod shared;
 pub mod tensor_map;

@@ -39,6 +39,11 @@ impl Kernels {
         Self { ptx, functions: Mutex::new(HashMap::new()) }
     }
 
+    /// Whether kernels wait for the grids before them, if they start early: the portable ones do not.
+    pub(super) fn can_wait_for_grids(&self) -> bool {
+        self.ptx.is_hopper()
+    }
+
     /// The kernel's function, allowed `shared_bytes` of dynamic shared memory.
     ///
     /// The first call for a kernel compiles its PTX, or finds it in the driver's cache.

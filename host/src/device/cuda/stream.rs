@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 use std::ptr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use cuda_std::Kernel;
 use cudarc::driver::sys::{self, CUresult, CUstreamCaptureMode};
@@ -60,19 +60,27 @@ impl GpuStream {
         let mut parameters: Vec<*mut c_void> =
             kernel.params().into_iter().map(<*const c_void>::cast_mut).collect();
         let ([gx, gy, gz], [bx, by, bz]) = (config.grid, config.block);
+        let mut early = early_start();
+        let starts_early =
+            K::EARLY && self.gpu.kernels()?.can_wait_for_grids() && early_starts_are_on();
+        let launch = sys::CUlaunchConfig {
+            gridDimX: gx,
+            gridDimY: gy,
+            gridDimZ: gz,
+            blockDimX: bx,
+            blockDimY: by,
+            blockDimZ: bz,
+            sharedMemBytes: config.shared_bytes,
+            hStream: self.handle,
+            attrs: &raw mut early,
+            numAttrs: starts_early.into(),
+        };
         // SAFETY: the parameters are the entry's, in order (`Kernel`), and are copied before the
         // call returns; the rest is the caller's promise.
         let done = unsafe {
-            driver!(cuLaunchKernel(
+            driver!(cuLaunchKernelEx(
+                &raw const launch,
                 function,
-                gx,
-                gy,
-                gz,
-                bx,
-                by,
-                bz,
-                config.shared_bytes,
-                self.handle,
                 parameters.as_mut_ptr(),
                 ptr::null_mut()
             ))
@@ -239,6 +247,24 @@ impl Drop for GpuStream {
         // SAFETY: created once; nothing is pending.
         let _ = unsafe { driver!(cuStreamDestroy_v2(self.handle)) };
     }
+}
+
+/// Lets a kernel's blocks start before the kernel before it on the stream has ended.
+fn early_start() -> sys::CUlaunchAttribute {
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    }
+}
+
+/// Whether kernels that can start early do: not with `FARPAGE_EARLY_START=off`, which tells what
+/// that gains.
+fn early_starts_are_on() -> bool {
+    static IS_ON: LazyLock<bool> = LazyLock::new(|| {
+        std::env::var_os("FARPAGE_EARLY_START").is_none_or(|value| value != "off")
+    });
+    *IS_ON
 }
 
 /// What a wait for a stream ends in: the stream's own trouble, or that of the work on it.
