@@ -181,3 +181,9 @@ pub fn log2(x: f32) -> f32 {
 pub fn reciprocal(x: f32) -> f32 {
     arch::float::reciprocal(x)
 }
+
+/// `1 / sqrt(x)`, to about 2 ulp; infinity for 0.
+#[inline(always)]
+pub fn reciprocal_sqrt(x: f32) -> f32 {
+    arch::float::reciprocal_sqrt(x)
+}

@@ -9,6 +9,7 @@
 
 pub mod combine;
 pub mod dispatch;
+pub mod embedding;
 pub mod expert_gemm;
 pub mod far_decode;
 pub mod gemm;
@@ -22,6 +23,8 @@ pub mod moe_permute;
 pub mod moe_topk;
 pub mod paged_attention;
 pub mod paged_prefill;
+pub mod rms_norm;
+pub mod sampling;
 pub mod shared_expert;
 pub mod tensor_peak;
 pub mod token_pack;

@@ -20,6 +20,7 @@ mod exchange;
 mod far_decode;
 mod kv_append;
 mod kv_pages;
+mod layers;
 mod moe;
 mod paged_attention;
 mod paged_prefill;
@@ -43,6 +44,7 @@ pub fn all() -> Vec<KernelLaunch> {
         moe::launches(),
         products::launches(),
         exchange::launches(),
+        layers::launches(),
         ceilings::launches(),
     ]
     .into_iter()

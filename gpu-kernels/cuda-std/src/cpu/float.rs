@@ -62,3 +62,8 @@ pub fn log2(x: f32) -> f32 {
 pub fn reciprocal(x: f32) -> f32 {
     x.recip()
 }
+
+#[inline(always)]
+pub fn reciprocal_sqrt(x: f32) -> f32 {
+    x.sqrt().recip()
+}

@@ -136,4 +136,5 @@ unary! {
     exp2: "ex2.approx.ftz.f32";
     log2: "lg2.approx.ftz.f32";
     reciprocal: "rcp.approx.ftz.f32";
+    reciprocal_sqrt: "rsqrt.approx.ftz.f32";
 }

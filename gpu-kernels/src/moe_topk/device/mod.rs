@@ -5,7 +5,7 @@
 #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, clippy::needless_range_loop)]
 
 mod baseline;
-mod score;
+pub(crate) mod score;
 mod select;
 
 use cuda_std::prelude::*;

@@ -12,7 +12,7 @@ const LOG2_E: f32 = core::f32::consts::LOG2_E;
 pub(super) const NO_KEY: u32 = 0;
 
 /// A type of `gating_output`.
-pub(super) trait Logit: Pod {
+pub(crate) trait Logit: Pod {
     fn to_f32(self) -> f32;
 
     /// The `V` elements from `first` on, `V` a power of two, aligned to all of them up to 16 bytes.
@@ -77,21 +77,21 @@ impl Logit for bf16 {
 
 /// The logit as the choice counts it: NaN is minus infinity, infinity the largest finite number.
 #[inline(always)]
-pub(super) fn clean(logit: f32) -> f32 {
+pub(crate) fn clean(logit: f32) -> f32 {
     let number = logit.max(f32::NEG_INFINITY);
     number.min(f32::MAX)
 }
 
 /// A key that orders as the value does, zeros alike, NaN as minus infinity; never [`NO_KEY`].
 #[inline(always)]
-pub(super) fn key_of(value: f32) -> u32 {
+pub(crate) fn key_of(value: f32) -> u32 {
     let bits = (value.max(f32::NEG_INFINITY) + 0.0).to_bits();
     bits ^ (((bits as i32) >> 31) as u32 | 1 << 31)
 }
 
 /// The value of a key.
 #[inline(always)]
-pub(super) fn value_of(key: u32) -> f32 {
+pub(crate) fn value_of(key: u32) -> f32 {
     f32::from_bits(if key >> 31 == 1 { key ^ 1 << 31 } else { !key })
 }
 

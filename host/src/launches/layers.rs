@@ -1,0 +1,86 @@
+//! Kernels of the rooms `rms_norm`, `embedding` and `sampling`: a prompt of 4096 tokens, and the
+//! logits of 32 requests.
+
+use anyhow::Result;
+use gpu_kernels::embedding::contract::EmbeddingShape;
+use gpu_kernels::rms_norm::contract::RmsNormShape;
+use gpu_kernels::sampling::contract::SamplingShape;
+use half::bf16;
+
+use super::{KernelLaunch, Setting, kernel};
+use crate::device::{Buffer, Stream};
+use crate::kernels::embedding::{GatherArgs, gather_rows};
+use crate::kernels::rms_norm::{RmsNormArgs, add, add_rms_norm, rms_norm};
+use crate::kernels::sampling::{ArgmaxArgs, LogitElement, argmax};
+
+pub(super) fn launches() -> Vec<KernelLaunch> {
+    vec![
+        kernel("rms_norm_rows_bf16_x1", norm_of(2048)),
+        kernel("rms_norm_rows_bf16_x2", norm_of(4096)),
+        kernel("rms_norm_rows_bf16_x4", norm_of(8192)),
+        kernel("rms_norm_rows_bf16_x8", norm_of(16_384)),
+        kernel("rms_norm_add_rows_bf16_x1", norm_of_sum(2048)),
+        kernel("rms_norm_add_rows_bf16_x2", norm_of_sum(4096)),
+        kernel("rms_norm_add_rows_bf16_x4", norm_of_sum(8192)),
+        kernel("rms_norm_add_rows_bf16_x8", norm_of_sum(16_384)),
+        kernel("rms_norm_add_bf16", sum),
+        kernel("embedding_gather_bf16", gather),
+        kernel("sampling_argmax_row_bf16", most_likely::<bf16>),
+        kernel("sampling_argmax_row_f32", most_likely::<f32>),
+    ]
+}
+
+/// Zeros: what is normalised does not matter here.
+fn rows(setting: &Setting<'_>, row_len: u32) -> Result<(Stream, RmsNormShape, [Buffer<bf16>; 3])> {
+    let stream = setting.stream()?;
+    let shape = RmsNormShape { num_rows: setting.pick(4096, 3), row_len, eps: 1e-6 };
+    let zeros = || stream.device().alloc_zeroed(shape.elements());
+    let buffers = [zeros()?, zeros()?, zeros()?];
+    Ok((stream, shape, buffers))
+}
+
+fn norm_of(row_len: u32) -> impl Fn(&Setting<'_>) -> Result<()> {
+    move |setting| {
+        let (stream, shape, [x, out, _]) = rows(setting, row_len)?;
+        let weight = stream.device().alloc_zeroed(row_len as usize)?;
+        let args = RmsNormArgs { x: &x, weight: &weight, out: &out };
+        setting.repeat(&stream, |_| Ok(rms_norm(&stream, shape, args)?))
+    }
+}
+
+fn norm_of_sum(row_len: u32) -> impl Fn(&Setting<'_>) -> Result<()> {
+    move |setting| {
+        let (stream, shape, [x, out, delta]) = rows(setting, row_len)?;
+        let weight = stream.device().alloc_zeroed(row_len as usize)?;
+        let args = RmsNormArgs { x: &x, weight: &weight, out: &out };
+        setting.repeat(&stream, |_| Ok(add_rms_norm(&stream, shape, &delta, args)?))
+    }
+}
+
+fn sum(setting: &Setting<'_>) -> Result<()> {
+    let (stream, shape, [x, delta, _]) = rows(setting, 4096)?;
+    setting.repeat(&stream, |_| Ok(add(&stream, shape, &x, &delta)?))
+}
+
+fn gather(setting: &Setting<'_>) -> Result<()> {
+    let stream = setting.stream()?;
+    let (num_rows, row_len, num_ids) = setting.pick((128_256, 4096, 4096), (10, 64, 5));
+    let shape = EmbeddingShape { num_rows, row_len, num_ids };
+    let ids: Vec<i32> = (0..num_ids).map(|i| (i * 7919 % num_rows) as i32).collect();
+    let row_ids = Buffer::from_slice(&stream, &ids)?;
+    let table = stream.device().alloc_zeroed(shape.table_elements())?;
+    let out = stream.device().alloc(shape.out_elements())?;
+    let args = GatherArgs { table: &table, row_ids: &row_ids, out: &out };
+    setting.repeat(&stream, |_| Ok(gather_rows(&stream, shape, args)?))
+}
+
+fn most_likely<T: LogitElement>(setting: &Setting<'_>) -> Result<()> {
+    let stream = setting.stream()?;
+    let (batch, vocab_size) = setting.pick((32, 151_936), (2, 200));
+    let shape = SamplingShape { batch, vocab_size };
+    let logits: Buffer<T> = stream.device().alloc_zeroed(shape.logits_elements())?;
+    let token_ids = stream.device().alloc(batch as usize)?;
+    let logprobs = stream.device().alloc(batch as usize)?;
+    let args = ArgmaxArgs { logits: &logits, token_ids: &token_ids, logprobs: &logprobs };
+    setting.repeat(&stream, |_| Ok(argmax(&stream, shape, args)?))
+}
