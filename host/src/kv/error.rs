@@ -103,6 +103,19 @@ pub enum PoolError {
         /// Tokens of a page.
         page_size: u32,
     },
+    /// Only what is full has contents that others can share.
+    #[error("page {position} of {sequence} is not full: its first {num_full} pages are")]
+    NotFull {
+        /// The sequence.
+        sequence: SequenceId,
+        /// The page's place in it.
+        position: usize,
+        /// Full pages of the sequence.
+        num_full: usize,
+    },
+    /// A page that is known to contain something else.
+    #[error("{0} is cached under another key already")]
+    OtherKey(PageId),
     /// A sequence longer than `i32` tokens.
     #[error(
         "{sequence} holds {num_tokens} tokens and cannot grow by {more}: the limit is {}",

@@ -20,8 +20,9 @@
 //! - A page without a key (it holds decoded tokens, or is only partly filled) is private to its
 //!   sequence and free as soon as it is released.
 //!
-//! Only full pages of a prompt carry a key, and a full page is never written again. So nothing
-//! shared is ever written, and the pool needs no copy-on-write.
+//! Only full pages carry a key, from when they are given out ([`KvPool::extend`]) or have been
+//! written ([`KvPool::publish`]), and a full page is never written again. So nothing shared is ever
+//! written, and the pool needs no copy-on-write.
 //!
 //! # Moving pages under running kernels
 //! Three rules keep a kernel from reading a slot that changes under it:

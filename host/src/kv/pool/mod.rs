@@ -152,6 +152,11 @@ impl KvPool {
         keys.iter().filter(|key| !self.index.contains_key(key)).count()
     }
 
+    /// The pages that [`open`](Self::open) would share for these keys. Nothing changes.
+    pub fn cached_prefix(&self, keys: &[PageKey]) -> Vec<PageId> {
+        keys.iter().map_while(|key| self.index.get(key).copied()).collect()
+    }
+
     /// Starts a sequence and lets it share the cached pages of its prompt, from the first on,
     /// up to the first one that is not cached.
     pub fn open(&mut self, id: SequenceId, keys: &[PageKey]) -> Result<PrefixHits, PoolError> {
@@ -261,6 +266,34 @@ impl KvPool {
         }
         self.sequences.insert(id, sequence);
         outcome.map(|()| old_pages..old_pages + new_pages)
+    }
+
+    /// Says what a full page of a sequence contains, now that it is written: from now on it is
+    /// shared by that key, and stays cached when the sequence ends. For pages that came by
+    /// [`append`](Self::append), which are filled after they are given out.
+    ///
+    /// False when the same is cached in another page: this one stays its sequence's alone.
+    pub fn publish(
+        &mut self,
+        id: SequenceId,
+        position: usize,
+        key: PageKey,
+    ) -> Result<bool, PoolError> {
+        let sequence = self.sequence(id)?;
+        let num_full = (sequence.num_tokens / self.page_size) as usize;
+        let Some(&page) = sequence.pages.get(position).filter(|_| position < num_full) else {
+            return Err(PoolError::NotFull { sequence: id, position, num_full });
+        };
+        if let Some(&cached) = self.index.get(&key) {
+            return Ok(cached == page);
+        }
+        if self.pages[page.index()].key.is_some() {
+            return Err(PoolError::OtherKey(page));
+        }
+        self.pages[page.index()].key = Some(key);
+        self.index.insert(key, page);
+        self.stats.misses += 1;
+        Ok(true)
     }
 
     /// Ends a sequence. Its keyed pages stay cached when nobody else holds them; the others are

@@ -80,6 +80,32 @@ fn a_hole_in_the_chain_ends_the_hits_but_pages_behind_it_are_shared() {
 }
 
 #[test]
+fn a_page_is_shared_once_it_is_published() {
+    let mut pool = pool(8, 1, 1);
+    let [first, second] = [SequenceId(0), SequenceId(1)];
+    let keys = keys(7, 0..2);
+    for id in [first, second] {
+        pool.open(id, &[]).unwrap();
+        pool.append(id, PAGE_SIZE + 1).unwrap();
+    }
+    assert_eq!(pool.cached_prefix(&keys), []);
+    assert_eq!(pool.publish(first, 0, keys[0]), Ok(true));
+    assert_eq!(pool.publish(first, 0, keys[0]), Ok(true), "said again");
+    assert_eq!(pool.publish(second, 0, keys[0]), Ok(false), "it is cached in another page");
+    assert_eq!(pool.publish(first, 0, keys[1]), Err(PoolError::OtherKey(pages_of(&pool, 0)[0])));
+    assert_eq!(
+        pool.publish(first, 1, keys[1]).unwrap_err().to_string(),
+        "page 1 of sequence 0 is not full: its first 1 pages are"
+    );
+    assert_eq!(pool.cached_prefix(&keys), pages_of(&pool, 0)[..1]);
+    pool.release(first).unwrap();
+    pool.release(second).unwrap();
+    assert_eq!((pool.num_free(0), pool.num_evictable(0)), (7, 1));
+    assert_eq!(pool.open(first, &keys).unwrap().total(), 1);
+    pool.check_invariants().unwrap();
+}
+
+#[test]
 fn appended_tokens_fill_the_last_page_before_they_open_one() {
     let mut pool = pool(8, 4, 4);
     pool.open(SequenceId(0), &[]).unwrap();
