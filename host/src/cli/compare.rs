@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use farpage::device::DeviceChoice;
 use farpage::harness::results::{
-    Entry, Estimate, Manifest, Measured, Outcome as Found, Planned, RunResults, Side,
+    Entry, Estimate, Manifest, Measured, Metric, Outcome as Found, Planned, RunResults, Side,
 };
 
 use super::run::{Measuring, measure, outcome};
@@ -64,6 +64,11 @@ pub fn report(results: &RunResults) -> String {
             table(&header, 2, &rows)
         );
     }
+    for (entry, found) in &measured {
+        if !found.optimized.metrics.is_empty() {
+            text += &format!("\n{} {}:\n\n{}", entry.target, entry.shape, metrics(found));
+        }
+    }
     for entry in &results.entries {
         let name = [entry.target.as_str(), &entry.shape].join(" ");
         let name = name.trim_end();
@@ -81,6 +86,20 @@ pub fn report(results: &RunResults) -> String {
         text += "\ninterrupted: what was not measured is missing above";
     }
     text.trim_end().to_owned() + "\n"
+}
+
+/// The pair's own numbers, side by side.
+fn metrics(found: &Measured) -> String {
+    let Measured { baseline, optimized, .. } = found;
+    let row = |(baseline, optimized): (&Metric, &Metric)| {
+        let name = match optimized.unit.as_str() {
+            "" => optimized.name.clone(),
+            unit => format!("{}, {unit}", optimized.name),
+        };
+        vec![name, format!("{:.2}", baseline.value), format!("{:.2}", optimized.value)]
+    };
+    let rows: Vec<_> = baseline.metrics.iter().zip(&optimized.metrics).map(row).collect();
+    table(&["", &baseline.name, &optimized.name], 1, &rows)
 }
 
 /// What was planned, and how far off the planner's prediction was.

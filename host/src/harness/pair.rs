@@ -6,7 +6,7 @@ use anyhow::Result;
 use gpu_kernels::contract::Work;
 use serde::Serialize;
 
-use super::results::{Phase, Planned, Published};
+use super::results::{Metric, Phase, Planned, Published};
 use super::sampler::{Batch, Sampler};
 use crate::device::Device;
 
@@ -176,6 +176,12 @@ pub trait Prepared {
     /// Named parts of the optimized side's time, where it has any.
     fn phases(&self) -> Result<Vec<Phase>> {
         Ok(Vec::new())
+    }
+
+    /// Numbers of a side beside its time, of its last call: both sides have the same, in the same
+    /// order.
+    fn metrics(&self, _variant: Variant) -> Vec<Metric> {
+        Vec::new()
     }
 
     /// What a planner chose for the optimized side, where there is one.

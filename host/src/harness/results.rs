@@ -133,6 +133,20 @@ pub struct Side {
     pub written_bytes: u64,
     /// Floating-point operations of one call.
     pub flops: u64,
+    /// Numbers of the pair's own, beside the time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub metrics: Vec<Metric>,
+}
+
+/// A number that a pair reports for a side.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Metric {
+    /// What it counts.
+    pub name: String,
+    /// How much.
+    pub value: f64,
+    /// Of what.
+    pub unit: String,
 }
 
 /// A median with its 95 % interval.

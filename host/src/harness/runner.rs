@@ -129,6 +129,7 @@ fn run_shape(
             read_bytes: work.read_bytes,
             written_bytes: work.written_bytes,
             flops: work.flops,
+            metrics: prepared.metrics(variant),
         }
     };
     Ok(Outcome::Measured(Box::new(Measured {
