@@ -14,6 +14,7 @@
 //! | [`model`] | decoder-only transformers, served from paged KV |
 //! | [`moe`] | mixture of experts over several ranks |
 //! | [`pairs`] | the paired benchmarks |
+//! | [`serve`] | requests served: queue, batches, preemption, and how long everybody waits |
 //! | [`validate`] | requests replayed through pool and kernels, checked all the way |
 //!
 //! Device code is the crate [`gpu_kernels`]; `build.rs` compiles it to PTX and embeds it here. The
@@ -30,4 +31,5 @@ pub mod launches;
 pub mod model;
 pub mod moe;
 pub mod pairs;
+pub mod serve;
 pub mod validate;
