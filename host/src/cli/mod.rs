@@ -16,6 +16,7 @@ mod progress;
 mod report;
 mod run;
 mod selection;
+mod serve;
 mod table;
 mod verify;
 
@@ -56,6 +57,8 @@ enum Command {
     Expectations(expectations::Arguments),
     /// Replays requests through the KV pool and the kernels, and checks every answer.
     KvValidate(Box<kv_validate::KvValidateArguments>),
+    /// Serves many requests with one policy, and says how long they waited.
+    Serve(serve::ServeArguments),
     /// Launches one kernel by its name, for profilers and sanitizers; without a name, shows all.
     Launch(launch::LaunchArguments),
     /// Prints or runs the profilers' commands for a kernel.
@@ -109,6 +112,7 @@ pub fn run() -> ExitCode {
         Command::FarGrid(arguments) => far_grid::run(choice, &arguments),
         Command::Expectations(arguments) => expectations::run(choice, arguments),
         Command::KvValidate(arguments) => kv_validate::run(choice, *arguments),
+        Command::Serve(arguments) => serve::run(&arguments),
         Command::Launch(arguments) => launch::run(choice, &arguments),
         Command::Profile(arguments) => profile::run(choice, &arguments),
         Command::Report(arguments) => report::run(arguments),

@@ -8,6 +8,7 @@
 mod append_bench;
 mod attention_output;
 mod attention_sizes;
+mod continuous_batching;
 mod decode_batch;
 mod decode_bench;
 mod expert_gemm;
@@ -15,6 +16,7 @@ mod far_bench;
 mod far_grid;
 mod gemm;
 pub(crate) mod kv_append;
+mod kv_cache_management;
 mod kv_cache_nvlink_pool;
 pub(crate) mod moe_permute;
 pub(crate) mod moe_topk;
@@ -24,11 +26,13 @@ mod placed_kv;
 mod prefill_batch;
 mod prefill_bench;
 mod product_bench;
+mod serve_bench;
 mod shared_expert;
 mod wide_ep;
 
 pub use append_bench::AppendBench;
 pub use attention_sizes::AttentionSizes;
+pub use continuous_batching::ContinuousBatching;
 pub use decode_batch::{BatchElement, DecodeBatch, DecodeWorkload};
 pub use decode_bench::DecodeBench;
 pub use expert_gemm::ExpertGemm;
@@ -36,6 +40,7 @@ pub use far_bench::{FarBench, FarRun, FarWay};
 pub use far_grid::{FarGrid, FarGridRow, far_grid, is_far, measured_costs};
 pub use gemm::Gemm;
 pub use kv_append::KvAppend;
+pub use kv_cache_management::KvCacheManagement;
 pub use kv_cache_nvlink_pool::KvCacheNvlinkPool;
 pub use moe_permute::MoePermute;
 pub use moe_topk::MoeTopk;
@@ -43,6 +48,7 @@ pub use paged_attention::PagedAttention;
 pub use paged_prefill::PagedPrefill;
 pub use prefill_batch::{PrefillBatch, PrefillWorkload};
 pub use prefill_bench::PrefillBench;
+pub use serve_bench::{ServeBench, ServeCase};
 pub use shared_expert::SharedExpert;
 pub use wide_ep::WideEp;
 
@@ -64,6 +70,8 @@ pub const ALL: &[&dyn Pair] = &[
     &SharedExpert,
     &ExpertGemm,
     &WideEp,
+    &ContinuousBatching,
+    &KvCacheManagement,
 ];
 
 /// How much more than an L2 cache holds all inputs have together.

@@ -1,0 +1,226 @@
+//! `serve`: a load, one policy, and how long everybody waits.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use farpage::serve::load::{LogNormal, PoissonLoad, TraceLoad};
+use farpage::serve::timeline::RequestMetrics;
+use farpage::serve::{
+    Clock, Order, Policy, Request, Reserve, SIMULATED, Server, SimulatedEngine, SimulatedModel,
+    Slo, Summary,
+};
+use serde::Serialize;
+
+use super::Outcome;
+
+/// On an engine that is simulated: its tokens are no text, and its times are virtual.
+#[derive(Debug, Args)]
+pub struct ServeArguments {
+    /// A trace in the Mooncake format (JSON lines); without one, requests arrive independently.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+
+    /// Requests of a trace arrive this many times faster than it says.
+    #[arg(long, default_value_t = 1.0)]
+    speed: f64,
+
+    /// Lengths of a trace are divided by this.
+    #[arg(long, value_name = "FACTOR", default_value_t = 1, value_parser = positive)]
+    shrink: usize,
+
+    /// Requests; of a trace, the first ones.
+    #[arg(long, value_name = "COUNT", default_value_t = 128)]
+    requests: usize,
+
+    /// Requests a second, in the mean; without it all are there from the start.
+    #[arg(long, value_name = "REQUESTS/S")]
+    rate: Option<f64>,
+
+    /// Prompts: median and most tokens, log-normal.
+    #[arg(long, value_name = "MEDIANxMOST", value_parser = lengths, default_value = "512x2048")]
+    prompts: (usize, usize),
+
+    /// Answers: median and most tokens, log-normal.
+    #[arg(long, value_name = "MEDIANxMOST", value_parser = lengths, default_value = "128x512")]
+    answers: (usize, usize),
+
+    /// Tokens that all prompts begin with.
+    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
+    shared: usize,
+
+    /// What all requests follow from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+
+    /// When requests join and leave.
+    #[arg(long, value_enum, default_value_t)]
+    batching: BatchingArgument,
+
+    /// Requests that run at the same time.
+    #[arg(long, default_value_t = 32)]
+    slots: usize,
+
+    /// Tokens of a step, of prompts and decoding together.
+    #[arg(long, value_name = "TOKENS", default_value_t = 160)]
+    step_tokens: usize,
+
+    /// Whose prompt goes first.
+    #[arg(long, value_enum, default_value_t)]
+    order: OrderArgument,
+
+    /// Reserves the longest context for each request, instead of pages as tokens come.
+    #[arg(long)]
+    whole_contexts: bool,
+
+    /// Computes equal beginnings again for each request.
+    #[arg(long)]
+    no_sharing: bool,
+
+    /// Pages of 16 tokens in local memory.
+    #[arg(long, default_value_t = 4096)]
+    pages: usize,
+
+    /// Pages in the host's memory, to which cached ones go when room is wanted.
+    #[arg(long, default_value_t = 4096)]
+    host_pages: usize,
+
+    /// Most time to first token that users were promised, ms.
+    #[arg(long, value_name = "MS", default_value_t = 2000.0)]
+    ttft_ms: f64,
+
+    /// Most mean time of each token after it, ms.
+    #[arg(long, value_name = "MS", default_value_t = 50.0)]
+    tpot_ms: f64,
+
+    /// Prints what is decided for each step.
+    #[arg(long, conflicts_with = "json")]
+    plans: bool,
+
+    /// Prints everything as JSON, each request's numbers too.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum BatchingArgument {
+    Static,
+    #[default]
+    Continuous,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum OrderArgument {
+    Arrival,
+    /// Who must start first to see the first token in time.
+    #[default]
+    Deadline,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct JsonReport<'a> {
+    engine: &'static str,
+    model: SimulatedModel,
+    policy: Policy,
+    summary: &'a Summary,
+    requests: Vec<RequestMetrics>,
+}
+
+fn positive(text: &str) -> Result<usize, &'static str> {
+    text.parse().ok().filter(|&number| number > 0).ok_or("must be a number above 0")
+}
+
+/// Two numbers with an x between them.
+fn lengths(text: &str) -> Result<(usize, usize), &'static str> {
+    let numbers = text.split_once('x').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    let numbers = numbers.filter(|&(median, most)| 0 < median && median <= most);
+    numbers.ok_or("must be a median and a greatest number of tokens, as `512x2048`")
+}
+
+pub fn run(arguments: &ServeArguments) -> Result<Outcome> {
+    let model = SimulatedModel::dense_8b();
+    let requests = arguments.load(&model)?;
+    let policy = arguments.policy(&model);
+    let clock = Clock::simulated();
+    let num_pages = [arguments.pages, arguments.host_pages];
+    let mut engine = SimulatedEngine::new(model, &num_pages, clock.clone());
+    let mut server = Server::new(&mut engine, policy, clock)?;
+    if !arguments.json {
+        println!("device: none, a {SIMULATED}: about 8B dense on an H200, by stated costs");
+    }
+    let served = server.serve_watched(requests, &mut |now_us, plan| {
+        if arguments.plans {
+            println!("\nat {:.3} ms\n{}", now_us / 1e3, plan.to_string().trim_end());
+        }
+    })?;
+    let slo = Slo { ttft_us: arguments.ttft_ms * 1e3, tpot_us: arguments.tpot_ms * 1e3 };
+    let summary = served.summary(slo);
+    if arguments.json {
+        let requests = served.requests.iter().map(|(answer, timeline)| timeline.metrics(answer));
+        let (requests, summary) = (requests.collect(), &summary);
+        let report = JsonReport { engine: SIMULATED, model, policy, summary, requests };
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("\n{summary}");
+        for (answer, _) in served.requests.iter().filter(|(a, _)| !a.ending.is_served()) {
+            println!("request {}: {:?}", answer.id, answer.ending);
+        }
+    }
+    Ok(if summary.num_failed == 0 { Outcome::Passed } else { Outcome::Violation })
+}
+
+impl ServeArguments {
+    fn load(&self, model: &SimulatedModel) -> Result<Vec<Request>> {
+        let vocab_size = model.vocab_size;
+        if let Some(path) = &self.trace {
+            ensure!(self.speed > 0.0, "`--speed` must be above 0, got {}", self.speed);
+            let in_file = || format!("the trace {}", path.display());
+            let file = File::open(path).with_context(in_file)?;
+            let load = TraceLoad {
+                speed: self.speed,
+                shrink: self.shrink,
+                num_max_requests: self.requests,
+                vocab_size,
+            };
+            return load.requests(BufReader::new(file)).with_context(in_file);
+        }
+        if let Some(rate) = self.rate {
+            ensure!(rate > 0.0, "`--rate` must be above 0, got {rate}");
+        }
+        let lengths =
+            |(median, max): (usize, usize)| LogNormal { median: median as f64, sigma: 0.8, max };
+        let load = PoissonLoad {
+            seed: self.seed,
+            num_requests: self.requests,
+            rate_per_s: self.rate,
+            prompt: lengths(self.prompts),
+            output: lengths(self.answers),
+            num_families: 1,
+            num_shared_tokens: self.shared,
+            vocab_size,
+        };
+        Ok(load.requests())
+    }
+
+    fn policy(&self, model: &SimulatedModel) -> Policy {
+        let order = match self.order {
+            OrderArgument::Arrival => Order::Arrival,
+            OrderArgument::Deadline => Order::FirstTokenDeadline {
+                ttft_us: self.ttft_ms * 1e3,
+                prompt_token_us: model.costs.flops_per_token / (model.costs.tflops * 1e6),
+            },
+        };
+        let policy = match self.batching {
+            BatchingArgument::Static => Policy::static_batches(self.slots),
+            BatchingArgument::Continuous => {
+                Policy::continuous(self.slots, self.step_tokens).ordered(order)
+            }
+        };
+        let reserve = if self.whole_contexts { Reserve::WholeContext } else { Reserve::Pages };
+        let shares_prefixes = policy.shares_prefixes && !self.no_sharing;
+        Policy { reserve, shares_prefixes, ..policy }
+    }
+}

@@ -1,0 +1,76 @@
+//! `host serve` as its users run it.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use farpage::kv::trace::{GeneratorOptions, generate};
+
+fn serve(arguments: &[&str]) -> Output {
+    let arguments = ["serve"].iter().chain(arguments);
+    Command::new(env!("CARGO_BIN_EXE_host")).args(arguments).output().expect("the command starts")
+}
+
+fn text(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn json(arguments: &[&str]) -> serde_json::Value {
+    serde_json::from_str(&text(&serve(&[&["--json"], arguments].concat()))).unwrap()
+}
+
+const SMALL: [&str; 8] =
+    ["--requests", "24", "--slots", "6", "--prompts", "64x256", "--answers", "24x96"];
+
+#[test]
+fn says_first_that_it_is_simulated() {
+    let text = text(&serve(&SMALL));
+    assert!(text.starts_with("device: none, a simulated engine"), "{text}");
+    for row in ["tokens/s", "TTFT p50 / p90 / p99, ms", "goodput, requests/s", "batch fill"] {
+        assert!(text.lines().any(|line| line.starts_with(row)), "no {row} in\n{text}");
+    }
+}
+
+#[test]
+fn continuous_batches_give_more_tokens_a_second_and_runs_repeat() {
+    let continuous = json(&SMALL);
+    let repeated = json(&SMALL);
+    let fixed = json(&[&SMALL[..], &["--batching", "static"]].concat());
+    assert_eq!(continuous, repeated);
+    assert_eq!(continuous["engine"], "simulated engine");
+    assert_eq!(continuous["requests"].as_array().unwrap().len(), 24);
+    let tokens_per_s = |report: &serde_json::Value| report["summary"]["tokens_per_s"].as_f64();
+    assert!(tokens_per_s(&continuous) > tokens_per_s(&fixed));
+}
+
+#[test]
+fn traces_are_served_and_broken_ones_refused_with_their_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("trace.jsonl");
+    let options = GeneratorOptions { num_requests: 20, ..GeneratorOptions::default() };
+    let lines = generate(&options).into_iter();
+    let lines: String = lines.map(|line| serde_json::to_string(&line).unwrap() + "\n").collect();
+    fs::write(&file, &lines).unwrap();
+    let path = file.to_str().unwrap();
+    let report = json(&["--trace", path, "--shrink", "8"]);
+    assert_eq!(report["summary"]["num_served"], 20);
+    assert!(report["summary"]["page_hit_rate"].as_f64().unwrap() > 0.1, "prompts begin alike");
+
+    fs::write(&file, "{}\n").unwrap();
+    let output = serve(&["--trace", path]);
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("line 1: field 'timestamp' is missing"), "{error}");
+}
+
+#[test]
+fn plans_can_be_read_and_what_does_not_fit_is_refused() {
+    let few = ["--requests", "2", "--prompts", "40x40", "--answers", "3x3", "--plans"];
+    let said = text(&serve(&few));
+    assert!(said.contains("admit 0: 0 of 40 tokens cached"), "{said}");
+    let refused = text(&serve(&["--requests", "1", "--pages", "2", "--prompts", "100x100"]));
+    assert!(refused.contains("requests served, refused, failed"), "{refused}");
+    assert!(refused.contains("request 0: Refused(\"KV: "), "{refused}");
+    let output = serve(&["--slots", "8", "--step-tokens", "8"]);
+    assert_eq!(output.status.code(), Some(2));
+}
