@@ -5,10 +5,13 @@
 //! are fresh in each run, and their seed stands in the failure's message.
 
 use farpage::device::{Buffer, Device, Stream};
-use farpage::kernels::kv_append::{Append, AppendArgs, AppendElement, RotateQArgs};
+use farpage::kernels::kv_append::{
+    Append, AppendArgs, AppendElement, QkNorms, QkvArgs, RotateQArgs,
+};
 use farpage::kernels::kv_page_copy::{CopyVariant, PageCopy};
 use farpage::kernels::kv_page_pattern::{PatternChecksum, PatternFill};
 use farpage::kv::memory::KvMemory;
+use gpu_kernels::kv_append::contract::RopeStyle;
 use gpu_kernels::kv_append::reference as append_reference;
 use gpu_kernels::kv_layout::{KvElement, KvLayout, KvPagePlace, KvPageShape};
 use gpu_kernels::kv_page_copy::KvPageMove;
@@ -16,6 +19,7 @@ use gpu_kernels::kv_page_copy::reference as copy_reference;
 use gpu_kernels::kv_page_pattern::contract::PatternShape;
 use gpu_kernels::kv_page_pattern::pattern::{ElementFormat, page_checksum, token_identity};
 use gpu_kernels::kv_page_pattern::reference as pattern_reference;
+use gpu_kernels::paged_attention::contract::BatchMaxima;
 use half::{bf16, f16};
 
 /// A bit pattern that no kernel writes.
@@ -327,6 +331,88 @@ fn require_close(
     Ok(())
 }
 
+/// `q_out` and the pools after `append` of a problem's joint rows.
+fn run_qkv(
+    stream: &Stream,
+    append: &Append,
+    problem: &append_reference::QkvProblem,
+    memory: &KvMemory,
+) -> (Vec<bf16>, Vec<Vec<Option<u16>>>) {
+    let upload = |elements: &[bf16]| Buffer::from_slice(stream, elements).unwrap();
+    let [q, k] = problem.norms.each_ref().map(|norm| upload(norm));
+    let (qkv, qkv_bias) = (upload(&problem.qkv), upload(&problem.qkv_bias));
+    let cos_sin_cache = Buffer::from_slice(stream, &problem.cos_sin_cache).unwrap();
+    let num_qo_heads = problem.shape.num_qo_heads;
+    let q_out = upload(&vec![bf16::NAN; problem.shape.append.q_elements(num_qo_heads)]);
+    let args = QkvArgs {
+        memory,
+        qkv: &qkv,
+        qkv_bias: problem.shape.has_bias.then_some(&qkv_bias),
+        norms: problem.shape.norm_eps.map(|eps| QkNorms { q: &q, k: &k, eps }),
+        cos_sin_cache: problem.shape.append.rope.map(|_| &cos_sin_cache),
+        q_out: &q_out,
+    };
+    append.run_qkv(stream, num_qo_heads, args).unwrap();
+    let num_pools = problem.case.table.pages_of.len();
+    (stream.download(&q_out).unwrap(), written(stream, memory, num_pools))
+}
+
+fn check_qkv(
+    problem: &append_reference::QkvProblem,
+    (q_out, pools): (Vec<bf16>, Vec<Vec<Option<u16>>>),
+) {
+    let (want_q, want_pools) = problem.expected();
+    let name = &problem.case.name;
+    for (i, (got, want)) in q_out.iter().zip(&want_q).enumerate() {
+        assert!(problem.is_close(got.to_f64(), *want), "{name}: q_out[{i}] is {got}, not {want}");
+    }
+    for (location, (got, want)) in pools.iter().zip(&want_pools).enumerate() {
+        for (i, (got, want)) in got.iter().zip(want).enumerate() {
+            let got = got.map(|bits| bf16::from_bits(bits).to_f64());
+            let is_right = match (got, want) {
+                (Some(got), Some(want)) => problem.is_close(got, *want),
+                (got, want) => got.is_none() && want.is_none(),
+            };
+            assert!(is_right, "{name}: {location}[{i}] is {got:?}, not {want:?}");
+        }
+    }
+}
+
+fn check_joint_rows(stream: &Stream, devices: &[Device]) {
+    for problem in append_reference::qkv_problems() {
+        let (shape, lists) = (problem.shape.append, problem.case.lists());
+        let memory = poisoned_memory(stream, devices, shape.page, &problem.case.table.pages_of);
+        let append = Append::upload(stream, shape, &lists, &memory).unwrap();
+        check_qkv(&problem, run_qkv(stream, &append, &problem, &memory));
+    }
+}
+
+/// An append made for three requests takes one, then three: what it leaves is theirs alone.
+fn check_replayed_appends(stream: &Stream, devices: &[Device]) {
+    use append_reference::{Case, QkvProblem};
+    let page = KvPageShape {
+        page_size: 16,
+        num_kv_heads: 2,
+        head_dim: 64,
+        layout: KvLayout::Nhd,
+        element: KvElement::Half,
+    };
+    let style = Some(RopeStyle::HalfSplit);
+    let all = Case::new("three of three", page, style, 1, &[(40, 1), (15, 1), (16, 1)]);
+    let one = Case::new("one of three", page, style, 1, &[(40, 1)]);
+    let maxima = BatchMaxima { num_max_requests: 3, num_max_pages: 6 };
+    let memory = poisoned_memory(stream, devices, page, &all.table.pages_of);
+    let mut append = Append::for_replay(stream, all.shape.rope, maxima, &memory).unwrap();
+    let problem = QkvProblem::new(all.clone(), true, Some(1e-6), fastrand::u64(..));
+    append.update(stream, &one.table.table(), &memory).unwrap();
+    let (_, pools) = run_qkv(stream, &append, &problem, &memory);
+    assert_eq!(pools[0].iter().flatten().count(), 2 * 2 * 64, "K and V of one token");
+    let poison = vec![POISON; memory.pool_pages()[0] * page.page_elements()];
+    stream.upload(&poison, memory.pages(0, 0, memory.pool_pages()[0])).unwrap();
+    append.update(stream, &all.table.table(), &memory).unwrap();
+    check_qkv(&problem, run_qkv(stream, &append, &problem, &memory));
+}
+
 fn check_all(devices: &[Device]) {
     let stream = devices[0].new_stream().unwrap();
     check_copies(&stream, devices, &copy_reference::cases());
@@ -334,6 +420,8 @@ fn check_all(devices: &[Device]) {
     check_lost_and_misplaced_pages_show(&stream, devices);
     check_appends::<bf16>(&stream, devices);
     check_appends::<f16>(&stream, devices);
+    check_joint_rows(&stream, devices);
+    check_replayed_appends(&stream, devices);
 }
 
 #[test]

@@ -6,7 +6,9 @@
 use farpage::device::{Buffer, Device, Stream};
 use farpage::kernels::embedding::{GatherArgs, gather_rows};
 use farpage::kernels::rms_norm::{RmsNormArgs, add, add_rms_norm, rms_norm};
-use farpage::kernels::sampling::{ArgmaxArgs, LogitElement, argmax};
+use farpage::kernels::sampling::{
+    ArgmaxArgs, ChooseArgs, LogitElement, SamplingRule, argmax, choose,
+};
 use gpu_kernels::embedding::contract::EmbeddingShape;
 use gpu_kernels::embedding::reference as embedding;
 use gpu_kernels::rms_norm::contract::RmsNormShape;
@@ -58,18 +60,27 @@ fn check_gathers(device: &Device, shapes: &[EmbeddingShape]) {
     }
 }
 
-fn choose<T: LogitElement>(
+/// Tokens and logprobs: by rules, or the most likely ones.
+fn chosen<T: LogitElement>(
     stream: &Stream,
     shape: SamplingShape,
     logits: &[T],
+    rules: Option<&[SamplingRule]>,
 ) -> (Vec<i32>, Vec<f32>) {
     let batch = shape.batch as usize;
     let token_ids = Buffer::from_slice(stream, &vec![-7; batch]).unwrap();
     let logprobs = Buffer::from_slice(stream, &vec![f32::NAN; batch]).unwrap();
     let logits = Buffer::from_slice(stream, logits).unwrap();
-    let args = ArgmaxArgs { logits: &logits, token_ids: &token_ids, logprobs: &logprobs };
-    argmax(stream, shape, args).unwrap();
-    (stream.download(&token_ids).unwrap(), stream.download(&logprobs).unwrap())
+    let (logits, token_ids, logprobs) = (&logits, &token_ids, &logprobs);
+    match rules {
+        Some(rules) => {
+            let rules = &Buffer::from_slice(stream, rules).unwrap();
+            let args = ChooseArgs { logits, rules, token_ids, logprobs };
+            choose(stream, shape, args).unwrap();
+        }
+        None => argmax(stream, shape, ArgmaxArgs { logits, token_ids, logprobs }).unwrap(),
+    }
+    (stream.download(token_ids).unwrap(), stream.download(logprobs).unwrap())
 }
 
 fn check_choices(device: &Device, shapes: &[SamplingShape]) {
@@ -79,10 +90,18 @@ fn check_choices(device: &Device, shapes: &[SamplingShape]) {
         let logits = sampling::logits(&shape, kind, seed);
         let halves: Vec<bf16> = logits.iter().map(|&logit| bf16::from_f32(logit)).collect();
         let rounded: Vec<f32> = halves.iter().map(|logit| logit.to_f32()).collect();
-        let of_f32 = choose(&stream, shape, &logits);
-        let of_bf16 = choose(&stream, shape, &halves);
+        let of_f32 = chosen(&stream, shape, &logits, None);
+        let of_bf16 = chosen(&stream, shape, &halves, None);
         for (logits, (ids, logprobs)) in [(&logits, of_f32), (&rounded, of_bf16)] {
             if let Err(off) = check_argmax(&shape, logits, &ids, &logprobs) {
+                panic!("{shape:?}, {kind:?}, seed {seed}: {off}");
+            }
+        }
+        let rules = sampling::rules(shape.batch, seed);
+        let of_f32 = chosen(&stream, shape, &logits, Some(&rules));
+        let of_bf16 = chosen(&stream, shape, &halves, Some(&rules));
+        for (logits, (ids, logprobs)) in [(&logits, of_f32), (&rounded, of_bf16)] {
+            if let Err(off) = sampling::check(&shape, logits, &rules, &ids, &logprobs) {
                 panic!("{shape:?}, {kind:?}, seed {seed}: {off}");
             }
         }
@@ -137,7 +156,9 @@ fn nothing_to_do_launches_nothing() {
     let row_ids = device.alloc(0).unwrap();
     gather_rows(&stream, shape, GatherArgs { table: &weight, row_ids: &row_ids, out: &none })
         .unwrap();
-    choose::<bf16>(&stream, SamplingShape { batch: 0, vocab_size: 8 }, &[]);
+    let shape = SamplingShape { batch: 0, vocab_size: 8 };
+    chosen::<bf16>(&stream, shape, &[], None);
+    chosen::<bf16>(&stream, shape, &[], Some(&[]));
     assert!(device.launched_kernels().is_empty());
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::format;
 
-use super::{AppendParams, NUM_THREADS, Rotation, THREAD_DIMS};
+use super::{AppendParams, NUM_THREADS, QkvParams, Rotation, THREAD_DIMS};
 use crate::contract::{ContractError, LaunchDims, Work, require, require_len};
 use crate::kv_layout::{KvPagePlace, KvPageShape};
 use crate::paged_attention::contract::PageTable;
@@ -206,6 +206,7 @@ impl AppendShape {
         Work { read_bytes: 2 * moved + cache_bytes, written_bytes: 2 * moved, flops }
     }
 
+    /// Launch of a kernel with a thread for each share of `num_heads` heads of a token.
     fn dims_for(&self, num_heads: u32) -> LaunchDims {
         let threads = self.num_tokens * num_heads * (self.page.head_dim / THREAD_DIMS);
         LaunchDims {
@@ -226,5 +227,86 @@ impl AppendShape {
             format!("such that num_tokens * {argument} * head_dim / 16 is at most {}", i32::MAX),
             format!("{threads} for {num_heads} heads"),
         )
+    }
+}
+
+/// Sizes of an append from the rows that one product makes of a token: its heads of q, of K, of V.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QkvShape {
+    /// The append itself.
+    pub append: AppendShape,
+    /// Heads of q.
+    pub num_qo_heads: u32,
+    /// Whether rows get a bias.
+    pub has_bias: bool,
+    /// Added to the mean square of a head, where heads of q and of K are normalised.
+    pub norm_eps: Option<f32>,
+}
+
+impl QkvShape {
+    /// Refuses what the kernels do not take; the promise is that of [`AppendShape::check`].
+    pub fn check(&self) -> Result<(), ContractError> {
+        self.append.check()?;
+        require(self.num_qo_heads > 0, "num_qo_heads", "at least 1", self.num_qo_heads)?;
+        self.append.check_elements("heads", self.num_row_heads())?;
+        let head_dim = self.append.page.head_dim;
+        if let Some(eps) = self.norm_eps {
+            require(
+                head_dim.is_power_of_two(),
+                "head_dim",
+                "a power of two, to be normalised",
+                head_dim,
+            )?;
+            require(eps.is_finite() && eps >= 0.0, "norm_eps", "0 or a positive number", eps)?;
+        }
+        Ok(())
+    }
+
+    fn num_row_heads(&self) -> u32 {
+        self.num_qo_heads.saturating_add(self.append.page.num_kv_heads.saturating_mul(2))
+    }
+
+    /// Elements of `qkv`.
+    pub fn qkv_elements(&self) -> usize {
+        self.append.q_elements(self.num_row_heads())
+    }
+
+    /// Elements of `qkv_bias`.
+    pub fn bias_elements(&self) -> usize {
+        let row = (self.num_row_heads() * self.append.page.head_dim) as usize;
+        if self.has_bias { row } else { 0 }
+    }
+
+    /// Elements of `q_norm`, and of `k_norm`.
+    pub fn norm_elements(&self) -> usize {
+        self.norm_eps.map_or(0, |_| self.append.page.head_dim as usize)
+    }
+
+    /// The sizes that the kernels take.
+    pub fn params(&self) -> QkvParams {
+        QkvParams {
+            append: self.append.params(),
+            num_qo_heads: self.num_qo_heads,
+            norm_eps: self.norm_eps.unwrap_or(0.0),
+        }
+    }
+
+    /// The launch.
+    pub fn dims(&self) -> LaunchDims {
+        self.append.dims_for(self.num_row_heads())
+    }
+
+    /// What it moves and computes.
+    pub fn work(&self) -> Work {
+        let (append, q) = (self.append.work(), self.append.rotate_q_work(self.num_qo_heads));
+        let weights = self.bias_elements() + 2 * self.norm_elements();
+        Work {
+            // The row of the rotation's cache serves q and K.
+            read_bytes: append.read_bytes
+                + 2 * self.append.q_elements(self.num_qo_heads) as u64
+                + 2 * weights as u64,
+            written_bytes: append.written_bytes + q.written_bytes,
+            flops: append.flops + q.flops + 4 * self.qkv_elements() as u64,
+        }
     }
 }

@@ -21,21 +21,33 @@
 //! stored = e4m3(k / k_scale[head])     stored = e4m3(v / v_scale[head])
 //! ```
 //!
-//! to nearest even, saturating at 448, after a rotated K has become bf16 or f16. *rotate_q* does the same to the queries of the new tokens, in place or
-//! into another tensor.
+//! to nearest even, saturating at 448, after a rotated K has become bf16 or f16. *rotate_q* rotates the
+//! queries of the new tokens, in place or into another tensor.
+//!
+//! *qkv* does all of it in one launch, from the rows that one product with the weights of q, K and V
+//! together makes, and what models do in between: it adds a bias, and divides each head of q and of K
+//! by its root mean square, with a weight for each dimension (Qwen2 has the one, Qwen3 the other):
+//!
+//! ```text
+//! x = bf16(x + bias)        x = bf16(bf16(x / sqrt(mean over the head of x^2 + eps)) * weight)
+//! ```
+//!
+//! A request without pages, as a graph that is replayed for fewer requests has them, appends nothing.
 //!
 //! # Shapes
 //! `k`, `v` `[num_tokens, num_kv_heads, head_dim]`, `q`, `q_out` `[num_tokens, num_qo_heads,
 //! head_dim]` in bf16 or f16; `append_indptr` `[batch + 1]`; `cos_sin_cache`
 //! `[num_max_positions, head_dim]` in f32, cosines then sines; `k_scale`, `v_scale`
-//! `[num_kv_heads]` in f32. `head_dim` is a multiple of 16. The
-//! page table and the pages are those of [`paged_attention`](crate::paged_attention); pages may
-//! lie in any location.
+//! `[num_kv_heads]` in f32; `qkv` `[num_tokens, (num_qo_heads + 2 num_kv_heads) * head_dim]`, its
+//! `qkv_bias` a row of it, `q_norm`, `k_norm` `[head_dim]`. `head_dim` is a multiple of 16, and where
+//! heads are normalised a power of two. The page table and the pages are those of
+//! [`paged_attention`](crate::paged_attention); pages may lie in any location.
 //!
 //! # Who does what
 //! A thread takes 16 dimensions of a head: 8 of its first half and the 8 that lie half a head
 //! further, of K and of V. These hold whole pairs in either style, and move as 16-byte words.
-//! Each thread finds its request by bisection of `append_indptr`.
+//! Each thread finds its request by bisection of `append_indptr`. *qkv* has such threads for the heads
+//! of q, of K and of V; those of a head are neighbours in a warp, where their squares add up.
 //!
 //! # What bounds it
 //! Memory, and launch latency in decode: a batch of 64 with 8 heads of 128 moves half a megabyte.
@@ -93,4 +105,16 @@ pub struct AppendParams {
     pub rotation: Rotation,
     /// Where a page's elements lie.
     pub strides: KvStrides,
+}
+
+/// The sizes that the kernels from joint rows take by value.
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct QkvParams {
+    /// Sizes of the append.
+    pub append: AppendParams,
+    /// Heads of q.
+    pub num_qo_heads: u32,
+    /// Added to a head's mean square.
+    pub norm_eps: f32,
 }

@@ -5,7 +5,9 @@ use std::string::String;
 use std::vec;
 use std::vec::Vec;
 
-use super::contract::{AppendLists, AppendShape, Rope, RopeStyle};
+use half::bf16;
+
+use super::contract::{AppendLists, AppendShape, QkvShape, Rope, RopeStyle};
 use crate::kv_layout::{KvElement, KvLayout, KvPageShape};
 use crate::paged_attention::reference::ScatteredTable;
 
@@ -159,6 +161,102 @@ impl Case {
     pub fn lists(&self) -> AppendLists<'_> {
         AppendLists { append_indptr: &self.append_indptr, table: self.table.table() }
     }
+}
+
+/// An append from joint rows, with its inputs.
+#[derive(Clone, Debug)]
+pub struct QkvProblem {
+    /// Its lists.
+    pub case: Case,
+    /// Its sizes.
+    pub shape: QkvShape,
+    /// `[num_tokens, (num_qo_heads + 2 num_kv_heads) * head_dim]`
+    pub qkv: Vec<bf16>,
+    /// A row of that; empty if there is none
+    pub qkv_bias: Vec<bf16>,
+    /// `[head_dim]` each; empty if there are none
+    pub norms: [Vec<bf16>; 2],
+    /// `[num_max_positions, head_dim]`
+    pub cos_sin_cache: Vec<f32>,
+}
+
+impl QkvProblem {
+    /// Random rows for a case, with a bias and normalised heads if told so.
+    pub fn new(case: Case, has_bias: bool, norm_eps: Option<f32>, seed: u64) -> Self {
+        let num_qo_heads = case.num_qo_heads;
+        let shape = QkvShape { append: case.shape, num_qo_heads, has_bias, norm_eps };
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut random = |len, least: f32| -> Vec<bf16> {
+            (0..len).map(|_| bf16::from_f32(least + (1.0 - least) * rng.f32())).collect()
+        };
+        let num_max_positions = case.shape.rope.map_or(0, |rope| rope.num_max_positions);
+        Self {
+            qkv: random(shape.qkv_elements(), -1.0),
+            qkv_bias: random(shape.bias_elements(), -1.0),
+            norms: [random(shape.norm_elements(), 0.5), random(shape.norm_elements(), 0.5)],
+            cos_sin_cache: cos_sin_cache(num_max_positions, case.shape.page.head_dim, 10_000.0),
+            case,
+            shape,
+        }
+    }
+
+    /// The tokens' heads of q, K and V before any rotation: `[num_tokens, heads, head_dim]` each.
+    fn heads(&self) -> [Vec<f32>; 3] {
+        let head_dim = self.shape.append.page.head_dim as usize;
+        let num_kv_heads = self.shape.append.page.num_kv_heads as usize;
+        let ends = [0, 1, 2].map(|part| self.shape.num_qo_heads as usize + part * num_kv_heads);
+        let row_heads = ends[2];
+        let mut heads = [Vec::new(), Vec::new(), Vec::new()];
+        for (i, head) in self.qkv.chunks(head_dim).enumerate() {
+            let head_of_row = i % row_heads;
+            let part = ends.iter().filter(|&&end| end <= head_of_row).count();
+            let mut head: Vec<f32> = head.iter().map(|x| x.to_f32()).collect();
+            let biases = self.qkv_bias.chunks(head_dim).nth(head_of_row).unwrap_or_default();
+            for (x, bias) in head.iter_mut().zip(biases) {
+                *x = bf16::from_f32(*x + bias.to_f32()).to_f32();
+            }
+            if let (Some(eps), Some(weights)) = (self.shape.norm_eps, self.norms.get(part)) {
+                let squares: f64 = head.iter().map(|&x| f64::from(x).powi(2)).sum();
+                let scale = 1.0 / (squares / head_dim as f64 + f64::from(eps)).sqrt();
+                for (x, weight) in head.iter_mut().zip(weights) {
+                    let normal = bf16::from_f64(f64::from(*x) * scale);
+                    *x = bf16::from_f32(normal.to_f32() * weight.to_f32()).to_f32();
+                }
+            }
+            heads[part].extend(head);
+        }
+        heads
+    }
+
+    /// What `q_out` must be, and each of the pools, `None` where nothing is written.
+    pub fn expected(&self) -> (Vec<f64>, Vec<Vec<Option<f64>>>) {
+        let [q, k, v] = self.heads();
+        let (append, lists) = (&self.shape.append, self.case.lists());
+        let pool_pages = &self.case.table.pages_of;
+        let pools = append_tokens(append, &lists, pool_pages, &k, &v, &self.cos_sin_cache);
+        (rotate_tokens(append, &lists, &q, &self.cos_sin_cache), pools)
+    }
+
+    /// Whether `got` is right where `want` is expected: rounded once where heads are not
+    /// normalised; else up to a unit in the last place of a normalised value, which a mean off by
+    /// the last bit may round to its neighbour.
+    pub fn is_close(&self, got: f64, want: f64) -> bool {
+        let (relative, absolute) = match self.shape.norm_eps {
+            None => (1.0 / 256.0, 1e-6),
+            Some(_) => (1.0 / 128.0, 1.0 / 64.0),
+        };
+        (got - want).abs() <= relative * want.abs() + absolute
+    }
+}
+
+/// Problems of every kind, smallest first.
+pub fn qkv_problems() -> Vec<QkvProblem> {
+    let cases = cases().into_iter().filter(|case| case.shape.page.head_dim.is_power_of_two());
+    let problem = |(i, case): (usize, Case)| {
+        let norm_eps = (i % 3 != 0).then_some(1e-6);
+        QkvProblem::new(case, i % 2 == 1, norm_eps, i as u64)
+    };
+    cases.enumerate().map(problem).collect()
 }
 
 /// Edge cases, smallest first, in both layouts and with every rotation.

@@ -17,6 +17,7 @@ use crate::testing::{
 };
 
 mod e4m3;
+mod qkv;
 
 /// A case on the device, with random tokens in front of it.
 struct Run<T> {

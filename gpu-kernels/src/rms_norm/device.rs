@@ -70,13 +70,36 @@ entries! {
 
 /// Element by element, rounded.
 #[inline(always)]
-fn sum(a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
+pub(crate) fn sum(a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
     let mut sums = [0; 4];
     for i in 0..4 {
         let ([a0, a1], [b0, b1]) = (bf16::unpack(a[i]), bf16::unpack(b[i]));
         sums[i] = bf16::pack(a0 + b0, a1 + b1);
     }
     sums
+}
+
+/// Sum of the squares of a word's elements.
+#[inline(always)]
+pub(crate) fn squares(word: [u32; 4]) -> f32 {
+    let mut squares = 0.0;
+    for j in 0..4 {
+        let [a, b] = bf16::unpack(word[j]);
+        squares += a * a + b * b;
+    }
+    squares
+}
+
+/// A word's elements times `scale`, rounded, then times their weights.
+#[inline(always)]
+pub(crate) fn weighted(mut word: [u32; 4], scale: f32, weights: [u32; 4]) -> [u32; 4] {
+    for j in 0..4 {
+        let [a, b] = bf16::unpack(word[j]);
+        let [a, b] = bf16::unpack(bf16::pack(a * scale, b * scale));
+        let [weight_a, weight_b] = bf16::unpack(weights[j]);
+        word[j] = bf16::pack(a * weight_a, b * weight_b);
+    }
+    word
 }
 
 /// The row of a block, of which a thread has up to `WORDS` words.
@@ -133,22 +156,14 @@ impl<const WORDS: usize> Row<WORDS> {
         out: GlobalMut<bf16>, // [num_rows, row_len]
     ) {
         let weights = self.load_from(weight);
-        let mut squares = 0.0;
+        let mut sum = 0.0;
         for i in 0..WORDS {
-            for j in 0..4 {
-                let [a, b] = bf16::unpack(words[i][j]);
-                squares += a * a + b * b;
-            }
+            sum += squares(words[i]);
         }
-        let mean = block_sum(squares) / params.row_len as f32;
+        let mean = block_sum(sum) / params.row_len as f32;
         let scale = float::reciprocal_sqrt(mean + params.eps);
         for i in 0..WORDS {
-            for j in 0..4 {
-                let [a, b] = bf16::unpack(words[i][j]);
-                let [a, b] = bf16::unpack(bf16::pack(a * scale, b * scale));
-                let [weight_a, weight_b] = bf16::unpack(weights[i][j]);
-                words[i][j] = bf16::pack(a * weight_a, b * weight_b);
-            }
+            words[i] = weighted(words[i], scale, weights[i]);
         }
         self.store(out, words);
     }

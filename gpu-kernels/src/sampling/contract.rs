@@ -2,7 +2,7 @@
 
 use std::format;
 
-use super::{PIECE, ROW_THREADS};
+use super::{PIECE, ROW_THREADS, SamplingRule};
 use crate::contract::{ContractError, LaunchDims, Work, require};
 
 /// Largest vocabulary.
@@ -53,5 +53,15 @@ impl SamplingShape {
             written_bytes: 8 * u64::from(self.batch),
             flops: 3 * num_logits,
         }
+    }
+}
+
+impl SamplingRule {
+    /// Refuses values that choose no token. Kernels stay in bounds whatever a rule says.
+    pub fn check(&self) -> Result<(), ContractError> {
+        let Self { temperature, top_p, .. } = *self;
+        let is_temperature = temperature.is_finite() && temperature >= 0.0;
+        require(is_temperature, "temperature", "0 or a positive number", temperature)?;
+        require(top_p > 0.0 && top_p <= 1.0, "top_p", "above 0 and at most 1", top_p)
     }
 }

@@ -3,9 +3,11 @@ use std::vec::Vec;
 
 use half::bf16;
 
+use super::SamplingRule;
 use super::contract::SamplingShape;
-use super::device::{sampling_argmax_row_bf16, sampling_argmax_row_f32};
-use super::reference::{Logits, cases, check_argmax, logits};
+use super::device::*;
+use super::philox::philox;
+use super::reference::{Logits, cases, check, check_argmax, choose, logits, rules};
 use crate::testing::{DeviceMemory, TestDevice};
 
 /// Tokens and logprobs of one launch.
@@ -74,6 +76,142 @@ fn another_token_or_logprob_does_not_pass() {
     assert!(check_argmax(&shape, &logits, &ids, &other).is_err());
     other[2] = f32::NAN;
     assert!(check_argmax(&shape, &logits, &ids, &other).is_err());
+}
+
+/// Tokens and logprobs of one launch by rules.
+macro_rules! choose {
+    ($entry:ident, $device:expr, $shape:expr, $logits:expr, $rules:expr) => {{
+        let shape: SamplingShape = $shape;
+        let logits = DeviceMemory::from_slice($logits);
+        let rules = DeviceMemory::<SamplingRule>::from_slice($rules);
+        let token_ids = DeviceMemory::<i32>::poisoned(shape.batch as usize);
+        let logprobs = DeviceMemory::<f32>::poisoned(shape.batch as usize);
+        let kernel = $entry {
+            logits: logits.view(),
+            vocab_size: shape.vocab_size,
+            rules: rules.view(),
+            token_ids: token_ids.view_mut(),
+            logprobs: logprobs.view_mut(),
+        };
+        $device.launch(shape.row_dims(), kernel);
+        (token_ids.to_vec(), logprobs.to_vec())
+    }};
+}
+
+#[test]
+fn tokens_are_those_that_the_rules_draw() {
+    for (shape, seed) in cases().into_iter().zip(1..) {
+        for (kind, seed) in Logits::ALL.into_iter().zip(5 * seed..) {
+            let (device, rules) = (TestDevice::seeded(seed), rules(shape.batch, seed));
+            rules.iter().try_for_each(SamplingRule::check).unwrap();
+            let logits = logits(&shape, kind, seed);
+            let (ids, logprobs) = choose!(sampling_choose_row_f32, device, shape, &logits, &rules);
+            check(&shape, &logits, &rules, &ids, &logprobs)
+                .unwrap_or_else(|off| panic!("{shape:?}, {kind:?}, f32: {off}"));
+            let halves: Vec<bf16> = logits.iter().map(|&x| bf16::from_f32(x)).collect();
+            let rounded: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
+            let (ids, logprobs) = choose!(sampling_choose_row_bf16, device, shape, &halves, &rules);
+            check(&shape, &rounded, &rules, &ids, &logprobs)
+                .unwrap_or_else(|off| panic!("{shape:?}, {kind:?}, bf16: {off}"));
+        }
+    }
+}
+
+#[test]
+fn a_choice_depends_on_its_row_and_rule_alone() {
+    let shape = SamplingShape { batch: 9, vocab_size: 1000 };
+    let (logits, rules) = (logits(&shape, Logits::Spread, 3), rules(9, 0));
+    let (ids, logprobs) =
+        choose!(sampling_choose_row_f32, TestDevice::seeded(1), shape, &logits, &rules);
+    let one = SamplingShape { batch: 1, ..shape };
+    for (b, row) in logits.chunks(1000).enumerate() {
+        let alone =
+            choose!(sampling_choose_row_f32, TestDevice::seeded(2), one, row, &rules[b..=b]);
+        assert_eq!(alone.0, [ids[b]]);
+        assert_eq!(alone.1[0].to_bits(), logprobs[b].to_bits());
+    }
+}
+
+#[test]
+fn another_position_seed_or_limit_does_not_pass() {
+    let shape = SamplingShape { batch: 5, vocab_size: 1000 };
+    let logits = logits(&shape, Logits::Spread, 8);
+    let rule = SamplingRule { seed: 3, position: 4, top_k: 30, temperature: 2.0, top_p: 0.9 };
+    let device = TestDevice::ascending();
+    let chosen =
+        |rule: SamplingRule| choose!(sampling_choose_row_f32, device, shape, &logits, &[rule; 5]);
+    let (ids, logprobs) = chosen(rule);
+    let verdict = |rule| check(&shape, &logits, &[rule; 5], &ids, &logprobs);
+    verdict(rule).unwrap();
+    assert!(verdict(SamplingRule { position: 5, ..rule }).is_err());
+    assert!(verdict(SamplingRule { seed: 4, ..rule }).is_err());
+    assert!(verdict(SamplingRule { temperature: 0.0, ..rule }).is_err());
+    let (ids, logprobs) = chosen(SamplingRule { temperature: 20.0, top_k: 0, top_p: 1.0, ..rule });
+    let error = check(&shape, &logits, &[rule; 5], &ids, &logprobs).unwrap_err();
+    assert!(error.contains("not kept"), "{error}");
+}
+
+#[test]
+fn random_words_are_those_that_were_published() {
+    let bits = u32::MAX;
+    assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+    assert_eq!(philox([bits; 4], [bits; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+    let counter = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
+    let words = philox(counter, [0xa409_3822, 0x299f_31d0]);
+    assert_eq!(words, [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+}
+
+#[test]
+fn draws_have_their_probabilities() {
+    // 32 tokens of which 16 come in pairs of equals; top_p keeps those above the last of them.
+    let row: Vec<f32> = (0..32).map(|token| -0.25 * (token / 2) as f32).collect();
+    let num_draws = 40_000;
+    for (top_k, top_p) in [(0, 1.0), (10, 1.0), (0, 0.8), (20, 0.9)] {
+        let mut counts = [0u32; 32];
+        for position in 0..num_draws {
+            let rule = SamplingRule { seed: 11, position, top_k, temperature: 0.8, top_p };
+            counts[choose(&row, &rule) as usize] += 1;
+        }
+        let weight = |token: usize| (f64::from(row[token]) / 0.8).exp();
+        let mut kept = if top_k == 0 { 32 } else { top_k as usize };
+        let of_k: f64 = (0..kept).map(weight).sum();
+        if top_p < 1.0 {
+            let sum = |num: usize| (0..num).map(weight).sum::<f64>();
+            kept = (1..=kept).find(|&num| sum(num) >= f64::from(top_p) * of_k).unwrap();
+            // Both of a pair.
+            kept += kept % 2;
+        }
+        let total: f64 = (0..kept).map(weight).sum();
+        let mut chi_squared = 0.0;
+        for (token, &count) in counts.iter().enumerate() {
+            if token >= kept {
+                assert_eq!(count, 0, "token {token} is drawn under {top_k}, {top_p}");
+                continue;
+            }
+            let expected = f64::from(num_draws) * weight(token) / total;
+            chi_squared += (f64::from(count) - expected).powi(2) / expected;
+        }
+        // The mean is kept - 1; so far off is one in a hundred thousand.
+        let limit = kept as f64 + 6.0 * (2.0 * kept as f64).sqrt();
+        assert!(chi_squared < limit, "{chi_squared} for {kept} tokens under {top_k}, {top_p}");
+    }
+}
+
+#[test]
+fn rules_that_choose_nothing_are_refused_in_words() {
+    let wrong = [
+        SamplingRule { temperature: -1.0, ..SamplingRule::GREEDY },
+        SamplingRule { temperature: f32::NAN, ..SamplingRule::GREEDY },
+        SamplingRule { top_p: 0.0, ..SamplingRule::GREEDY },
+        SamplingRule { top_p: 1.5, ..SamplingRule::GREEDY },
+    ];
+    let text: String = wrong.map(|rule| std::format!("{}\n", rule.check().unwrap_err())).concat();
+    insta::assert_snapshot!(text, @"
+    `temperature` must be 0 or a positive number, got -1
+    `temperature` must be 0 or a positive number, got NaN
+    `top_p` must be above 0 and at most 1, got 0
+    `top_p` must be above 0 and at most 1, got 1.5
+    ");
 }
 
 #[test]

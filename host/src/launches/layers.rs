@@ -11,7 +11,9 @@ use super::{KernelLaunch, Setting, kernel};
 use crate::device::{Buffer, Stream};
 use crate::kernels::embedding::{GatherArgs, gather_rows};
 use crate::kernels::rms_norm::{RmsNormArgs, add, add_rms_norm, rms_norm};
-use crate::kernels::sampling::{ArgmaxArgs, LogitElement, argmax};
+use crate::kernels::sampling::{
+    ArgmaxArgs, ChooseArgs, LogitElement, SamplingRule, argmax, choose,
+};
 
 pub(super) fn launches() -> Vec<KernelLaunch> {
     vec![
@@ -27,6 +29,8 @@ pub(super) fn launches() -> Vec<KernelLaunch> {
         kernel("embedding_gather_bf16", gather),
         kernel("sampling_argmax_row_bf16", most_likely::<bf16>),
         kernel("sampling_argmax_row_f32", most_likely::<f32>),
+        kernel("sampling_choose_row_bf16", drawn::<bf16>),
+        kernel("sampling_choose_row_f32", drawn::<f32>),
     ]
 }
 
@@ -74,13 +78,40 @@ fn gather(setting: &Setting<'_>) -> Result<()> {
     setting.repeat(&stream, |_| Ok(gather_rows(&stream, shape, args)?))
 }
 
+/// Logits that are all equal, and where to put the tokens.
+struct Logits<T> {
+    stream: Stream,
+    shape: SamplingShape,
+    logits: Buffer<T>,
+    token_ids: Buffer<i32>,
+    logprobs: Buffer<f32>,
+}
+
+impl<T: LogitElement> Logits<T> {
+    fn new(setting: &Setting<'_>) -> Result<Self> {
+        let stream = setting.stream()?;
+        let (batch, vocab_size) = setting.pick((32, 151_936), (2, 200));
+        let shape = SamplingShape { batch, vocab_size };
+        Ok(Self {
+            logits: stream.device().alloc_zeroed(shape.logits_elements())?,
+            token_ids: stream.device().alloc(batch as usize)?,
+            logprobs: stream.device().alloc(batch as usize)?,
+            stream,
+            shape,
+        })
+    }
+}
+
 fn most_likely<T: LogitElement>(setting: &Setting<'_>) -> Result<()> {
-    let stream = setting.stream()?;
-    let (batch, vocab_size) = setting.pick((32, 151_936), (2, 200));
-    let shape = SamplingShape { batch, vocab_size };
-    let logits: Buffer<T> = stream.device().alloc_zeroed(shape.logits_elements())?;
-    let token_ids = stream.device().alloc(batch as usize)?;
-    let logprobs = stream.device().alloc(batch as usize)?;
-    let args = ArgmaxArgs { logits: &logits, token_ids: &token_ids, logprobs: &logprobs };
-    setting.repeat(&stream, |_| Ok(argmax(&stream, shape, args)?))
+    let Logits::<T> { stream, shape, logits, token_ids, logprobs } = &Logits::new(setting)?;
+    let args = ArgmaxArgs { logits, token_ids, logprobs };
+    setting.repeat(stream, |_| Ok(argmax(stream, *shape, args)?))
+}
+
+fn drawn<T: LogitElement>(setting: &Setting<'_>) -> Result<()> {
+    let Logits::<T> { stream, shape, logits, token_ids, logprobs } = &Logits::new(setting)?;
+    let rule = SamplingRule { seed: 1, position: 2, top_k: 50, temperature: 0.8, top_p: 0.9 };
+    let rules = &Buffer::from_slice(stream, &vec![rule; shape.batch as usize])?;
+    let args = ChooseArgs { logits, rules, token_ids, logprobs };
+    setting.repeat(stream, |_| Ok(choose(stream, *shape, args)?))
 }

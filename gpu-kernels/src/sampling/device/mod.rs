@@ -5,19 +5,21 @@
 #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, clippy::needless_range_loop)]
 
 mod block;
+mod draw;
 mod row;
 mod weight;
 
 use cuda_std::prelude::*;
 use half::bf16;
 
-use row::argmax_row;
+use super::SamplingRule;
+use row::{argmax_row, choose_row};
 
 macro_rules! entries {
-    ($($name:ident: $T:ty;)*) => {$(
+    ($($T:ty: $argmax:ident, $choose:ident;)*) => {$(
         /// The most likely token of each request, a block per request.
         #[kernel(threads = 512)]
-        pub unsafe fn $name(
+        pub unsafe fn $argmax(
             logits: Global<$T>, // [batch, vocab_size]
             vocab_size: u32,
             token_ids: GlobalMut<i32>, // [batch]
@@ -25,10 +27,22 @@ macro_rules! entries {
         ) {
             argmax_row(logits, vocab_size, token_ids, logprobs);
         }
+
+        /// A token of each request by its rule, a block per request.
+        #[kernel(threads = 512)]
+        pub unsafe fn $choose(
+            logits: Global<$T>, // [batch, vocab_size]
+            vocab_size: u32,
+            rules: Global<SamplingRule>, // [batch]
+            token_ids: GlobalMut<i32>,   // [batch]
+            logprobs: GlobalMut<f32>,    // [batch]
+        ) {
+            choose_row(logits, vocab_size, rules, token_ids, logprobs);
+        }
     )*};
 }
 
 entries! {
-    sampling_argmax_row_bf16: bf16;
-    sampling_argmax_row_f32: f32;
+    bf16: sampling_argmax_row_bf16, sampling_choose_row_bf16;
+    f32: sampling_argmax_row_f32, sampling_choose_row_f32;
 }

@@ -1,7 +1,9 @@
-//! Appending tokens, and rotating their queries; one body for each, for bf16 and f16.
+//! Appending tokens, rotating their queries, and both from joint rows; one body for each.
 // A kernel is one thread's program; its safety is the launch's, and stands in the contract.
 // Arrays stay in registers as long as constants index them.
 #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, clippy::needless_range_loop)]
+
+mod qkv;
 
 use bytemuck::AnyBitPattern;
 use cuda_std::float::E4m3;
@@ -9,6 +11,7 @@ use cuda_std::prelude::*;
 use half::{bf16, f16};
 
 use super::{AppendParams, Rotation, THREAD_DIMS};
+pub use qkv::{kv_append_qkv_bf16, kv_append_qkv_bf16_e4m3};
 
 /// Appends tokens of bf16.
 #[kernel(threads = 128)]
@@ -131,22 +134,18 @@ unsafe fn append_tokens<T: HalfFloat, S: Storage<T>>(
     params: AppendParams,
 ) {
     let Some(share) = Share::of_thread(params) else { return };
-    let (request, position) = lengths.place_of(share.token, params);
-    let page_of_request = position / params.page_size;
-    let entry = lengths.kv_indptr.load(request as usize) as u32 + page_of_request;
-    let page = pages.page::<S::Element>(entry as usize, params);
+    let Some((request, position)) = lengths.place_of(share.token, params) else { return };
+    let (page, destination) =
+        share.destination::<S::Element>(lengths, pages, request, position, params);
     let [k_scale, v_scale] = storage.scales(share.head);
-    let token_of_page = position - page_of_request * params.page_size;
-    let destination =
-        token_of_page * params.strides.token + share.head * params.strides.head + share.first_dim;
 
     let source = share.first_element(params);
     let value = share.load(v, source, params);
-    let value_place = (destination + params.strides.value) as usize;
+    let value_place = destination + params.strides.value as usize;
     share.store::<T, S>(page, value_place, value, v_scale, params);
     let key = share.load(k, source, params);
     let key = share.rotate::<T>(key, cos_sin_cache, position, params);
-    share.store::<T, S>(page, destination as usize, key, k_scale, params);
+    share.store::<T, S>(page, destination, key, k_scale, params);
 }
 
 #[inline(always)]
@@ -158,7 +157,7 @@ unsafe fn rotate_q<T: HalfFloat>(
     params: AppendParams,
 ) {
     let Some(share) = Share::of_thread(params) else { return };
-    let (_, position) = lengths.place_of(share.token, params);
+    let Some((_, position)) = lengths.place_of(share.token, params) else { return };
     let place = share.first_element(params);
     let query = share.load(q, place, params);
     let query = share.rotate::<T>(query, cos_sin_cache, position, params);
@@ -174,9 +173,9 @@ struct Lengths {
 }
 
 impl Lengths {
-    /// Request and position of a new token.
+    /// Request and position of a new token; none where the request has no pages.
     #[inline(always)]
-    unsafe fn place_of(self, token: u32, params: AppendParams) -> (u32, u32) {
+    unsafe fn place_of(self, token: u32, params: AppendParams) -> Option<(u32, u32)> {
         let (mut request, mut above) = (0, params.batch);
         while above - request > 1 {
             let middle = (request + above) / 2;
@@ -187,10 +186,13 @@ impl Lengths {
             }
         }
         let b = request as usize;
-        let full_pages = (self.kv_indptr.load(b + 1) - self.kv_indptr.load(b) - 1) as u32;
-        let kv_len = full_pages * params.page_size + self.kv_last_page_len.load(b) as u32;
+        let num_pages = (self.kv_indptr.load(b + 1) - self.kv_indptr.load(b)) as u32;
+        if num_pages == 0 {
+            return None;
+        }
+        let kv_len = (num_pages - 1) * params.page_size + self.kv_last_page_len.load(b) as u32;
         let tokens_to_end = self.append_indptr.load(b + 1) as u32 - token;
-        (request, kv_len - tokens_to_end)
+        Some((request, kv_len - tokens_to_end))
     }
 }
 
@@ -288,14 +290,42 @@ impl Share {
     /// This thread's share, if there is one for it.
     #[inline(always)]
     fn of_thread(params: AppendParams) -> Option<Self> {
+        let (share, is_own) = Self::nearest(params);
+        is_own.then_some(share)
+    }
+
+    /// The share of this thread, or the last one, and whether it is this thread's.
+    #[inline(always)]
+    fn nearest(params: AppendParams) -> (Self, bool) {
         let shares_per_head = params.head_dim / THREAD_DIMS;
-        let row = thread::index_1d() / shares_per_head;
+        let end = params.num_tokens * params.num_heads * shares_per_head;
+        let idx = thread::index_1d().min(end - 1);
+        let row = idx / shares_per_head;
         let token = row / params.num_heads;
-        (token < params.num_tokens).then(|| Self {
+        let share = Self {
             token,
             head: row - token * params.num_heads,
-            first_dim: (thread::index_1d() - row * shares_per_head) * (THREAD_DIMS / 2),
-        })
+            first_dim: (idx - row * shares_per_head) * (THREAD_DIMS / 2),
+        };
+        (share, thread::index_1d() < end)
+    }
+
+    /// The page of its token, and where in it K of its head lies.
+    #[inline(always)]
+    unsafe fn destination<E: AnyBitPattern>(
+        self,
+        lengths: Lengths,
+        pages: Pages,
+        request: u32,
+        position: u32,
+        params: AppendParams,
+    ) -> (GlobalMut<E>, usize) {
+        let page_of_request = position / params.page_size;
+        let entry = lengths.kv_indptr.load(request as usize) as u32 + page_of_request;
+        let token_of_page = position - page_of_request * params.page_size;
+        let strides = params.strides;
+        let place = token_of_page * strides.token + self.head * strides.head + self.first_dim;
+        (pages.page(entry as usize, params), place as usize)
     }
 
     /// Its first element in a tensor of `[num_tokens, num_heads, head_dim]`.
