@@ -311,13 +311,6 @@ pub unsafe fn take_back<const STEPS: usize>(a: &mut [[u32; 4]; STEPS]) {
     arch::wgmma::take_back(a);
 }
 
-/// Has these values computed before it, and used after. To the compiler, arithmetic may run at any
-/// moment before its use; here it runs while multiplications do, ahead of a wait that follows.
-#[inline(always)]
-pub unsafe fn pin<const LEN: usize>(values: &mut [f32; LEN]) {
-    arch::wgmma::pin(values);
-}
-
 /// Closes the multiplications issued since the last call into a group.
 #[inline(always)]
 #[track_caller]

@@ -36,15 +36,17 @@
 //! O[64, 128] += P V          P from registers, V as it lies
 //! ```
 //!
-//! The product of the next tile's S is issued before that of this tile's O, so that the softmax of
-//! one tile runs while the tensor cores multiply the one before. Named barriers let the two
-//! warpgroups issue in turn: while one does its softmax, the other multiplies.
+//! The product of the next tile's S is issued together with that of this tile's O. Maxima are looked
+//! for while the second of them runs; exponentials, sums and rounding follow both, so that they fill
+//! each other's gaps. Named barriers let the two warpgroups issue in turn: while one does its
+//! softmax, the other multiplies.
 //!
 //! # What bounds it
 //! The tensor cores, `4 head_dim` flops for each pair of a query and a key that it sees, see
 //! [`contract::PrefillShape::work`]; in long runs the power they draw, so that every instruction
 //! saved is clock gained. KV comes from the L2: the heads of a group, and neighbouring queries, read
-//! the same tiles at about the same time.
+//! the same tiles at about the same time, and heads whose KV would not stay there together go one
+//! after the other.
 //!
 //! # Whose idea
 //! Tiles through on-chip memory with an online softmax: FlashAttention. Warpgroups that load and

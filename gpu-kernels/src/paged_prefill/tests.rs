@@ -55,15 +55,7 @@ impl<T: StoredElement> OnDevice<T> {
         let pool_pages: Vec<usize> =
             kv.pools.iter().map(|pool| pool.len() / page.page_elements()).collect();
         table.table().check(kv_lens.len() as u32, page.page_size, &pool_pages).unwrap();
-        let num_qo_heads = shape.num_qo_heads;
-        let plan = PrefillPlan::new(
-            qo_lens,
-            &kv_lens,
-            page.page_size,
-            num_qo_heads,
-            block,
-            num_max_blocks,
-        );
+        let plan = PrefillPlan::new(&shape, qo_lens, &kv_lens, block, num_max_blocks);
         let pools: Vec<_> = kv.pools.iter().map(|pool| DeviceMemory::from_slice(pool)).collect();
         let addresses: Vec<u64> = pools.iter().map(DeviceMemory::address).collect();
         Self {
@@ -270,9 +262,27 @@ fn wrong_pages_and_queries_show() {
     }
 }
 
+/// Heads of 128, pages of 16.
+fn shape_of_heads(num_qo_heads: u32, num_kv_heads: u32) -> PrefillShape {
+    let page = KvPageShape { num_kv_heads, ..cases()[0].page };
+    PrefillShape { num_qo_heads, page, ..cases()[0].shape() }
+}
+
+#[test]
+fn heads_whose_kv_fills_the_cache_go_one_after_the_other() {
+    let heads = |kv_len| -> Vec<u32> {
+        let plan = PrefillPlan::new(&shape_of_heads(4, 2), &[256], &[kv_len], WGMMA, 1);
+        plan.items.iter().map(|item| item.qo_head).collect()
+    };
+    // 512 bytes for each token and KV head.
+    assert_eq!(heads(30_000), [0, 1, 2, 3, 0, 1, 2, 3]);
+    assert_eq!(heads(40_000), [0, 1, 0, 1, 2, 3, 2, 3]);
+}
+
 #[test]
 fn a_plan_is_as_reviewed() {
-    let plan = PrefillPlan::new(&[300, 0, 70], &[300, 40, 500], 16, 2, WGMMA, 3);
+    let shape = shape_of_heads(2, 1);
+    let plan = PrefillPlan::new(&shape, &[300, 0, 70], &[300, 40, 500], WGMMA, 3);
     let mut text = String::new();
     for block in 0..plan.num_blocks() {
         for item in plan.items_of(block) {
@@ -297,8 +307,8 @@ proptest! {
     ) {
         let qo_lens: Vec<u32> = lens.iter().map(|&(qo_len, _)| qo_len).collect();
         let kv_lens: Vec<u32> = lens.iter().map(|&(qo_len, more)| qo_len + more).collect();
-        let plan =
-            PrefillPlan::new(&qo_lens, &kv_lens, 16, num_qo_heads, WGMMA, num_max_blocks);
+        let shape = shape_of_heads(num_qo_heads, 1);
+        let plan = PrefillPlan::new(&shape, &qo_lens, &kv_lens, WGMMA, num_max_blocks);
         prop_assert!(plan.num_blocks() <= num_max_blocks);
         let num_rows: u32 = qo_lens.iter().sum();
         let mut seen = vec![0; (num_rows * num_qo_heads) as usize];

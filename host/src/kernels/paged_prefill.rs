@@ -93,10 +93,7 @@ impl Prefill {
             PrefillVariant::Baseline => u32::MAX,
             PrefillVariant::Wgmma => stream.device().properties()?.num_multiprocessors,
         };
-        let (page_size, num_qo_heads) = (shape.page.page_size, shape.num_qo_heads);
-        let block = variant.block();
-        let plan =
-            PrefillPlan::new(&qo_lens, kv_lens, page_size, num_qo_heads, block, num_max_blocks);
+        let plan = PrefillPlan::new(&shape, &qo_lens, kv_lens, variant.block(), num_max_blocks);
         Ok(Self {
             variant,
             shape,

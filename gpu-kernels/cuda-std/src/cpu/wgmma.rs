@@ -526,10 +526,6 @@ unsafe fn check_tile(tile: SwizzledTile<u16>, rows: usize) -> Result<(), String>
     Ok(())
 }
 
-/// Coroutines compute in the order of the program.
-#[inline(always)]
-pub unsafe fn pin<const LEN: usize>(_values: &mut [f32; LEN]) {}
-
 #[track_caller]
 pub unsafe fn commit_group() {
     sync_warp(Operation::WgmmaCommitGroup, Location::caller());

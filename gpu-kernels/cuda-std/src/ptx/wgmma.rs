@@ -270,15 +270,6 @@ pub unsafe fn take_back<const STEPS: usize>(a: &mut [[u32; 4]; STEPS]) {
 }
 
 #[inline(always)]
-pub unsafe fn pin<const LEN: usize>(values: &mut [f32; LEN]) {
-    let mut i = 0;
-    while i < LEN {
-        asm!("// {}", inout(reg32) values[i], options(nostack, preserves_flags));
-        i += 1;
-    }
-}
-
-#[inline(always)]
 pub unsafe fn commit_group() {
     asm!("wgmma.commit_group.sync.aligned;", options(nostack, preserves_flags));
 }

@@ -113,12 +113,12 @@ unsafe fn attend<T: HalfFloat, const D: usize>(
         let position = item.first_position + first_row + lane / 4;
         let position = position as i32 - (tile * KV_ROWS as u32) as i32 - (lane % 4 * 2) as i32;
         mask(&mut scores, position);
-        let rescale = softmax.weigh::<true, _>(&mut scores);
-        if let Some(rescale) = rescale {
+        if let Some(rescale) = softmax.raise(&scores) {
             for i in 0..D / 2 {
                 outputs[i] *= rescale[i / 2 % 2];
             }
         }
+        softmax.weigh(&mut scores);
         add_values::<T, D>(&mut outputs, &scores, loader.values(tile));
         thread::sync_threads();
     }

@@ -78,8 +78,8 @@ impl<T: HalfFloat, const BY_ROWS: bool> Consumer<T, BY_ROWS> {
         wgmma::wait_group::<0, _>(scores);
         self.give_back_k();
         mask(scores, self.position(item, tile));
-        softmax.weigh::<true, _>(scores);
-        self.wait_for(self.v_turn, Half::V);
+        softmax.raise(scores);
+        softmax.weigh(scores);
         let mut weights = rounded::<T>(scores);
 
         let mut accumulate = false;
@@ -100,6 +100,7 @@ impl<T: HalfFloat, const BY_ROWS: bool> Consumer<T, BY_ROWS> {
             q_is_empty(self.idx).arrive();
         }
 
+        self.wait_for(self.v_turn, Half::V);
         wgmma::lend(&mut weights);
         wgmma::fence(outputs);
         self.multiply_p_v(outputs, &weights, accumulate);
@@ -111,8 +112,8 @@ impl<T: HalfFloat, const BY_ROWS: bool> Consumer<T, BY_ROWS> {
         self.output.write::<D, _>(item, first_row, &softmax, outputs);
     }
 
-    /// Multiplies the last tile's weights with its values, while it makes weights of the next tile's
-    /// scores.
+    /// Multiplies the last tile's weights with its values, while it looks for the maxima of the next
+    /// tile's scores; then makes weights of these.
     #[inline(always)]
     unsafe fn step<const MASKED: bool>(
         &mut self,
@@ -124,6 +125,7 @@ impl<T: HalfFloat, const BY_ROWS: bool> Consumer<T, BY_ROWS> {
         accumulate: bool,
     ) {
         self.wait_for(self.k_turn, Half::K);
+        self.wait_for(self.v_turn, Half::V);
         self.take_turn();
         wgmma::lend(weights);
         wgmma::fence(scores);
@@ -136,11 +138,7 @@ impl<T: HalfFloat, const BY_ROWS: bool> Consumer<T, BY_ROWS> {
         if MASKED {
             mask(scores, position);
         }
-        let rescale = softmax.weigh::<MASKED, _>(scores);
-        softmax.pin(scores);
-        // Here, and not before the values are used: as a loop, it keeps ptxas from waiting for the
-        // outputs before the weights are made.
-        self.wait_for(self.v_turn.next(), Half::V);
+        let rescale = softmax.raise(scores);
         wgmma::wait_group::<0, _>(outputs);
         wgmma::take_back(weights);
         self.give_back_v();
@@ -149,6 +147,7 @@ impl<T: HalfFloat, const BY_ROWS: bool> Consumer<T, BY_ROWS> {
                 outputs[i] *= rescale[i / 2 % 2];
             }
         }
+        softmax.weigh(scores);
         *weights = rounded::<T>(scores);
     }
 

@@ -11,6 +11,9 @@ pub(super) struct Softmax {
     maximum: [f32; 2],
     /// Of this thread's keys so far.
     sum: [f32; 2],
+    /// What scores are weighed against, in base 2, and scores that are too large for that.
+    base: [f32; 2],
+    limit: [f32; 2],
     sm_scale_log2: f32,
 }
 
@@ -25,74 +28,59 @@ const SLACK: f32 = 8.0;
 impl Softmax {
     #[inline(always)]
     pub(super) fn new(sm_scale_log2: f32) -> Self {
-        Self { maximum: [f32::NEG_INFINITY; 2], sum: [0.0; 2], sm_scale_log2 }
+        Self {
+            maximum: [f32::NEG_INFINITY; 2],
+            sum: [0.0; 2],
+            base: [0.0; 2],
+            limit: [f32::NEG_INFINITY; 2],
+            sm_scale_log2,
+        }
     }
 
-    /// Makes weights of a tile's scores; returns by what each row's output so far shrinks, if it
-    /// does. All scores of a row so far may be minus infinity only if `MASKED`.
+    /// Weighs from now on against maxima that some row of the warp has outgrown with a tile's
+    /// scores; returns by what the rows' outputs so far shrink, if they do.
     #[inline(always)]
-    pub(super) unsafe fn weigh<const MASKED: bool, const REGISTERS: usize>(
+    pub(super) unsafe fn raise<const REGISTERS: usize>(
         &mut self,
-        scores: &mut [f32; REGISTERS],
+        scores: &[f32; REGISTERS],
     ) -> Option<[f32; 2]> {
-        let rescale = self.raise(self.maximum_with(scores, 0), self.maximum_with(scores, 1));
+        let found = [maximum_of(scores, 0), maximum_of(scores, 1)];
+        let outgrown = found[0] > self.limit[0] || found[1] > self.limit[1];
+        if !warp::warp_vote_any(FULL_MASK, outgrown) {
+            return None;
+        }
+        let mut rescale = [0.0; 2];
         for row in 0..2 {
+            let maximum = maximum_of_row(found[row].max(self.maximum[row]));
+            let growth = (maximum - self.maximum[row]) * self.sm_scale_log2;
+            // Of nothing it is 0, also if the maximum is minus infinity still.
+            rescale[row] = float::exp2(if growth >= 0.0 { -growth } else { f32::NEG_INFINITY });
+            self.sum[row] *= rescale[row];
+            self.maximum[row] = maximum;
+            self.limit[row] = maximum + SLACK * float::reciprocal(self.sm_scale_log2);
             // A row that has seen no key yet weighs nothing, and not NaN.
-            let base = match self.maximum[row] {
-                f32::NEG_INFINITY if MASKED => 0.0,
+            self.base[row] = match maximum {
+                f32::NEG_INFINITY => 0.0,
                 maximum => maximum * self.sm_scale_log2,
             };
+        }
+        Some(rescale)
+    }
+
+    /// Makes weights of a tile's scores.
+    #[inline(always)]
+    pub(super) unsafe fn weigh<const REGISTERS: usize>(&mut self, scores: &mut [f32; REGISTERS]) {
+        for row in 0..2 {
             let mut sums = [self.sum[row], 0.0, 0.0, 0.0];
             for i in 0..REGISTERS / 4 {
                 for j in 0..2 {
                     let score = &mut scores[4 * i + 2 * row + j];
-                    *score = float::exp2(*score * self.sm_scale_log2 - base);
+                    *score = float::exp2(*score * self.sm_scale_log2 - self.base[row]);
                     sums[i % (CHAINS / 2) * 2 + j] += *score;
                 }
             }
             self.sum[row] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
         }
-        rescale
-    }
-
-    /// Has the weights and their sums made before what follows.
-    #[inline(always)]
-    pub(super) unsafe fn pin<const REGISTERS: usize>(&mut self, weights: &mut [f32; REGISTERS]) {
-        wgmma::pin(weights);
-        wgmma::pin(&mut self.sum);
-    }
-
-    /// The maximum of a row so far and of its scores.
-    #[inline(always)]
-    unsafe fn maximum_with<const REGISTERS: usize>(
-        &self,
-        scores: &[f32; REGISTERS],
-        row: usize,
-    ) -> f32 {
-        let mut maxima = [self.maximum[row]; CHAINS];
-        for i in 0..REGISTERS / 4 {
-            let chain = i % (CHAINS / 2) * 2;
-            maxima[chain] = maxima[chain].max(scores[4 * i + 2 * row]);
-            maxima[chain + 1] = maxima[chain + 1].max(scores[4 * i + 2 * row + 1]);
-        }
-        maximum_of_row(maxima[0].max(maxima[1]).max(maxima[2].max(maxima[3])))
-    }
-
-    /// Weighs from now on against these maxima, if a row of the warp has outgrown its own; returns
-    /// by what the rows' outputs shrink.
-    #[inline(always)]
-    unsafe fn raise(&mut self, first: f32, second: f32) -> Option<[f32; 2]> {
-        let growth = |old: f32, new: f32| (new - old) * self.sm_scale_log2;
-        let outgrown =
-            growth(self.maximum[0], first) > SLACK || growth(self.maximum[1], second) > SLACK;
-        if !warp::warp_vote_any(FULL_MASK, outgrown) {
-            return None;
-        }
-        let rescale =
-            [shrinkage(growth(self.maximum[0], first)), shrinkage(growth(self.maximum[1], second))];
-        self.sum = [self.sum[0] * rescale[0], self.sum[1] * rescale[1]];
-        self.maximum = [first, second];
-        Some(rescale)
     }
 
     /// The factor that makes an output of a row's, and its log-sum-exp in base 2.
@@ -103,11 +91,17 @@ impl Softmax {
     }
 }
 
-/// The factor of what was summed up before a maximum grew; of nothing, if that is minus infinity as
-/// before.
+/// The maximum of a thread's scores of a row.
 #[inline(always)]
-fn shrinkage(growth: f32) -> f32 {
-    float::exp2(if growth >= 0.0 { -growth } else { f32::NEG_INFINITY })
+fn maximum_of<const REGISTERS: usize>(scores: &[f32; REGISTERS], row: usize) -> f32 {
+    let mut maxima =
+        [scores[2 * row], scores[2 * row + 1], scores[4 + 2 * row], scores[5 + 2 * row]];
+    for i in 2..REGISTERS / 4 {
+        let chain = i % (CHAINS / 2) * 2;
+        maxima[chain] = maxima[chain].max(scores[4 * i + 2 * row]);
+        maxima[chain + 1] = maxima[chain + 1].max(scores[4 * i + 2 * row + 1]);
+    }
+    maxima[0].max(maxima[1]).max(maxima[2].max(maxima[3]))
 }
 
 /// Hides from rows `first_row..` the keys that come after their own: `position` is the first row's
