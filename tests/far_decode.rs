@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::upload_pools;
+use cuda_std::float::E4m3;
 use farpage::comm::World;
 use farpage::device::{Buffer, Device, Stream};
 use farpage::kernels::far_decode::{
@@ -18,7 +19,9 @@ use farpage::kv::memory::KvMemory;
 use gpu_kernels::far_decode::sides::deal_pages;
 use gpu_kernels::kv_layout::{KvElement, KvLayout, KvPageShape};
 use gpu_kernels::paged_attention::contract::TileLoads;
-use gpu_kernels::paged_attention::reference::{DecodeCase, DecodeProblem, Tolerance, cases};
+use gpu_kernels::paged_attention::reference::{
+    DecodeCase, DecodeProblem, StoredElement, Tolerance, cases,
+};
 use half::{bf16, f16};
 
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -37,18 +40,18 @@ fn owners_attend_to_some(request: usize, location: usize, num_sides: usize) -> u
 }
 
 /// One problem, its pages dealt to the sides.
-struct Far<'a, T> {
+struct Far<'a, T, K> {
     streams: &'a [Stream],
-    problem: &'a DecodeProblem<T>,
+    problem: &'a DecodeProblem<T, K>,
     memory: &'a KvMemory,
     tables: FarTables,
     far: FarDecode,
 }
 
-impl<'a, T: FarDecodeElement> Far<'a, T> {
+impl<'a, T: FarDecodeElement, K: StoredElement> Far<'a, T, K> {
     fn new(
         streams: &'a [Stream],
-        problem: &'a DecodeProblem<T>,
+        problem: &'a DecodeProblem<T, K>,
         memory: &'a KvMemory,
         side_of: SideOf,
         deadline: Duration,
@@ -79,10 +82,14 @@ impl<'a, T: FarDecodeElement> Far<'a, T> {
     }
 }
 
-fn check_case<T: FarDecodeElement>(devices: &[Device], case: &DecodeCase, tolerance: Tolerance) {
+fn check_case<T: FarDecodeElement, K: StoredElement>(
+    devices: &[Device],
+    case: &DecodeCase,
+    tolerance: Tolerance,
+) {
     let streams: Vec<Stream> = devices.iter().map(|device| device.new_stream().unwrap()).collect();
     let seed = fastrand::u64(..);
-    let problem = case.problem::<T>(seed);
+    let problem = case.problem_over::<T, K>(seed);
     let memory = upload_pools(&streams[0], devices, &problem);
     // Other queries than those before, of which nothing may be left.
     let mut turned = problem.clone();
@@ -105,7 +112,7 @@ fn check_case<T: FarDecodeElement>(devices: &[Device], case: &DecodeCase, tolera
         for ((q, num_runs), oracle) in [(&problem.q, 1), (&turned.q, 3)].into_iter().zip(&oracles) {
             let (out, lse) = far.run(waits, q, num_runs);
             if let Err(off) = oracle.check(&out, &lse, tolerance) {
-                panic!("{}, {waits:?}, seed {seed}: {off}", case.name);
+                panic!("{}, {:?}, {waits:?}, seed {seed}: {off}", case.name, K::ELEMENT);
             }
         }
         let bits = bytemuck::cast_slice::<T, u16>;
@@ -114,12 +121,14 @@ fn check_case<T: FarDecodeElement>(devices: &[Device], case: &DecodeCase, tolera
     }
 }
 
-/// Each case in both types, its pages spread over the memory of all devices and of the host.
+/// Each case in all types, its pages spread over the memory of all devices and of the host.
 fn check_all(devices: &[Device], cases: Vec<DecodeCase>) {
     for case in cases {
         let case = DecodeCase { num_locations: devices.len() + 1, ..case };
-        check_case::<bf16>(devices, &case, Tolerance::BF16);
-        check_case::<f16>(devices, &case, Tolerance::F16);
+        check_case::<bf16, bf16>(devices, &case, Tolerance::BF16);
+        check_case::<f16, f16>(devices, &case, Tolerance::F16);
+        check_case::<bf16, E4m3>(devices, &case, Tolerance::BF16_OVER_E4M3);
+        check_case::<f16, E4m3>(devices, &case, Tolerance::F16_OVER_E4M3);
     }
 }
 

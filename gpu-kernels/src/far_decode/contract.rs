@@ -4,7 +4,6 @@ use cuda_std::cpu::LaunchDims;
 
 use super::NUM_MAX_OWNERS;
 use crate::contract::{ContractError, require};
-use crate::kv_layout::KvElement;
 use crate::merge_states::contract::MergeStatesShape;
 use crate::paged_attention::contract::DecodeShape;
 
@@ -24,8 +23,6 @@ impl FarDecodeShape {
     /// table, workspace, and state; and for counts of one element an owner, and one a block.
     pub fn check(&self) -> Result<(), ContractError> {
         self.decode.check()?;
-        let element = self.decode.page.element;
-        require(element == KvElement::Half, "element", "Half", std::format!("{element:?}"))?;
         require(
             (1..=NUM_MAX_OWNERS).contains(&self.num_owners),
             "owners",

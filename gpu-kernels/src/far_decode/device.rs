@@ -10,7 +10,7 @@ use super::{NUM_MAX_OWNERS, WaitReport};
 use crate::merge_states::device::merge_rows;
 use crate::merge_states::{MergeParams, NUM_THREADS};
 use crate::paged_attention::device::handshake::Handshake;
-use crate::paged_attention::device::kv_format::Halves;
+use crate::paged_attention::device::kv_format::{E4m3s, Halves, KvFormat};
 use crate::paged_attention::device::merge::Parts;
 use crate::paged_attention::device::split::{DecodeOutput, Pages, decode_split};
 use crate::paged_attention::device::tile_loader::{POOL_RANK, TilePages};
@@ -112,8 +112,11 @@ impl Handshake for WithHome {
 }
 
 macro_rules! attend_entries {
-    ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal, $HT:literal, $STAGES:literal, $AHEAD:literal;)*) => {$(
-        const _: () = assert!($STAGES == num_stages(2 * $D) && $AHEAD + 1 == $STAGES);
+    ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal, $HT:literal, $STAGES:literal, $AHEAD:literal, $Format:ty = $format:expr, [$($scale:ident),*];)*) => {$(
+        const _: () = {
+            let row_bytes = <$Format as KvFormat>::BYTES * $D;
+            assert!($STAGES == num_stages(row_bytes) && $AHEAD + 1 == $STAGES);
+        };
 
         $(#[$doc])*
         #[kernel(threads = 256, min_blocks = 1)]
@@ -122,6 +125,7 @@ macro_rules! attend_entries {
             kv_page_rank: Global<i32>,   // [entries]
             peer_kv_ptrs: Global<u64>,   // [num_locations]
             params: DecodeParams,
+            $($scale: Global<f32>,)*     // [num_kv_heads]
             items: Global<u32>,          // [items, WorkItem::WORDS]
             q: Global<$T>,               // [batch, num_qo_heads, head_dim], at home
             state_out: GlobalMut<f32>,   // [batch, num_qo_heads, head_dim], at home
@@ -140,29 +144,44 @@ macro_rules! attend_entries {
             let parts = Parts { out: partial_out, lse: partial_lse, arrived, group_size };
             let output = DecodeOutput { out: state_out, lse: state_lse, parts };
             let with_home = WithHome { asked, served, answered, waits: Waits { deadline_ns, report } };
-            let halves = Halves::<$T>::new();
-            decode_split::<$T, $D, $HT, $STAGES, $AHEAD, f32, WithHome, _>(pages, halves, items, q, output, with_home);
+            decode_split::<$T, $D, $HT, $STAGES, $AHEAD, f32, WithHome, $Format>(pages, $format, items, q, output, with_home);
         }
     )*};
 }
 
 attend_entries! {
     /// A state of groups of up to 8 heads.
-    far_decode_attend_split_bf16_d64_g8: bf16, 64, 1, 4, 3;
+    far_decode_attend_split_bf16_d64_g8: bf16, 64, 1, 4, 3, Halves<bf16> = Halves::new(), [];
     /// A state of groups of up to 16 heads.
-    far_decode_attend_split_bf16_d64_g16: bf16, 64, 2, 4, 3;
+    far_decode_attend_split_bf16_d64_g16: bf16, 64, 2, 4, 3, Halves<bf16> = Halves::new(), [];
     /// A state of groups of up to 8 heads.
-    far_decode_attend_split_bf16_d128_g8: bf16, 128, 1, 2, 1;
+    far_decode_attend_split_bf16_d128_g8: bf16, 128, 1, 2, 1, Halves<bf16> = Halves::new(), [];
     /// A state of groups of up to 16 heads.
-    far_decode_attend_split_bf16_d128_g16: bf16, 128, 2, 2, 1;
+    far_decode_attend_split_bf16_d128_g16: bf16, 128, 2, 2, 1, Halves<bf16> = Halves::new(), [];
     /// A state of groups of up to 8 heads.
-    far_decode_attend_split_f16_d64_g8: f16, 64, 1, 4, 3;
+    far_decode_attend_split_f16_d64_g8: f16, 64, 1, 4, 3, Halves<f16> = Halves::new(), [];
     /// A state of groups of up to 16 heads.
-    far_decode_attend_split_f16_d64_g16: f16, 64, 2, 4, 3;
+    far_decode_attend_split_f16_d64_g16: f16, 64, 2, 4, 3, Halves<f16> = Halves::new(), [];
     /// A state of groups of up to 8 heads.
-    far_decode_attend_split_f16_d128_g8: f16, 128, 1, 2, 1;
+    far_decode_attend_split_f16_d128_g8: f16, 128, 1, 2, 1, Halves<f16> = Halves::new(), [];
     /// A state of groups of up to 16 heads.
-    far_decode_attend_split_f16_d128_g16: f16, 128, 2, 2, 1;
+    far_decode_attend_split_f16_d128_g16: f16, 128, 2, 2, 1, Halves<f16> = Halves::new(), [];
+    /// A state of groups of up to 8 heads, over e4m3.
+    far_decode_attend_split_bf16_e4m3_d64_g8: bf16, 64, 1, 4, 3, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
+    /// A state of groups of up to 16 heads, over e4m3.
+    far_decode_attend_split_bf16_e4m3_d64_g16: bf16, 64, 2, 4, 3, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
+    /// A state of groups of up to 8 heads, over e4m3.
+    far_decode_attend_split_bf16_e4m3_d128_g8: bf16, 128, 1, 4, 3, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
+    /// A state of groups of up to 16 heads, over e4m3.
+    far_decode_attend_split_bf16_e4m3_d128_g16: bf16, 128, 2, 4, 3, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
+    /// A state of groups of up to 8 heads, over e4m3.
+    far_decode_attend_split_f16_e4m3_d64_g8: f16, 64, 1, 4, 3, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
+    /// A state of groups of up to 16 heads, over e4m3.
+    far_decode_attend_split_f16_e4m3_d64_g16: f16, 64, 2, 4, 3, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
+    /// A state of groups of up to 8 heads, over e4m3.
+    far_decode_attend_split_f16_e4m3_d128_g8: f16, 128, 1, 4, 3, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
+    /// A state of groups of up to 16 heads, over e4m3.
+    far_decode_attend_split_f16_e4m3_d128_g16: f16, 128, 2, 4, 3, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
 }
 
 macro_rules! tiles_entries {

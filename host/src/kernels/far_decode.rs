@@ -8,6 +8,7 @@ use gpu_kernels::far_decode::WaitReport;
 use gpu_kernels::far_decode::contract::FarDecodeShape;
 use gpu_kernels::far_decode::device as entries;
 use gpu_kernels::far_decode::sides::SideTable;
+use gpu_kernels::kv_layout::KvElement;
 use gpu_kernels::paged_attention::contract::{DecodeShape, TileLoads};
 use half::{bf16, f16};
 
@@ -383,7 +384,7 @@ pub struct AttendViews<'a, T> {
     state: usize,
 }
 
-/// An element type that decode has kernels for: bf16 and f16.
+/// An element type of queries that decode has kernels for: bf16 and f16.
 pub trait FarDecodeElement: DecodeElement + MergeElement {
     #[doc(hidden)]
     unsafe fn attend(stream: &Stream, views: &AttendViews<'_, Self>) -> Result<(), KernelError>;
@@ -396,80 +397,110 @@ pub trait FarDecodeElement: DecodeElement + MergeElement {
     ) -> Result<(), KernelError>;
 }
 
+/// Launches an entry with the arguments that all share, and those that tell how it finds the pages.
+macro_rules! attend {
+    ($stream:ident, $views:ident, $dims:ident, $kernel:ident { $($argument:ident: $value:expr),* }) => {{
+        let AttendViews { far, args, rank, decode, owner, state } = *$views;
+        let (shape, table) = (far.shape.decode, &args.tables.sides[rank]);
+        // SAFETY: the states have room for one of every side.
+        let (state_out, state_lse) = unsafe {
+            (
+                far.states_out.view_mut().offset(state * shape.q_elements()),
+                far.states_lse.view_mut().offset(state * shape.lse_elements()),
+            )
+        };
+        let null = GlobalMut::null();
+        // SAFETY: home has a place for the answer of each block of each owner.
+        let answered = owner
+            .map_or(null, |owner| unsafe { far.answered.view_mut().offset(owner.first_answer) });
+        let kernel = entries::$kernel {
+            $($argument: $value,)*
+            kv_indices: table.kv_indices.view(),
+            kv_page_rank: table.kv_page_rank.view(),
+            params: shape.params(args.memory.pool_pages().len()),
+            items: decode.items.view(),
+            q: args.q.view(),
+            state_out,
+            state_lse,
+            partial_out: decode.partial_out.view_mut(),
+            partial_lse: decode.partial_lse.view_mut(),
+            arrived: decode.arrived.view_mut(),
+            asked: owner.map_or(null, |owner| owner.asked.view_mut()).as_const(),
+            served: owner.map_or(null, |owner| owner.served.view_mut()),
+            answered,
+            deadline_ns: far.deadline_ns(),
+            report: owner.map_or(null, |owner| owner.report.view_mut()),
+        };
+        // SAFETY: the caller vouches for a checked run.
+        unsafe { $stream.launch(shape.$dims(&decode.plan), kernel) }?
+    }};
+}
+
 macro_rules! far_decode_element {
-    ($T:ty: $split64:ident, $split64_wide:ident, $split128:ident, $split128_wide:ident, $tiles64:ident, $tiles64_wide:ident, $tiles128:ident, $tiles128_wide:ident, $merge:ident) => {
+    ($T:ty:
+        $split64:ident, $split64_wide:ident, $split128:ident, $split128_wide:ident,
+        $tiles64:ident, $tiles64_wide:ident, $tiles128:ident, $tiles128_wide:ident;
+        $e4m3_64:ident, $e4m3_64_wide:ident, $e4m3_128:ident, $e4m3_128_wide:ident;
+        $merge:ident
+    ) => {
         impl FarDecodeElement for $T {
             unsafe fn attend(
                 stream: &Stream,
                 views: &AttendViews<'_, Self>,
             ) -> Result<(), KernelError> {
-                let AttendViews { far, args, rank, decode, owner, state } = *views;
-                let (shape, table) = (far.shape.decode, &args.tables.sides[rank]);
-                // SAFETY: the states have room for one of every side.
-                let (state_out, state_lse) = unsafe {
-                    (
-                        far.states_out.view_mut().offset(state * shape.q_elements()),
-                        far.states_lse.view_mut().offset(state * shape.lse_elements()),
-                    )
-                };
-                let null = GlobalMut::null();
-                // SAFETY: home has a place for the answer of each block of each owner.
-                let answered = owner.map_or(null, |owner| unsafe {
-                    far.answered.view_mut().offset(owner.first_answer)
-                });
-                // How a kernel finds the pages is told by `$pages`.
-                macro_rules! attend {
-                    ($kernel:ident, $dims:expr, $pages:ident = $found:expr) => {{
-                        let kernel = entries::$kernel {
-                            $pages: $found,
-                            kv_indices: table.kv_indices.view(),
-                            kv_page_rank: table.kv_page_rank.view(),
-                            params: shape.params(args.memory.pool_pages().len()),
-                            items: decode.items.view(),
-                            q: args.q.view(),
-                            state_out,
-                            state_lse,
-                            partial_out: decode.partial_out.view_mut(),
-                            partial_lse: decode.partial_lse.view_mut(),
-                            arrived: decode.arrived.view_mut(),
-                            asked: owner.map_or(null, |owner| owner.asked.view_mut()).as_const(),
-                            served: owner.map_or(null, |owner| owner.served.view_mut()),
-                            answered,
-                            deadline_ns: far.deadline_ns(),
-                            report: owner.map_or(null, |owner| owner.report.view_mut()),
-                        };
-                        // SAFETY: the caller vouches for a checked run.
-                        unsafe { stream.launch($dims, kernel) }?
-                    }};
-                }
+                let (shape, memory) = (views.far.shape.decode, views.args.memory);
                 macro_rules! split {
                     ($kernel:ident) => {
                         attend!(
-                            $kernel,
-                            shape.split_dims(&decode.plan),
-                            peer_kv_ptrs = args.memory.peer_kv_ptrs_on(rank).view()
+                            stream,
+                            views,
+                            split_dims,
+                            $kernel { peer_kv_ptrs: memory.peer_kv_ptrs_on(views.rank).view() }
+                        )
+                    };
+                }
+                macro_rules! split_e4m3 {
+                    ($kernel:ident) => {
+                        attend!(
+                            stream,
+                            views,
+                            split_dims,
+                            $kernel {
+                                peer_kv_ptrs: memory.peer_kv_ptrs_on(views.rank).view(),
+                                k_scale: memory.k_scale().view(),
+                                v_scale: memory.v_scale().view()
+                            }
                         )
                     };
                 }
                 macro_rules! tiles {
                     ($kernel:ident) => {
                         attend!(
-                            $kernel,
-                            shape.tiles_dims(&decode.plan),
-                            pools =
-                                args.memory.tile_maps(|num_pages| shape.pool_tiling(num_pages))?
+                            stream,
+                            views,
+                            tiles_dims,
+                            $kernel {
+                                pools: memory.tile_maps(|num_pages| shape.pool_tiling(num_pages))?
+                            }
                         )
                     };
                 }
-                match (decode.loads(), shape.page.head_dim, shape.head_tiles()) {
-                    (TileLoads::Pieces, 64, 1) => split!($split64),
-                    (TileLoads::Pieces, 64, _) => split!($split64_wide),
-                    (TileLoads::Pieces, _, 1) => split!($split128),
-                    (TileLoads::Pieces, _, _) => split!($split128_wide),
-                    (TileLoads::Boxes, 64, 1) => tiles!($tiles64),
-                    (TileLoads::Boxes, 64, _) => tiles!($tiles64_wide),
-                    (TileLoads::Boxes, _, 1) => tiles!($tiles128),
-                    (TileLoads::Boxes, _, _) => tiles!($tiles128_wide),
+                use KvElement::{E4m3, Half};
+                use TileLoads::{Boxes, Pieces};
+                let (head_dim, head_tiles) = (shape.page.head_dim, shape.head_tiles());
+                match (shape.page.element, views.decode.loads(), head_dim, head_tiles) {
+                    (Half, Pieces, 64, 1) => split!($split64),
+                    (Half, Pieces, 64, _) => split!($split64_wide),
+                    (Half, Pieces, _, 1) => split!($split128),
+                    (Half, Pieces, _, _) => split!($split128_wide),
+                    (Half, Boxes, 64, 1) => tiles!($tiles64),
+                    (Half, Boxes, 64, _) => tiles!($tiles64_wide),
+                    (Half, Boxes, _, 1) => tiles!($tiles128),
+                    (Half, Boxes, _, _) => tiles!($tiles128_wide),
+                    (E4m3, _, 64, 1) => split_e4m3!($e4m3_64),
+                    (E4m3, _, 64, _) => split_e4m3!($e4m3_64_wide),
+                    (E4m3, _, _, 1) => split_e4m3!($e4m3_128),
+                    (E4m3, _, _, _) => split_e4m3!($e4m3_128_wide),
                 }
                 Ok(())
             }
@@ -508,7 +539,11 @@ far_decode_element! {
     far_decode_attend_tiles_bf16_d64_g8,
     far_decode_attend_tiles_bf16_d64_g16,
     far_decode_attend_tiles_bf16_d128_g8,
-    far_decode_attend_tiles_bf16_d128_g16,
+    far_decode_attend_tiles_bf16_d128_g16;
+    far_decode_attend_split_bf16_e4m3_d64_g8,
+    far_decode_attend_split_bf16_e4m3_d64_g16,
+    far_decode_attend_split_bf16_e4m3_d128_g8,
+    far_decode_attend_split_bf16_e4m3_d128_g16;
     far_decode_merge_bf16
 }
 
@@ -521,6 +556,10 @@ far_decode_element! {
     far_decode_attend_tiles_f16_d64_g8,
     far_decode_attend_tiles_f16_d64_g16,
     far_decode_attend_tiles_f16_d128_g8,
-    far_decode_attend_tiles_f16_d128_g16,
+    far_decode_attend_tiles_f16_d128_g16;
+    far_decode_attend_split_f16_e4m3_d64_g8,
+    far_decode_attend_split_f16_e4m3_d64_g16,
+    far_decode_attend_split_f16_e4m3_d128_g8,
+    far_decode_attend_split_f16_e4m3_d128_g16;
     far_decode_merge_f16
 }

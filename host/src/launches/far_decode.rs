@@ -4,6 +4,7 @@
 use std::rc::Rc;
 
 use anyhow::Result;
+use gpu_kernels::kv_layout::KvElement;
 use gpu_kernels::paged_attention::contract::TileLoads::{self, Boxes, Pieces};
 use half::{bf16, f16};
 
@@ -35,6 +36,14 @@ pub(super) fn launches() -> Vec<KernelLaunch> {
         two_gpus("far_decode_attend_tiles_f16_d64_g16", travel::<f16>(OnAllSms, Boxes, 64, 16)),
         two_gpus("far_decode_attend_tiles_f16_d128_g8", travel::<f16>(OnAllSms, Boxes, 128, 8)),
         two_gpus("far_decode_attend_tiles_f16_d128_g16", travel::<f16>(OnAllSms, Boxes, 128, 16)),
+        two_gpus("far_decode_attend_split_bf16_e4m3_d64_g8", over_e4m3::<bf16>(64, 8)),
+        two_gpus("far_decode_attend_split_bf16_e4m3_d64_g16", over_e4m3::<bf16>(64, 16)),
+        two_gpus("far_decode_attend_split_bf16_e4m3_d128_g8", over_e4m3::<bf16>(128, 8)),
+        two_gpus("far_decode_attend_split_bf16_e4m3_d128_g16", over_e4m3::<bf16>(128, 16)),
+        two_gpus("far_decode_attend_split_f16_e4m3_d64_g8", over_e4m3::<f16>(64, 8)),
+        two_gpus("far_decode_attend_split_f16_e4m3_d64_g16", over_e4m3::<f16>(64, 16)),
+        two_gpus("far_decode_attend_split_f16_e4m3_d128_g8", over_e4m3::<f16>(128, 8)),
+        two_gpus("far_decode_attend_split_f16_e4m3_d128_g16", over_e4m3::<f16>(128, 16)),
         two_gpus("far_decode_merge_bf16", travel::<bf16>(OnAllSms, Pieces, 128, 8)),
         two_gpus("far_decode_merge_f16", travel::<f16>(OnAllSms, Pieces, 128, 8)),
         two_gpus("merge_states_bf16", travel::<bf16>(ForEvents, Pieces, 128, 8)),
@@ -49,9 +58,26 @@ fn two_gpus(
     KernelLaunch { num_gpus: 2, ..kernel(name, launch) }
 }
 
+fn travel<T: BatchElement + FarDecodeElement>(
+    waits: OwnerWaits,
+    loads: TileLoads,
+    head_dim: u32,
+    group_size: u32,
+) -> impl Fn(&Setting<'_>) -> Result<()> {
+    travel_over::<T>(KvElement::Half, waits, loads, head_dim, group_size)
+}
+
+fn over_e4m3<T: BatchElement + FarDecodeElement>(
+    head_dim: u32,
+    group_size: u32,
+) -> impl Fn(&Setting<'_>) -> Result<()> {
+    travel_over::<T>(KvElement::E4m3, OnAllSms, Pieces, head_dim, group_size)
+}
+
 /// Decode of a batch whose heads have `head_dim` elements, `group_size` of them for a KV head, and
 /// all of whose queries travel.
-fn travel<T: BatchElement + FarDecodeElement>(
+fn travel_over<T: BatchElement + FarDecodeElement>(
+    element: KvElement,
     waits: OwnerWaits,
     loads: TileLoads,
     head_dim: u32,
@@ -61,7 +87,9 @@ fn travel<T: BatchElement + FarDecodeElement>(
         let (num_kv_heads, kv_lens) = setting.pick((8, vec![4096; 16]), (2, vec![20, 40]));
         let num_qo_heads = group_size * num_kv_heads;
         let travels = vec![true; kv_lens.len()];
-        let workload = DecodeWorkload::new(num_qo_heads, num_kv_heads, kv_lens).head_dim(head_dim);
+        let mut workload =
+            DecodeWorkload::new(num_qo_heads, num_kv_heads, kv_lens).head_dim(head_dim);
+        workload.page.element = element;
         let batch = Rc::new(DecodeBatch::<T>::new(workload, 1));
         let bench = FarBench::new(setting.devices, &batch, |entry| usize::from(is_far(entry, 25)))?;
         let run = bench.plan(&FarWay::Travel { travels, waits })?;

@@ -236,8 +236,8 @@ impl<T: BatchElement + FarDecodeElement> FarBench<T> {
             self.run(run, input)?;
             self.synchronize(run)
         };
-        let (num_inputs, oracle) = (self.inputs.len(), self.batch.oracle());
-        self.output.verify(&self.streams[0], num_inputs, oracle, T::TOLERANCE, attend)
+        let (oracle, tolerance) = (self.batch.oracle(), self.batch.tolerance());
+        self.output.verify(&self.streams[0], self.inputs.len(), oracle, tolerance, attend)
     }
 
     /// Overwrites the last page of the batch, in the last of its places.
