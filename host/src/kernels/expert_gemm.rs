@@ -69,6 +69,13 @@ impl ExpertGemm {
         Ok(Self { shape, variant, num_sms })
     }
 
+    /// The same products on at most `num_sms` multiprocessors, which leaves the others to what runs
+    /// beside them. The baseline, whose blocks are not persistent, takes what it gets.
+    #[must_use]
+    pub fn on_sms(self, num_sms: u32) -> Self {
+        Self { num_sms: num_sms.clamp(1, self.num_sms), ..self }
+    }
+
     /// The sizes this was made for.
     pub fn shape(&self) -> ExpertGemmShape {
         self.shape

@@ -28,7 +28,7 @@ pub struct GemmArgs<'a> {
 }
 
 /// Whether `device` runs the kernels of the copy engine and of `wgmma`.
-pub(super) fn runs_hopper_kernels(device: &Device) -> Result<bool, KernelError> {
+pub(crate) fn runs_hopper_kernels(device: &Device) -> Result<bool, KernelError> {
     Ok(!device.is_cuda() || device.properties()?.ptx.is_some_and(PtxModule::is_hopper))
 }
 

@@ -10,6 +10,14 @@ use crate::device::{Buffer, Device, LaunchDims, Stream};
 /// Blocks of 1024 threads that may wait for each other on the CPU, where each thread has a stack.
 const NUM_CPU_BLOCKS: u32 = 16;
 
+/// Blocks that `device` runs at once: at least so many.
+pub(crate) fn num_resident_blocks(device: &Device) -> Result<u32, KernelError> {
+    match device.is_cuda() {
+        true => Ok(device.properties()?.num_multiprocessors),
+        false => Ok(NUM_CPU_BLOCKS),
+    }
+}
+
 /// Which kernels sort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PermuteVariant {
@@ -102,11 +110,7 @@ impl Permute {
     /// once, a thousand for each at least.
     pub fn new(device: &Device, shape: PermuteShape) -> Result<Self, KernelError> {
         shape.check()?;
-        let num_resident_blocks = match device.is_cuda() {
-            true => device.properties()?.num_multiprocessors,
-            false => NUM_CPU_BLOCKS,
-        };
-        let (grid_dims, pairs_of_thread) = shape.grid_dims(num_resident_blocks)?;
+        let (grid_dims, pairs_of_thread) = shape.grid_dims(num_resident_blocks(device)?)?;
         Ok(Self {
             block_counts: device.alloc(shape.block_counts_elements(&grid_dims))?,
             arrived: device.alloc_zeroed(2)?,

@@ -1,7 +1,7 @@
 //! Launches of the room `shared_expert`: two products of the room `gemm`, and a gate between them.
 
-use gpu_kernels::contract::{require, require_len};
-use gpu_kernels::gemm::contract::GemmVariant;
+use gpu_kernels::contract::{ContractError, require, require_len};
+use gpu_kernels::gemm::contract::{GemmPlan, GemmVariant};
 use gpu_kernels::shared_expert::contract::SharedExpertShape;
 use gpu_kernels::shared_expert::device as entries;
 use half::bf16;
@@ -19,6 +19,16 @@ pub enum SharedExpertVariant {
     Separate,
     /// The gate in the first product: Hopper.
     Fused,
+}
+
+impl SharedExpertVariant {
+    /// What should be the fastest for this shape, on a device with or without Hopper's kernels.
+    fn fastest(shape: SharedExpertShape, has_hopper_kernels: bool) -> Self {
+        match has_hopper_kernels {
+            true if shape.num_tokens >= FUSED_FROM_TOKENS => Self::Fused,
+            _ => Self::Separate,
+        }
+    }
 }
 
 /// Tokens from which on the first product has its gate: fewer leave its tiles to too few SMs, and
@@ -58,11 +68,21 @@ impl SharedExpert {
     /// # Errors
     /// A shape that the kernels do not take, in words; no memory for the workspace.
     pub fn new(stream: &Stream, shape: SharedExpertShape) -> Result<Self, KernelError> {
-        let variant = match runs_hopper_kernels(stream.device())? {
-            true if shape.num_tokens >= FUSED_FROM_TOKENS => SharedExpertVariant::Fused,
-            _ => SharedExpertVariant::Separate,
-        };
-        Self::with_variant(stream, shape, variant)
+        Self::on_sms(stream, shape, stream.device().properties()?.num_multiprocessors)
+    }
+
+    /// As [`new`](Self::new), on at most `num_sms` multiprocessors, which leaves the others to what
+    /// runs beside it. Before Hopper it takes what it gets: blocks are not persistent there.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn on_sms(
+        stream: &Stream,
+        shape: SharedExpertShape,
+        num_sms: u32,
+    ) -> Result<Self, KernelError> {
+        let variant = SharedExpertVariant::fastest(shape, runs_hopper_kernels(stream.device())?);
+        Self::build(stream, shape, variant, num_sms)
     }
 
     /// An expert by kernels of one's choice.
@@ -74,14 +94,28 @@ impl SharedExpert {
         shape: SharedExpertShape,
         variant: SharedExpertVariant,
     ) -> Result<Self, KernelError> {
+        let num_sms = stream.device().properties()?.num_multiprocessors;
+        Self::build(stream, shape, variant, num_sms)
+    }
+
+    fn build(
+        stream: &Stream,
+        shape: SharedExpertShape,
+        variant: SharedExpertVariant,
+        num_sms: u32,
+    ) -> Result<Self, KernelError> {
         shape.check()?;
         let device = stream.device();
+        let num_sms = num_sms.clamp(1, device.properties()?.num_multiprocessors);
         let [first, second] = shape.products();
-        let product = |shape| match variant {
-            SharedExpertVariant::Baseline => {
-                Gemm::with_variant(stream, shape, GemmVariant::Baseline)
-            }
-            _ => Gemm::new(stream, shape),
+        let has_fast_products =
+            variant != SharedExpertVariant::Baseline && runs_hopper_kernels(device)?;
+        let product = |shape| {
+            let plan = match has_fast_products {
+                true => GemmPlan::fastest(shape, num_sms),
+                false => GemmPlan::new(shape, GemmVariant::Baseline, num_sms),
+            };
+            Gemm::with_plan(stream, plan)
         };
         let gate_up = match variant {
             SharedExpertVariant::Fused => {
@@ -96,11 +130,33 @@ impl SharedExpert {
         };
         Ok(Self {
             shape,
-            num_sms: device.properties()?.num_multiprocessors,
+            num_sms,
             gate_up,
             down: product(second)?,
             h: device.alloc(shape.h_elements())?,
         })
+    }
+
+    /// The kernels of both halves of an expert [`on_sms`](Self::on_sms), in their order.
+    pub fn kernel_names(
+        shape: SharedExpertShape,
+        num_sms: u32,
+        has_hopper_kernels: bool,
+    ) -> [Vec<&'static str>; 2] {
+        let product = |shape| match has_hopper_kernels {
+            true => match GemmPlan::fastest(shape, num_sms).variant {
+                GemmVariant::Baseline => "gemm_baseline_bf16",
+                GemmVariant::Tma => "gemm_tma_bf16",
+                GemmVariant::Split => "gemm_split_bf16",
+            },
+            false => "gemm_baseline_bf16",
+        };
+        let [first, second] = shape.products();
+        let gate_up = match SharedExpertVariant::fastest(shape, has_hopper_kernels) {
+            SharedExpertVariant::Fused => vec!["shared_expert_gate_up_bf16"],
+            _ => vec![product(first), "shared_expert_silu_mul_bf16"],
+        };
+        [gate_up, vec![product(second)]]
     }
 
     /// The sizes this was made for.
@@ -119,19 +175,44 @@ impl SharedExpert {
     /// # Errors
     /// Before any launch: arguments of the wrong length.
     pub fn run(&self, stream: &Stream, args: SharedExpertArgs<'_>) -> Result<(), KernelError> {
+        self.run_gate_up(stream, args)?;
+        self.run_down(stream, args)
+    }
+
+    /// The first half of [`run`](Self::run), up to [`h`](Self::h).
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_gate_up(
+        &self,
+        stream: &Stream,
+        args: SharedExpertArgs<'_>,
+    ) -> Result<(), KernelError> {
+        self.check(args)?;
+        match &self.gate_up {
+            GateUp::Fused => self.multiply_with_gate(stream, args),
+            GateUp::Separate { product, gate_up } => {
+                product.run(stream, GemmArgs { a: args.x, b: args.gate_up, c: gate_up })?;
+                silu_mul(stream, self.shape, gate_up, &self.h)
+            }
+        }
+    }
+
+    /// The second half, from [`h`](Self::h) on, which must come later in the stream's order.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_down(&self, stream: &Stream, args: SharedExpertArgs<'_>) -> Result<(), KernelError> {
+        self.check(args)?;
+        self.down.run(stream, GemmArgs { a: &self.h, b: args.down, c: args.y })
+    }
+
+    fn check(&self, args: SharedExpertArgs<'_>) -> Result<(), ContractError> {
         let [first, second] = self.shape.products();
         require_len("x", self.shape.x_elements(), args.x.len())?;
         require_len("gate_up", first.b_elements(), args.gate_up.len())?;
         require_len("down", second.b_elements(), args.down.len())?;
-        require_len("y", self.shape.x_elements(), args.y.len())?;
-        match &self.gate_up {
-            GateUp::Fused => self.multiply_with_gate(stream, args)?,
-            GateUp::Separate { product, gate_up } => {
-                product.run(stream, GemmArgs { a: args.x, b: args.gate_up, c: gate_up })?;
-                silu_mul(stream, self.shape, gate_up, &self.h)?;
-            }
-        }
-        self.down.run(stream, GemmArgs { a: &self.h, b: args.down, c: args.y })
+        require_len("y", self.shape.x_elements(), args.y.len())
     }
 
     fn multiply_with_gate(
