@@ -152,6 +152,13 @@ impl<'a> Token<'a> {
     }
 }
 
+/// Scores of all tokens' experts. `[num_tokens, num_experts]`
+pub fn scores(shape: &TopkShape, gating_output: &[f32]) -> Vec<f64> {
+    let no_bias = vec![0.0; shape.num_experts as usize];
+    let rows = gating_output.chunks(shape.num_experts as usize);
+    rows.flat_map(|row| Token::new(shape, row, &no_bias).scores).collect()
+}
+
 /// Refuses a choice unless every id and every weight could be the oracle's: ids that scores within
 /// [`TOLERANCE`] of each other may swap, equal inputs come by ascending id.
 ///

@@ -189,3 +189,21 @@ fn usual_way(shape: &ExchangeShape, has_bulk: bool) -> Way {
         false => Way::Packets,
     }
 }
+
+/// The kernels of a phase, in their order; `NCCL` stands for the library's.
+pub(super) fn kernel_names(
+    shape: &ExchangeShape,
+    transport: Transport,
+    has_bulk: bool,
+    phase: Phase,
+) -> &'static [&'static str] {
+    match (transport, phase) {
+        (Transport::OneSided, Phase::Dispatch) => match usual_way(shape, has_bulk) {
+            Way::Bulk => &["dispatch_push_bulk"],
+            Way::Packets => &["dispatch_push_packets"],
+        },
+        (Transport::OneSided, Phase::Combine) => &["combine_push_packets"],
+        (Transport::Nccl, Phase::Dispatch) => &["dispatch_pack_baseline", "NCCL"],
+        (Transport::Nccl, Phase::Combine) => &["NCCL", "combine_sum_baseline"],
+    }
+}
