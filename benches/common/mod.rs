@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use criterion::{Criterion, Throughput};
 use farpage::device::DeviceChoice;
 use farpage::harness::protocol::Protocol;
+use farpage::harness::results::Planned;
 use farpage::harness::{Machine, Variant, registry, verify_both};
 
 /// What inputs follow from, as in `host compare`.
@@ -32,6 +33,11 @@ pub fn bench_main(target: &str) -> Result<()> {
             let prepared = shape.prepare(&machine.devices(shape.num_gpus)?, SEED)?;
             let prepared = prepared.as_ref();
             verify_both(pair, prepared)?;
+            // What is planned may speak of phases.
+            prepared.phases()?;
+            if let Some(Planned { choice, .. }) = prepared.planned() {
+                println!("{target}/{}: {choice}", shape.name);
+            }
             for variant in Variant::BOTH {
                 let batch = protocol.batch(prepared, variant)?;
                 let mut sample = prepared.sampler(variant, batch)?;

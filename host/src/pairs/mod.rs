@@ -18,7 +18,10 @@ mod gemm;
 pub(crate) mod kv_append;
 mod kv_cache_management;
 mod kv_cache_nvlink_pool;
+mod moe_layer;
+mod moe_overlap;
 pub(crate) mod moe_permute;
+mod moe_routing;
 pub(crate) mod moe_topk;
 mod paged_attention;
 mod paged_prefill;
@@ -26,6 +29,7 @@ mod placed_kv;
 mod prefill_batch;
 mod prefill_bench;
 mod product_bench;
+mod rank_clock;
 mod serve_bench;
 mod shared_expert;
 mod wide_ep;
@@ -42,7 +46,9 @@ pub use gemm::Gemm;
 pub use kv_append::KvAppend;
 pub use kv_cache_management::KvCacheManagement;
 pub use kv_cache_nvlink_pool::KvCacheNvlinkPool;
+pub use moe_overlap::MoeOverlap;
 pub use moe_permute::MoePermute;
+pub use moe_routing::MoeRouting;
 pub use moe_topk::MoeTopk;
 pub use paged_attention::PagedAttention;
 pub use paged_prefill::PagedPrefill;
@@ -72,6 +78,8 @@ pub const ALL: &[&dyn Pair] = &[
     &WideEp,
     &ContinuousBatching,
     &KvCacheManagement,
+    &MoeOverlap,
+    &MoeRouting,
 ];
 
 /// How much more than an L2 cache holds all inputs have together.

@@ -12,17 +12,16 @@ use gpu_kernels::dispatch::reference::{RankTokens, Received, Routing, dispatch, 
 use half::bf16;
 
 use super::num_cold_inputs;
+use super::rank_clock::RankClock;
 use crate::comm::{Rank, Team, TeamError, World};
-use crate::device::{Buffer, Device, Event, Graph, Stream};
+use crate::device::{Buffer, Device, Stream};
 use crate::harness::ceilings::NVLINK_WRITE;
-use crate::harness::{Batch, Demand, Mode, Pair, Prepared, Sampler, Shape, ShapeSet, Variant};
+use crate::harness::{Batch, Demand, Pair, Prepared, Sampler, Shape, ShapeSet, Variant};
 use crate::moe::exchange::{CombineArgs, DispatchArgs, Phase};
 use crate::moe::{Exchange, ExchangeOptions, Transport};
 
 /// Sets of inputs: one and the same would stay in a cache; more than these would take long to make.
 const NUM_INPUTS: RangeInclusive<usize> = 2..=64;
-/// Of a steady sample, one call in so many goes before the clock starts.
-const LEAD_SHARE: usize = 8;
 /// Multiprocessors that leave most to a computation beside them.
 const FEW_SMS: u32 = 16;
 
@@ -180,7 +179,7 @@ struct RankState {
     exchanges: [Exchange; 2],
     inputs: Vec<Input>,
     out: Buffer<bf16>,
-    graphs: [Option<Graphs>; 2],
+    clocks: [Option<RankClock>; 2],
 }
 
 /// What one call reads.
@@ -190,16 +189,6 @@ struct Input {
     topk_weights: Buffer<f32>,
     /// Of a combine.
     partial: Option<Buffer<bf16>>,
-}
-
-/// A sample's calls, captured.
-struct Graphs {
-    batch: Batch,
-    /// Absent on the CPU, where NCCL's stand-in cannot be captured.
-    lead_and_timed: Option<[Graph; 2]>,
-    start: Event,
-    end: Event,
-    next_input: usize,
 }
 
 impl Ranks {
@@ -285,7 +274,7 @@ impl RankState {
             out: device.alloc(tokens.x.len())?,
             stream,
             exchanges,
-            graphs: [None, None],
+            clocks: [None, None],
         };
         // A combine brings back what a dispatch has brought.
         for variant in Variant::BOTH {
@@ -316,55 +305,22 @@ impl RankState {
     fn prepare(&mut self, variant: Variant, batch: Batch) -> Result<()> {
         self.call(variant, 0)?;
         self.exchange(variant).synchronize(&self.stream)?;
-        let device = self.stream.device();
-        let calls = |num_calls: usize| {
-            self.stream.capture(|_| {
-                let first = batch.num_calls - num_calls;
-                (first..batch.num_calls)
-                    .try_for_each(|call| self.call(variant, call % batch.num_inputs))
-            })
-        };
-        let lead_and_timed = match device.is_cuda() && batch.mode == Mode::Steady {
-            // The last inputs of the rotation: the first ones have to stay out of the cache.
-            true => Some([calls(batch.num_calls.div_ceil(LEAD_SHARE))?, calls(batch.num_calls)?]),
-            false => None,
-        };
-        let (start, end) = (device.new_event()?, device.new_event()?);
-        self.graphs[variant as usize] =
-            Some(Graphs { batch, lead_and_timed, start, end, next_input: 0 });
+        let clock = RankClock::new(&self.stream, batch, |input| self.call(variant, input))?;
+        self.clocks[variant as usize] = Some(clock);
         Ok(())
     }
 
-    /// Microseconds of a call on this rank. All ranks take a sample together.
+    /// Microseconds of a call on this rank.
     fn sample(&mut self, rank: &Rank, variant: Variant) -> Result<f64> {
-        let mut graphs = self.graphs[variant as usize].take().context("not prepared")?;
-        rank.barrier()?;
-        let us = self.timed(variant, &mut graphs);
-        self.graphs[variant as usize] = Some(graphs);
+        let mut clock = self.clocks[variant as usize].take().context("not prepared")?;
+        let us = clock.sample(
+            rank,
+            &self.stream,
+            |input| self.call(variant, input),
+            || Ok(self.exchange(variant).synchronize(&self.stream)?),
+        );
+        self.clocks[variant as usize] = Some(clock);
         us
-    }
-
-    fn timed(&self, variant: Variant, graphs: &mut Graphs) -> Result<f64> {
-        let stream = &self.stream;
-        let Batch { num_calls, num_inputs, .. } = graphs.batch;
-        match &graphs.lead_and_timed {
-            // The ranks are in step, and busy, when the clock starts.
-            Some([lead, timed]) => {
-                lead.launch(stream)?;
-                stream.record(&graphs.start)?;
-                timed.launch(stream)?;
-            }
-            None => {
-                stream.record(&graphs.start)?;
-                for _ in 0..num_calls {
-                    self.call(variant, graphs.next_input)?;
-                    graphs.next_input = (graphs.next_input + 1) % num_inputs;
-                }
-            }
-        }
-        stream.record(&graphs.end)?;
-        self.exchange(variant).synchronize(stream)?;
-        Ok(graphs.start.elapsed_us(&graphs.end)? / num_calls as f64)
     }
 
     /// Compares the whole output of a side with the oracle, input by input.

@@ -1,0 +1,183 @@
+//! Both sides on all ranks, as the harness takes them.
+
+use std::sync::{Arc, OnceLock};
+
+use anyhow::{Context, Result, anyhow};
+use gpu_kernels::contract::Work;
+
+use super::phases::{Phases, time_phases};
+use super::state::{RankState, Traffic};
+use super::{SideOptions, Workload};
+use crate::comm::{Rank, Team, TeamError, World};
+use crate::device::Device;
+use crate::harness::ceilings::{DENSE_BF16, HBM_READ, NVLINK_WRITE};
+use crate::harness::results::{Metric, Phase, Planned};
+use crate::harness::{Batch, Demand, Prepared, Sampler, Variant};
+use crate::moe::layer::reference::{HostWeights, work};
+use crate::pairs::num_cold_inputs;
+use crate::pairs::product_bench::random_in_parallel;
+
+/// Both sides of a layer on all ranks.
+pub(in crate::pairs) struct LayerRanks {
+    workload: Workload,
+    options: [SideOptions; 2],
+    team: Team<RankState, anyhow::Error>,
+    num_inputs: usize,
+    /// By side, then by rank.
+    traffic: [Vec<Traffic>; 2],
+    phases: OnceLock<Phases>,
+}
+
+impl LayerRanks {
+    /// Weights and tokens from a seed, on one device for each rank.
+    pub(in crate::pairs) fn new(
+        devices: &[Device],
+        workload: &Workload,
+        options: [SideOptions; 2],
+        seed: u64,
+    ) -> Result<Self> {
+        let shape = workload.layer(options[1].topk);
+        let host_weights = Arc::new(HostWeights::with(&shape, seed, random_in_parallel));
+        // Weights are so large that nothing else stays in a cache.
+        let weights_once = work(&shape, &vec![1; shape.num_local_experts() as usize]);
+        let num_inputs = num_cold_inputs(&devices[0], weights_once)?;
+        let make = {
+            let workload = workload.clone();
+            let options = options.clone();
+            move |rank: &Rank| {
+                let (options, host_weights) = (options.clone(), host_weights.clone());
+                RankState::new(rank, &workload, options, host_weights, seed, num_inputs)
+            }
+        };
+        let team = Team::start(World::of(devices)?, make).map_err(in_words)?;
+        let traffic = |variant| {
+            let of_rank = move |rank: &Rank, state: &mut RankState| state.traffic(rank, variant);
+            team.run(of_rank).map_err(in_words)
+        };
+        Ok(Self {
+            workload: workload.clone(),
+            options,
+            num_inputs,
+            traffic: [traffic(Variant::Baseline)?, traffic(Variant::Optimized)?],
+            team,
+            phases: OnceLock::new(),
+        })
+    }
+
+    /// Rows that the rank which sends most sends to its peers, in dispatch; and, as they come back,
+    /// in combine.
+    fn num_remote_rows(&self, variant: Variant) -> [u64; 2] {
+        let traffic = &self.traffic[variant as usize];
+        let ranks = 0..traffic.len();
+        let sent = |from: usize| -> u64 {
+            ranks.clone().filter(|&to| to != from).map(|to| traffic[from].rows_to[to]).sum()
+        };
+        let returned = |from: usize| -> u64 {
+            ranks.clone().filter(|&to| to != from).map(|to| traffic[to].rows_to[from]).sum()
+        };
+        [ranks.clone().map(sent).max().unwrap_or(0), ranks.clone().map(returned).max().unwrap_or(0)]
+    }
+
+    /// The sum of the scores of all chosen experts.
+    fn mass(&self, variant: Variant) -> f64 {
+        self.traffic[variant as usize].iter().map(|traffic| traffic.mass).sum()
+    }
+
+    /// Bytes of a row.
+    fn row_bytes(&self) -> u64 {
+        2 * u64::from(self.workload.exchange.hidden)
+    }
+
+    /// The time of each step alone.
+    fn phases(&self) -> Result<&Phases> {
+        if let Some(phases) = self.phases.get() {
+            return Ok(phases);
+        }
+        let timed = self.team.run(time_phases).map_err(in_words)?;
+        let [dispatched, combined] = self.num_remote_rows(Variant::Optimized);
+        let remote_bytes = [dispatched, combined].map(|rows| rows * self.row_bytes());
+        let flops = Prepared::work(self, Variant::Optimized).flops;
+        let phases = Phases::of_ranks(&timed, remote_bytes, flops);
+        Ok(self.phases.get_or_init(|| phases))
+    }
+}
+
+fn in_words(error: TeamError<anyhow::Error>) -> anyhow::Error {
+    anyhow!("{error:#}")
+}
+
+impl Prepared for LayerRanks {
+    fn work(&self, variant: Variant) -> Work {
+        let shape = self.workload.layer(self.options[variant as usize].topk);
+        let of_rank = |traffic: &Traffic| work(&shape, &traffic.rows_of);
+        let ranks = self.traffic[variant as usize].iter().map(of_rank);
+        ranks.max_by_key(|work| work.flops).unwrap_or_default()
+    }
+
+    fn demands(&self) -> Vec<Demand> {
+        let work = Prepared::work(self, Variant::Optimized);
+        let mut demands = vec![
+            Demand { ceiling: DENSE_BF16, amount: work.flops },
+            Demand { ceiling: HBM_READ, amount: work.read_bytes },
+        ];
+        let num_rows: u64 = self.num_remote_rows(Variant::Optimized).iter().sum();
+        if num_rows > 0 {
+            demands.push(Demand { ceiling: NVLINK_WRITE, amount: num_rows * self.row_bytes() });
+        }
+        demands
+    }
+
+    fn num_inputs(&self) -> usize {
+        self.num_inputs
+    }
+
+    fn sampler(&self, variant: Variant, batch: Batch) -> Result<Sampler<'_>> {
+        self.team.run(move |_, state| state.prepare(variant, batch)).map_err(in_words)?;
+        Ok(Box::new(move || {
+            let us = self.team.run(move |rank, state| state.sample(rank, variant));
+            Ok(us.map_err(in_words)?.into_iter().fold(0.0, f64::max))
+        }))
+    }
+
+    fn verify(&self, variant: Variant) -> Result<String> {
+        // A rank that is wrong does not end the team: its state is still good.
+        let said = self.team.run(move |rank, state| {
+            Ok(state.verify(rank, variant).map_err(|error| format!("{error:#}")))
+        });
+        let said: Result<Vec<String>, String> = said.map_err(in_words)?.into_iter().collect();
+        said.map_err(|error| anyhow!(error))?.pop().context("no ranks")
+    }
+
+    fn corrupt(&mut self) -> Result<()> {
+        self.team.run(|_, state| state.corrupt()).map(drop).map_err(in_words)
+    }
+
+    fn metrics(&self, variant: Variant) -> Vec<Metric> {
+        let metric = |name: &str, value, unit: &str| Metric {
+            name: name.to_owned(),
+            value,
+            unit: unit.to_owned(),
+        };
+        let rows: u64 = self.num_remote_rows(variant).iter().sum();
+        let mut metrics = vec![metric(
+            "rows over the wire, from the rank that sends most",
+            (rows * self.row_bytes()) as f64 / 1e6,
+            "MB",
+        )];
+        let [baseline, optimized] = &self.options;
+        if baseline.topk != optimized.topk {
+            let kept = self.mass(variant) / self.mass(Variant::Baseline);
+            metrics.push(metric("routing mass lost", 100.0 * (1.0 - kept), "%"));
+        }
+        metrics
+    }
+
+    fn phases(&self) -> Result<Vec<Phase>> {
+        Ok(self.phases()?.each.clone())
+    }
+
+    fn planned(&self) -> Option<Planned> {
+        let phases = self.phases.get()?;
+        Some(Planned { choice: phases.to_string(), predicted_us: phases.floor_us() })
+    }
+}
