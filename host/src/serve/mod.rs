@@ -12,6 +12,7 @@
 //! | [`scheduler`] | who runs, who is preempted, which pages they have |
 //! | [`step_plan`] | a step's decisions, to be printed and compared |
 //! | [`server`] | requests in, answers out, on one engine |
+//! | [`disagg`] | several ranks: each for itself, or prompts here and decoding there |
 //! | [`simulated`] | an engine that is no model, for tests and for machines without a GPU |
 //! | [`alone`](alone()) | what a request gets alone, which every schedule must give it |
 //! | [`load`] | requests drawn from a seed, and those of a trace |
@@ -30,6 +31,7 @@
 
 mod alone;
 pub mod clock;
+pub mod disagg;
 mod job;
 pub mod load;
 mod pages;

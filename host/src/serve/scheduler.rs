@@ -9,8 +9,8 @@ use super::pages::{Cached, Pages};
 use super::policy::{Batching, MOST_PATIENCE, Order, Policy, PolicyError, Reserve};
 use super::request::{Ending, Refusal, Request, RequestId};
 use super::step_plan::{Admission, Feed, Preemption, StepPlan};
-use crate::kv::{KvPool, PoolError, PoolStats};
-use crate::model::engine::{EngineLimits, Sampled, Step, StepSequence};
+use crate::kv::{KvPool, Location, PoolError, PoolStats};
+use crate::model::engine::{EngineLimits, PageCopy, Sampled, Step, StepSequence};
 
 /// Decides step by step what an engine computes. It knows no engine: what is decided is a
 /// [`StepPlan`], and what came of it is [told](Self::complete).
@@ -21,6 +21,8 @@ pub struct Scheduler {
     waiting: Vec<Job>,
     /// The most senior first.
     running: Vec<Job>,
+    /// Requests whose prompts are computed elsewhere, and whose pages wait for them.
+    incoming: Vec<Job>,
 }
 
 /// A scheduler that cannot be.
@@ -45,6 +47,26 @@ pub struct Ended {
     pub ending: Ending,
 }
 
+/// Room for a request that comes from another engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    /// Pages that have to be copied out of the way first: one list after the other.
+    pub copies: Vec<Vec<PageCopy>>,
+    /// Its pages, for the whole prompt.
+    pub pages: Vec<Location>,
+}
+
+/// What became of a request from another engine.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Adopted {
+    /// It decodes here.
+    Runs,
+    /// Its first token was its last.
+    Ended(Ended),
+    /// Nobody waits for it.
+    Unexpected,
+}
+
 impl Scheduler {
     /// A scheduler for an engine with these limits and so many pages in each location.
     ///
@@ -57,7 +79,8 @@ impl Scheduler {
     ) -> Result<Self, SetupError> {
         let pages = Pages::new(num_pages, limits.page_size)?;
         check(&policy, &limits, &pages)?;
-        Ok(Self { policy, limits, pages, waiting: Vec::new(), running: Vec::new() })
+        let (waiting, running, incoming) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { policy, limits, pages, waiting, running, incoming })
     }
 
     /// What it goes by.
@@ -85,7 +108,12 @@ impl Scheduler {
         self.running.len()
     }
 
-    /// Nobody is here.
+    /// Requests that come from another engine, and are not here yet.
+    pub fn num_incoming(&self) -> usize {
+        self.incoming.len()
+    }
+
+    /// Nobody waits or runs.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
     }
@@ -95,6 +123,16 @@ impl Scheduler {
     /// # Errors
     /// A request that could not be served even alone.
     pub fn submit(&mut self, request: Request) -> Result<(), Refusal> {
+        self.check(&request)?;
+        self.waiting.push(Job::new(request));
+        Ok(())
+    }
+
+    /// Whether a request could be served.
+    ///
+    /// # Errors
+    /// Why it could not, even alone.
+    pub fn check(&self, request: &Request) -> Result<(), Refusal> {
         if request.prompt.is_empty() {
             return Err(Refusal::EmptyPrompt);
         }
@@ -118,11 +156,53 @@ impl Scheduler {
         if needed > limit {
             return Err(Refusal::PoolTooSmall { tokens, needed, limit });
         }
-        self.waiting.push(Job::new(request));
         Ok(())
     }
 
-    /// Decides the next step. It is not empty unless [`is_idle`](Self::is_idle).
+    /// Makes room for a request whose prompt another engine computes: a slot, and pages for the
+    /// whole prompt, which it keeps until it is [adopted](Self::adopt) or [ended](Self::end).
+    /// Nothing when there is no room now, or somebody who was preempted waits for it.
+    ///
+    /// # Errors
+    /// None, if the pool keeps its books and the request passes [`check`](Self::check).
+    pub fn reserve(&mut self, request: &Request) -> Result<Option<Reservation>, PoolError> {
+        let num_here = self.running.len() + self.incoming.len();
+        let needed = self.pages.num_filled_by(request.prompt.len()) + num_here;
+        let has_room = num_here == 0 || needed <= self.pages.num_available();
+        if !self.waiting.is_empty() || num_here >= self.num_slots() || !has_room {
+            return Ok(None);
+        }
+        let (id, mut copies) = (request.id, Vec::new());
+        self.pages.open(id, &[], &mut copies)?;
+        self.pages.grow(id, request.prompt.len(), &mut copies)?;
+        let pages = self.pages.locations(id, request.prompt.len())?;
+        self.incoming.push(Job::new(request.clone()));
+        Ok(Some(Reservation { copies, pages }))
+    }
+
+    /// A request that room was [reserved](Self::reserve) for is here: its pages hold its prompt, and
+    /// this is its first token. Nobody, if it is not expected any more.
+    ///
+    /// # Errors
+    /// None, if the pool keeps its books.
+    pub fn adopt(&mut self, id: RequestId, token: u32) -> Result<Adopted, PoolError> {
+        let Some(place) = self.incoming.iter().position(|job| job.id() == id) else {
+            return Ok(Adopted::Unexpected);
+        };
+        let mut job = self.incoming.remove(place);
+        job.num_computed = job.tokens.len();
+        job.tokens.push(token);
+        let ending = job.ending();
+        let place = self.join(job);
+        self.publish(place)?;
+        Ok(match ending {
+            None => Adopted::Runs,
+            Some(ending) => Adopted::Ended(self.end(id, ending)?.ok_or(unknown(id))?),
+        })
+    }
+
+    /// Decides the next step. It is empty if [nobody is here](Self::is_idle), or if all that runs
+    /// waits for pages that incoming requests have.
     ///
     /// # Errors
     /// None, if the pool keeps its books.
@@ -133,7 +213,7 @@ impl Scheduler {
             Batching::Continuous { num_max_tokens_per_step, order } => {
                 let mut num_tokens = num_max_tokens_per_step;
                 self.feed_running(&mut plan, &mut num_tokens, order, now_us)?;
-                if plan.preempted.is_empty() {
+                if plan.preempted.is_empty() && !self.waiting.is_empty() {
                     self.admit(&mut plan, &mut num_tokens, order, now_us)?;
                 }
             }
@@ -197,6 +277,9 @@ impl Scheduler {
         let job = if let Some(place) = self.place_of(id) {
             self.pages.release(id)?;
             self.running.remove(place)
+        } else if let Some(place) = self.incoming.iter().position(|job| job.id() == id) {
+            self.pages.release(id)?;
+            self.incoming.remove(place)
         } else if let Some(place) = self.waiting.iter().position(|job| job.id() == id) {
             self.waiting.remove(place)
         } else {
@@ -211,7 +294,7 @@ impl Scheduler {
     }
 
     fn jobs(&self) -> impl Iterator<Item = &Job> {
-        self.running.iter().chain(&self.waiting)
+        self.running.iter().chain(&self.waiting).chain(&self.incoming)
     }
 
     fn place_of(&self, id: RequestId) -> Option<usize> {
@@ -279,7 +362,7 @@ impl Scheduler {
         sort(&mut waiting, order, now_us);
         let in_order: Vec<RequestId> = waiting.into_iter().map(Job::id).collect();
         for id in in_order {
-            if *num_tokens == 0 || self.running.len() == self.num_slots() {
+            if *num_tokens == 0 || self.running.len() + self.incoming.len() >= self.num_slots() {
                 break;
             }
             let place = self.waiting.iter().position(|job| job.id() == id).expect("it waits");
@@ -300,8 +383,9 @@ impl Scheduler {
         let job = &mut self.waiting[place];
         let cached = cached(job, &self.pages, self.policy.shares_prefixes)?;
         let missing = self.pages.num_filled_by(job.tokens.len()) - cached.num_pages;
-        let needed = missing + cached.num_far + self.running.len();
-        Ok(self.running.is_empty() || needed <= self.pages.num_available() - cached.num_idle)
+        let num_here = self.running.len() + self.incoming.len();
+        let needed = missing + cached.num_far + num_here;
+        Ok(num_here == 0 || needed <= self.pages.num_available() - cached.num_idle)
     }
 
     /// Lets a request run, with what is cached of it. Returns the tokens that are left.
@@ -319,9 +403,15 @@ impl Scheduler {
             num_restored_pages,
             is_again: job.is_preempted,
         });
+        self.join(job);
+        Ok(num_tokens - num_cached_tokens)
+    }
+
+    /// Lets a job run, in its place by seniority, which this returns.
+    fn join(&mut self, job: Job) -> usize {
         let place = self.running.partition_point(|other| other.seniority(&job).is_lt());
         self.running.insert(place, job);
-        Ok(num_tokens - num_cached_tokens)
+        place
     }
 
     fn feed(

@@ -1,6 +1,7 @@
 //! Schedules on the simulated engine, whose tokens tell whether its pages were right.
 
 mod decisions;
+mod disagg;
 mod engine;
 mod faults;
 mod loads;
