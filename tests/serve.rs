@@ -74,3 +74,17 @@ fn plans_can_be_read_and_what_does_not_fit_is_refused() {
     let output = serve(&["--slots", "8", "--step-tokens", "8"]);
     assert_eq!(output.status.code(), Some(2));
 }
+
+#[test]
+fn ranks_serve_in_every_role_and_worlds_of_halves_are_even() {
+    let few = ["--requests", "4", "--prompts", "32x32", "--answers", "4x4"];
+    for roles in ["monolithic", "disaggregated", "in-series"] {
+        let ranks = ["--world-size", "2", "--roles", roles, "--simulate-network", "10x20"];
+        let report = json(&[&few[..], &ranks].concat());
+        assert_eq!(report["summary"]["num_served"], 4, "{roles}");
+    }
+    let output = serve(&["--world-size", "3"]);
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("world size: needs an even number of ranks"), "{error}");
+}

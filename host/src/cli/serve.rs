@@ -1,22 +1,26 @@
 //! `serve`: a load, one policy, and how long everybody waits.
 
+use std::env;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
+use farpage::comm::{Rank, World};
+use farpage::model::engine::Engine;
+use farpage::serve::disagg::{ClusterOptions, HandOver, Roles, SimulatedNetwork, serve_on};
 use farpage::serve::load::{LogNormal, PoissonLoad, TraceLoad};
 use farpage::serve::timeline::RequestMetrics;
 use farpage::serve::{
-    Clock, Order, Policy, Request, Reserve, SIMULATED, Server, SimulatedEngine, SimulatedModel,
-    Slo, Summary,
+    Clock, Order, Policy, Request, Reserve, SIMULATED, Served, Server, SimulatedEngine,
+    SimulatedModel, Slo, Summary,
 };
 use serde::Serialize;
 
 use super::Outcome;
 
-/// On an engine that is simulated: its tokens are no text, and its times are virtual.
+/// On engines that are simulated: their tokens are no text, and their times follow from stated costs.
 #[derive(Debug, Args)]
 pub struct ServeArguments {
     /// A trace in the Mooncake format (JSON lines); without one, requests arrive independently.
@@ -95,8 +99,21 @@ pub struct ServeArguments {
     #[arg(long, value_name = "MS", default_value_t = 50.0)]
     tpot_ms: f64,
 
-    /// Prints what is decided for each step.
-    #[arg(long, conflicts_with = "json")]
+    /// Serves on so many ranks, on the wall's clock instead of a virtual one; by default as many as
+    /// AISP_DISAGG_WORLD_SIZE says, or one.
+    #[arg(long, value_name = "RANKS", value_parser = positive)]
+    world_size: Option<usize>,
+
+    /// What ranks do for each other.
+    #[arg(long, value_enum, default_value_t)]
+    roles: RolesArgument,
+
+    /// Between ranks, bytes take this long: GB/s of each link, and µs until the first byte.
+    #[arg(long, value_name = "GB/SxUS", value_parser = network)]
+    simulate_network: Option<SimulatedNetwork>,
+
+    /// Prints what is decided for each step of a single rank.
+    #[arg(long, conflicts_with_all = ["json", "world_size"])]
     plans: bool,
 
     /// Prints everything as JSON, each request's numbers too.
@@ -117,6 +134,17 @@ enum OrderArgument {
     /// Who must start first to see the first token in time.
     #[default]
     Deadline,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum RolesArgument {
+    /// Each serves its share of the requests.
+    Monolithic,
+    /// Half of them compute prompts for the other half, and push KV layer by layer.
+    #[default]
+    Disaggregated,
+    /// The same, with KV handed over after prefill.
+    InSeries,
 }
 
 /// What `--json` prints.
@@ -140,22 +168,36 @@ fn lengths(text: &str) -> Result<(usize, usize), &'static str> {
     numbers.ok_or("must be a median and a greatest number of tokens, as `512x2048`")
 }
 
+/// Two numbers with an x between them.
+fn network(text: &str) -> Result<SimulatedNetwork, &'static str> {
+    let numbers = text.split_once('x').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    let numbers =
+        numbers.filter(|&(gb_s, latency_us): &(f64, f64)| gb_s > 0.0 && latency_us >= 0.0);
+    let network = numbers.map(|(gb_s, latency_us)| SimulatedNetwork { gb_s, latency_us });
+    network.ok_or("must be GB/s above 0 and µs, as `20x10`")
+}
+
+/// What says how many ranks there are, if no argument does.
+const WORLD_SIZE: &str = "AISP_DISAGG_WORLD_SIZE";
+
 pub fn run(arguments: &ServeArguments) -> Result<Outcome> {
     let model = SimulatedModel::dense_8b();
     let requests = arguments.load(&model)?;
     let policy = arguments.policy(&model);
-    let clock = Clock::simulated();
-    let num_pages = [arguments.pages, arguments.host_pages];
-    let mut engine = SimulatedEngine::new(model, &num_pages, clock.clone());
-    let mut server = Server::new(&mut engine, policy, clock)?;
+    let num_ranks = arguments.num_ranks()?;
     if !arguments.json {
-        println!("device: none, a {SIMULATED}: about 8B dense on an H200, by stated costs");
+        let ranks = match num_ranks {
+            1 => "virtual time".to_owned(),
+            ranks => format!("{ranks} ranks in real time"),
+        };
+        println!(
+            "device: none, a {SIMULATED}: about 8B dense on an H200, by stated costs; {ranks}"
+        );
     }
-    let served = server.serve_watched(requests, &mut |now_us, plan| {
-        if arguments.plans {
-            println!("\nat {:.3} ms\n{}", now_us / 1e3, plan.to_string().trim_end());
-        }
-    })?;
+    let served = match num_ranks {
+        1 => arguments.serve(model, policy, requests)?,
+        ranks => arguments.serve_on(&World::cpu(ranks), model, policy, requests)?,
+    };
     let slo = Slo { ttft_us: arguments.ttft_ms * 1e3, tpot_us: arguments.tpot_ms * 1e3 };
     let summary = served.summary(slo);
     if arguments.json {
@@ -173,6 +215,65 @@ pub fn run(arguments: &ServeArguments) -> Result<Outcome> {
 }
 
 impl ServeArguments {
+    fn num_ranks(&self) -> Result<usize> {
+        match (self.world_size, env::var(WORLD_SIZE)) {
+            (Some(size), _) => Ok(size),
+            (None, Ok(size)) => {
+                positive(&size).map_err(|needed| anyhow!("{WORLD_SIZE} {needed}, got `{size}`"))
+            }
+            (None, Err(_)) => Ok(1),
+        }
+    }
+
+    fn serve(
+        &self,
+        model: SimulatedModel,
+        policy: Policy,
+        requests: Vec<Request>,
+    ) -> Result<Served> {
+        let clock = Clock::simulated();
+        let num_pages = [self.pages, self.host_pages];
+        let mut engine = SimulatedEngine::new(model, &num_pages, clock.clone());
+        let mut server = Server::new(&mut engine, policy, clock)?;
+        Ok(server.serve_watched(requests, &mut |now_us, plan| {
+            if self.plans {
+                println!("\nat {:.3} ms\n{}", now_us / 1e3, plan.to_string().trim_end());
+            }
+        })?)
+    }
+
+    fn serve_on(
+        &self,
+        world: &World,
+        model: SimulatedModel,
+        policy: Policy,
+        requests: Vec<Request>,
+    ) -> Result<Served> {
+        let options = ClusterOptions {
+            roles: match self.roles {
+                RolesArgument::Monolithic => Roles::Monolithic,
+                RolesArgument::Disaggregated => Roles::Disaggregated(HandOver::ByLayer),
+                RolesArgument::InSeries => Roles::Disaggregated(HandOver::AfterPrefill),
+            },
+            policy,
+            prefill_policy: Policy::continuous(self.slots, self.step_tokens),
+            network: self.simulate_network,
+            stop: None,
+        };
+        let num_pages = [self.pages, self.host_pages];
+        let make_engine = |_: &Rank, clock: &Clock| {
+            let engine = SimulatedEngine::new(model, &num_pages, clock.clone());
+            Ok(Box::new(engine) as Box<dyn Engine>)
+        };
+        let cluster = serve_on(world, &options, &make_engine, requests)?;
+        for (rank, report) in cluster.ranks.iter().enumerate() {
+            if let Err(reason) = report {
+                eprintln!("rank {rank} stopped: {reason}");
+            }
+        }
+        Ok(cluster.served)
+    }
+
     fn load(&self, model: &SimulatedModel) -> Result<Vec<Request>> {
         let vocab_size = model.vocab_size;
         if let Some(path) = &self.trace {

@@ -8,9 +8,11 @@
 mod append_bench;
 mod attention_output;
 mod attention_sizes;
+mod cluster_bench;
 mod continuous_batching;
 mod decode_batch;
 mod decode_bench;
+mod disaggregated_inference;
 mod expert_gemm;
 mod far_bench;
 mod far_grid;
@@ -28,6 +30,7 @@ mod paged_prefill;
 mod placed_kv;
 mod prefill_batch;
 mod prefill_bench;
+mod prefill_decode_disagg;
 mod product_bench;
 mod rank_clock;
 mod serve_bench;
@@ -36,9 +39,11 @@ mod wide_ep;
 
 pub use append_bench::AppendBench;
 pub use attention_sizes::AttentionSizes;
+pub use cluster_bench::{ClusterBench, ClusterCase, Timed};
 pub use continuous_batching::ContinuousBatching;
 pub use decode_batch::{BatchElement, DecodeBatch, DecodeWorkload};
 pub use decode_bench::DecodeBench;
+pub use disaggregated_inference::DisaggregatedInference;
 pub use expert_gemm::ExpertGemm;
 pub use far_bench::{FarBench, FarRun, FarWay};
 pub use far_grid::{FarGrid, FarGridRow, far_grid, is_far, measured_costs};
@@ -54,6 +59,7 @@ pub use paged_attention::PagedAttention;
 pub use paged_prefill::PagedPrefill;
 pub use prefill_batch::{PrefillBatch, PrefillWorkload};
 pub use prefill_bench::PrefillBench;
+pub use prefill_decode_disagg::PrefillDecodeDisagg;
 pub use serve_bench::{ServeBench, ServeCase};
 pub use shared_expert::SharedExpert;
 pub use wide_ep::WideEp;
@@ -80,6 +86,8 @@ pub const ALL: &[&dyn Pair] = &[
     &KvCacheManagement,
     &MoeOverlap,
     &MoeRouting,
+    &PrefillDecodeDisagg,
+    &DisaggregatedInference,
 ];
 
 /// How much more than an L2 cache holds all inputs have together.

@@ -47,10 +47,7 @@ impl ServeBench {
     /// A load that even an engine of its own does not serve.
     pub fn new(case: ServeCase, seed: u64) -> Result<Self> {
         let requests = PoissonLoad { seed, ..case.load }.requests();
-        let num_pages = case.model.num_max_context.div_ceil(case.model.page_size);
-        let mut engine = SimulatedEngine::new(case.model, &[num_pages, 1], Clock::simulated());
-        let oracle = requests.iter().map(|request| alone(&mut engine, request));
-        let oracle = oracle.collect::<Result<_, _>>().context("serving a request alone")?;
+        let oracle = tokens_alone(case.model, &requests)?;
         Ok(Self { case, requests, oracle, summaries: RefCell::default() })
     }
 
@@ -71,14 +68,7 @@ impl ServeBench {
 
 impl Prepared for ServeBench {
     fn work(&self, _variant: Variant) -> Work {
-        let tokens = |request: &Request| request.num_max_context() as u64;
-        let num_tokens: u64 = self.requests.iter().map(tokens).sum();
-        let SimulatedModel { num_layers, layer_token_bytes, costs, .. } = self.case.model;
-        Work {
-            read_bytes: costs.weight_bytes as u64,
-            written_bytes: num_tokens * (num_layers * layer_token_bytes) as u64,
-            flops: num_tokens * costs.flops_per_token as u64,
-        }
+        serving_work(&self.case.model, &self.requests)
     }
 
     fn demands(&self) -> Vec<Demand> {
@@ -103,34 +93,58 @@ impl Prepared for ServeBench {
 
     fn verify(&self, variant: Variant) -> Result<String> {
         let served = self.serve(variant)?;
-        ensure!(served.requests.len() == self.oracle.len(), "requests without an answer");
-        for ((answer, _), want) in served.requests.iter().zip(&self.oracle) {
-            let id = answer.id;
-            ensure!(answer.ending.is_served(), "request {id} ended otherwise: {:?}", answer.ending);
-            ensure!(
-                answer.tokens == *want,
-                "request {id} got {:?}, and alone {want:?}",
-                answer.tokens
-            );
-        }
-        let num_tokens: usize = self.oracle.iter().map(Vec::len).sum();
-        Ok(format!(
-            "{SIMULATED}: {num_tokens} tokens of {} requests are those that each gets alone",
-            self.requests.len()
-        ))
+        check_tokens(&served, &self.oracle)
     }
 
     fn corrupt(&mut self) -> Result<()> {
-        let vocab_size = self.case.model.vocab_size;
-        let first = self.requests.last_mut().and_then(|request| request.prompt.first_mut());
-        let first = first.context("a load of at least one token")?;
-        *first = (*first + 1) % vocab_size;
-        Ok(())
+        change_a_prompt(&mut self.requests, self.case.model.vocab_size)
     }
 
     fn metrics(&self, variant: Variant) -> Vec<Metric> {
         let summaries = self.summaries.borrow();
         summaries[variant as usize].as_ref().map(serving_metrics).unwrap_or_default()
+    }
+}
+
+/// What each of these requests gets alone.
+pub fn tokens_alone(model: SimulatedModel, requests: &[Request]) -> Result<Vec<Vec<u32>>> {
+    let num_pages = model.num_max_context.div_ceil(model.page_size);
+    let mut engine = SimulatedEngine::new(model, &[num_pages, 1], Clock::simulated());
+    let tokens = requests.iter().map(|request| alone(&mut engine, request));
+    tokens.collect::<Result<_, _>>().context("serving a request alone")
+}
+
+/// Whether each request was served, and got what it gets alone.
+pub fn check_tokens(served: &Served, oracle: &[Vec<u32>]) -> Result<String> {
+    ensure!(served.requests.len() == oracle.len(), "requests without an answer");
+    for ((answer, _), want) in served.requests.iter().zip(oracle) {
+        let id = answer.id;
+        ensure!(answer.ending.is_served(), "request {id} ended otherwise: {:?}", answer.ending);
+        ensure!(answer.tokens == *want, "request {id} got {:?}, and alone {want:?}", answer.tokens);
+    }
+    let num_tokens: usize = oracle.iter().map(Vec::len).sum();
+    Ok(format!(
+        "{SIMULATED}: {num_tokens} tokens of {} requests are those that each gets alone",
+        oracle.len()
+    ))
+}
+
+/// Changes a token of the last request's prompt.
+pub fn change_a_prompt(requests: &mut [Request], vocab_size: u32) -> Result<()> {
+    let first = requests.last_mut().and_then(|request| request.prompt.first_mut());
+    let first = first.context("a load of at least one token")?;
+    *first = (*first + 1) % vocab_size;
+    Ok(())
+}
+
+/// What the engine of a load must do, counted from its tokens.
+pub fn serving_work(model: &SimulatedModel, requests: &[Request]) -> Work {
+    let num_tokens: u64 = requests.iter().map(|request| request.num_max_context() as u64).sum();
+    let SimulatedModel { num_layers, layer_token_bytes, costs, .. } = *model;
+    Work {
+        read_bytes: costs.weight_bytes as u64,
+        written_bytes: num_tokens * (num_layers * layer_token_bytes) as u64,
+        flops: num_tokens * costs.flops_per_token as u64,
     }
 }
 
