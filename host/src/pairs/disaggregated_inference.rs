@@ -2,7 +2,8 @@
 //! of them computing prompts for the other half.
 //!
 //! A call's time is the time per output token that 99 of 100 requests stay below: what other
-//! requests' prompts do to those that decode. The numbers beside it say what it costs.
+//! requests' prompts do to those that decode. The numbers beside it say what it costs. Ranks run on
+//! the wall's clock and share this machine's cores: on a busy one the ratio says little.
 
 use std::env;
 

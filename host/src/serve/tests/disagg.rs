@@ -146,7 +146,7 @@ fn kv_sent_by_layer_keeps_decoding_from_waiting() {
     let costs = SimulatedCosts { weight_bytes: 0.0, flops_per_token: 0.0, ..SMALL.costs };
     let rates = crate::kv::Rates { launch_us: 20e3, ..costs.rates };
     let model = SimulatedModel { costs: SimulatedCosts { rates, ..costs }, ..SMALL };
-    let stalls = [HandOver::AfterPrefill, HandOver::ByLayer].map(|hand_over| {
+    let stall_us = |hand_over| {
         let network = Some(SimulatedNetwork { gb_s: 1e-4, latency_us: 10.0 });
         let prefill_policy = Policy::continuous(1, 64);
         let roles = Roles::Disaggregated(hand_over);
@@ -158,6 +158,9 @@ fn kv_sent_by_layer_keeps_decoding_from_waiting() {
             (0..3).map(|id| Request::new(id, prompt(id, 60), 2)).collect(),
         );
         served.unwrap().served.summary(Slo::default()).request_stall_us
-    });
-    assert!(stalls[1] < 0.8 * stalls[0], "by layer {}, after prefill {}", stalls[1], stalls[0]);
+    };
+    // A busy machine adds to it, so the quietest of some runs counts.
+    let quietest = |hand_over| (0..5).map(|_| stall_us(hand_over)).fold(f64::MAX, f64::min);
+    let (after, by_layer) = (quietest(HandOver::AfterPrefill), quietest(HandOver::ByLayer));
+    assert!(by_layer < 0.8 * after, "by layer {by_layer}, after prefill {after}");
 }

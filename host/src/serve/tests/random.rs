@@ -10,8 +10,11 @@ fn request() -> impl Strategy<Value = Request> {
         (0u8..3, prop_oneof![Just(0.0), 0.0..5e3], proptest::option::of(0u32..8), any::<u8>());
     (lengths, rest).prop_map(|((num_prompt, num_new, family), rest)| {
         let (priority, arrival_us, stop_token, tail) = rest;
-        // Of four families, whose prompts begin alike.
-        let mut tokens = prompt(family as u64, num_prompt);
+        // Of four families, whose prompts begin alike; the first repeats one page all over.
+        let mut tokens = match family {
+            0 => prompt(0, SMALL.page_size).into_iter().cycle().take(num_prompt).collect(),
+            family => prompt(family as u64, num_prompt),
+        };
         if let Some(last) = tokens.last_mut() {
             *last = u32::from(tail) % SMALL.vocab_size;
         }
