@@ -8,11 +8,13 @@ mod baseline;
 pub(crate) mod handshake;
 pub(crate) mod kv_format;
 pub(crate) mod merge;
-pub(crate) mod output_element;
+pub(crate) mod output;
 mod paged_kv;
+mod softmax;
 pub(crate) mod split;
 pub(crate) mod tile_loader;
 pub(crate) mod tiles;
+mod work_item;
 
 use cuda_std::prelude::*;
 use half::{bf16, f16};
@@ -22,8 +24,9 @@ use baseline::decode_baseline;
 use handshake::AtHome;
 use kv_format::{E4m3s, Halves};
 use merge::Parts;
+use output::DecodeOutput;
 use paged_kv::PagedKv;
-use split::{DecodeOutput, Pages, decode_split};
+use split::{Pages, decode_split};
 use tile_loader::{POOL_RANK, TilePages};
 use tiles::decode_tiles;
 

@@ -5,7 +5,8 @@ use cuda_std::bulk::Mbarrier;
 use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, WARP_SIZE};
 
-use super::split::{TilePlaces, load_item};
+use super::softmax::TilePlaces;
+use super::work_item::load_item;
 use crate::paged_attention::{
     DecodeParams, MAX_TILE_LOCATIONS, NUM_WARPS, TILE_TOKENS, WorkItem, box_tokens, tile_bytes,
 };

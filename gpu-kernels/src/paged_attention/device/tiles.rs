@@ -6,9 +6,10 @@ use cuda_std::warp::{FULL_MASK, WARP_SIZE};
 
 use super::handshake::Handshake;
 use super::kv_format::{Halves, KvFormat};
-use super::output_element::OutputElement;
-use super::split::{DecodeOutput, Softmax, WarpResult, load_item, load_q};
+use super::output::{DecodeOutput, OutputElement};
+use super::softmax::{Softmax, WarpResult, load_q};
 use super::tile_loader::{TileLoader, TilePages};
+use super::work_item::load_item;
 use crate::paged_attention::{
     DecodeParams, NUM_WARPS, TILE_TOKENS, TilesLayout, WorkItem, merge_bytes, num_result_slots,
 };
