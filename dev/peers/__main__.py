@@ -13,14 +13,21 @@ single  one call into an idle stream, caches cold; theirs as a graph of one call
         own time is not in it
 
 Before it is timed, a peer's output is compared with a reference in float32; a peer that is wrong is
-told and not timed.
+told and not timed, and so is one that is missing, fails, or takes longer than `--max-seconds`. What
+was measured is kept: at the end of `--total-seconds`, or when it is terminated, the command ends with
+the results so far.
 """
 
 import argparse
 import json
+import signal
 import statistics
 import sys
+import time
 from pathlib import Path
+
+from ours import Ended
+from shapes import TARGETS
 
 MODES = ("steady", "single")
 
@@ -34,11 +41,14 @@ def arguments():
     parser.add_argument("pairs", nargs="+", help="pairs of attention: paged_attention, ...")
     parser.add_argument("--host", default="target/release/host", help="our executable")
     parser.add_argument("--shapes", default="real", choices=("real", "tiny"))
-    parser.add_argument("--only", action="append", default=[], help="shapes with this in their name")
+    parser.add_argument("--only", action="append", default=[], help="shapes with this in their name, or =NAME")
+    parser.add_argument("--targets", action="store_true", help="the shapes of the project's targets")
     parser.add_argument("--peers", action="append", default=[], help="peers with this in their name")
     parser.add_argument("--modes", default="steady,single", help="steady, single or both")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2, help="most for ours at a shape, a round")
+    parser.add_argument("--max-seconds", type=int, default=120, help="most for a peer at a shape")
+    parser.add_argument("--total-seconds", type=float, help="begins nothing new after that")
     parser.add_argument("--fa3-library", help="file with FlashAttention 3's operators")
     parser.add_argument("--json", help="keeps all times in this file")
     given = parser.parse_args()
@@ -46,23 +56,32 @@ def arguments():
     unknown = set(given.modes) - set(MODES)
     if unknown or given.rounds < 1:
         parser.error("--modes must be of steady and single, --rounds at least 1")
+    if given.targets:
+        given.only += ["=" + name for pair in given.pairs for name in TARGETS.get(pair, ())]
+    given.ends = time.monotonic() + (given.total_seconds or float("inf"))
     if not Path(given.host).exists():
         parser.error(f"--host {given.host}: no such file; `cargo build --release --bin host` makes it")
     return given
 
 
-def table(rows):
-    """What there is to know: ours, the fastest that reads pages, and the fastest that needs K and
-    V contiguous, which is an easier task."""
-    header = ("shape", "mode", "ours µs", "best peer µs", "which", "peer / ours")
-    lines = [(*header, "contiguous µs", "which")]
+def table(rows, libraries):
+    """What there is to know: ours and the best of each library, over pages, then over contiguous K
+    and V, which is an easier task; and how much longer than ours the best over pages takes."""
+    header = ["shape", "mode", "ours µs", *(f"{name} µs" for name in libraries)]
+    lines = [(*header, "best over pages / ours", "best contiguous µs")]
     for row in rows:
         mine = statistics.median(row.ours_us)
+        of_libraries = [told(row.best(is_paged=True, library=name), name) for name in libraries]
         paged, contiguous = row.best(is_paged=True), row.best(is_paged=False)
-        peer = (f"{paged[0]:.1f}", paged[1], f"{paged[0] / mine:.3f}") if paged else ("", "none", "")
-        easier = (f"{contiguous[0]:.1f}", contiguous[1]) if contiguous else ("", "none")
-        lines.append((str(row.shape), row.mode, f"{mine:.1f}", *peer, *easier))
+        ratio = f"{paged[0] / mine:.3f}" if paged else ""
+        line = [str(row.shape), row.mode, f"{mine:.1f}", *of_libraries, ratio, told(contiguous)]
+        lines.append(tuple(line))
     return lines
+
+
+def told(best, library=""):
+    """A time, and whose it is; of a library of which all is measured over contiguous K and V, none."""
+    return f"{best[0]:.1f} ({best[1].removeprefix(library).strip(' ,')})" if best else ""
 
 
 def all_times(rows):
@@ -104,12 +123,19 @@ def main():
         print(f"{library.name}: {library.version or 'not installed'}")
     print(flush=True)
     installed = [library for library in found if library.version]
-    rows, problems, manifest = measuring.measure(given, installed)
-    show(table(rows))
+    found_so_far = measuring.Found()
+    signal.signal(signal.SIGTERM, measuring.terminated)
+    try:
+        measuring.measure(given, installed, found_so_far)
+    except Ended as ended:
+        print(f"ended early: {ended}\n")
+    rows, problems = found_so_far.measured_rows(), list(dict.fromkeys(found_so_far.problems))
+    show(table(rows, [library.name for library in installed if library.reads_pages]))
     show(all_times(rows))
     for problem in problems:
         print("not measured: " + ", ".join(problem))
-    if given.json:
+    if given.json and rows:
+        manifest = found_so_far.manifest
         results = {
             "device": torch.cuda.get_device_name(),
             "torch": torch.__version__,

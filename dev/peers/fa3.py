@@ -43,7 +43,8 @@ def call(operator, **given):
 
 
 class Library:
-    name = "FlashAttention 3"
+    name = "FA3"
+    reads_pages = True
 
     def __init__(self, version, operators=None):
         self.version, self.operators = version, operators

@@ -11,6 +11,7 @@ XQA_PAGE_SIZES = (16, 32, 64, 128)
 
 class Library:
     name = "FlashInfer"
+    reads_pages = True
 
     def __init__(self, version, module=None):
         self.version, self.module = version, module

@@ -1,5 +1,7 @@
 """All peers at all shapes, in rounds with ours."""
 
+import contextlib
+import signal
 import statistics
 import sys
 import time
@@ -9,12 +11,21 @@ import flashinfer_peers
 import ours
 import sdpa
 from inputs import Inputs, Pool
+from ours import Ended
 from timing import MEASURES
 
 LIBRARIES = (fa3.Library, flashinfer_peers.Library, sdpa.Library)
 # By the type of K and V, over what is compared: ||got - want|| / ||want||. Over e4m3 XQA is off by
 # 4 %, the others by what rounding to 16 bits gives.
 MAX_RELATIVE_ERROR = {"bf16": 1e-2, "f16": 1e-2, "e4m3": 5e-2}
+
+
+class TookTooLong(Exception):
+    """A peer did."""
+
+
+def terminated(*_):
+    raise Ended("terminated")
 
 
 class Row:
@@ -26,15 +37,17 @@ class Row:
         self.peers = {}
 
     def add(self, peer, us):
-        new = {"us": [], "is_paged": peer.is_paged, "relative_error": peer.relative_error}
+        new = {"us": [], "library": peer.library, "is_paged": peer.is_paged}
+        new["relative_error"] = peer.relative_error
         self.peers.setdefault(peer.name, new)["us"].append(us)
 
-    def best(self, is_paged):
-        """Time and name of the fastest peer that reads pages, or contiguous K and V."""
+    def best(self, is_paged, library=None):
+        """Time and name of the fastest peer, of a library or of all, that reads pages, or contiguous
+        K and V."""
         times = [
             (statistics.median(found["us"]), name)
             for name, found in self.peers.items()
-            if found["is_paged"] == is_paged
+            if found["is_paged"] == is_paged and library in (None, found["library"])
         ]
         return min(times, default=None)
 
@@ -49,35 +62,49 @@ class Row:
         }
 
 
-def measure(given, libraries):
-    """All rows, what could not be measured as `(shape, peer, why)`, and the manifest of ours."""
+class Found:
+    """What a run has found so far."""
+
+    def __init__(self):
+        self.rows = {}
+        # `(shape, peer, why)`
+        self.problems = []
+        self.manifest = None
+
+    def measured_rows(self):
+        return [row for row in self.rows.values() if row.ours_us]
+
+
+def measure(given, libraries, found):
+    """All rounds."""
     pool = Pool()
-    rows, prepared, problems = {}, {}, []
+    prepared = {}
     for round_idx in range(given.rounds):
         for mode in given.modes:
+            check_time(given)
             say(f"round {round_idx + 1} of {given.rounds}, {mode}: ours")
-            found, manifest = ours.run(given, mode)
-            for shape, us in found:
-                row = rows.setdefault((shape.pair, shape.name, mode), Row(shape, mode))
+            shapes, found.manifest = ours.run(given, mode)
+            for shape, us in shapes:
+                row = found.rows.setdefault((shape.pair, shape.name, mode), Row(shape, mode))
                 row.ours_us.append(us)
-            for (_, name, row_mode), row in rows.items():
-                if row_mode != mode:
-                    continue
-                key = (row.shape.pair, name)
+                key = (shape.pair, shape.name)
                 if key not in prepared:
-                    say(f"preparing peers at {row.shape}")
-                    prepared[key] = peers_at(row.shape, libraries, pool, given.peers, problems)
+                    say(f"preparing peers at {shape}")
+                    prepared[key] = peers_at(given, shape, libraries, pool, found.problems)
                 inputs, peers = prepared[key]
                 for peer in peers:
+                    check_time(given)
                     try:
-                        row.add(peer, MEASURES[mode](peer, inputs))
+                        with at_most(given.max_seconds):
+                            row.add(peer, MEASURES[mode](peer, inputs))
+                    except Ended:
+                        raise
                     except Exception as error:
-                        problems.append((str(row.shape), peer.name, f"{mode}: {in_a_line(error)}"))
-    # One line for what failed in every round.
-    return list(rows.values()), list(dict.fromkeys(problems)), manifest
+                        why = f"{mode}: {in_a_line(error)}"
+                        found.problems.append((str(shape), peer.name, why))
 
 
-def peers_at(shape, libraries, pool, wanted, problems):
+def peers_at(given, shape, libraries, pool, problems):
     """Inputs of a shape, and the peers that are right at it."""
     right = []
     try:
@@ -87,12 +114,16 @@ def peers_at(shape, libraries, pool, wanted, problems):
         return None, right
     for library in libraries:
         for name, prepare in library.peers(inputs):
-            if wanted and not any(part.lower() in name.lower() for part in wanted):
+            if given.peers and not any(part.lower() in name.lower() for part in given.peers):
                 continue
+            check_time(given)
             try:
-                peer = prepare()
-                peer.name = name
-                peer.relative_error = peer.check(inputs)
+                with at_most(given.max_seconds):
+                    peer = prepare()
+                    peer.name, peer.library = name, library.name
+                    peer.relative_error = peer.check(inputs)
+            except Ended:
+                raise
             except Exception as error:
                 problems.append((str(shape), name, in_a_line(error)))
                 continue
@@ -101,6 +132,27 @@ def peers_at(shape, libraries, pool, wanted, problems):
             else:
                 problems.append((str(shape), name, f"wrong by {peer.relative_error:.1e}"))
     return inputs, right
+
+
+def check_time(given):
+    if time.monotonic() > given.ends:
+        raise Ended(f"{given.total_seconds:.0f} seconds are over")
+
+
+@contextlib.contextmanager
+def at_most(seconds):
+    """Ends what is in it after that time; what it compiles then ends, too."""
+
+    def end(*_):
+        raise TookTooLong(f"more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def in_a_line(error):

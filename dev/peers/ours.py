@@ -4,9 +4,14 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from shapes import Shape
+
+
+class Ended(Exception):
+    """Nothing more can be measured."""
 
 
 def run(given, mode):
@@ -19,9 +24,14 @@ def run(given, mode):
         command += ["--json", str(results)]
         for part in given.only:
             command += ["--only", part]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        left = None if given.total_seconds is None else max(1, given.ends - time.monotonic())
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        try:
+            done = subprocess.run(command, timeout=left, **output)
+        except subprocess.TimeoutExpired:
+            raise Ended(f"{given.total_seconds:.0f} seconds are over") from None
         if not results.exists() or done.returncode not in (0, 1):
-            sys.exit(f"`{' '.join(command)}` failed:\n{done.stdout}")
+            raise Ended(f"`{' '.join(command)}` failed:\n{done.stdout}")
         run = json.loads(results.read_text())
     found = []
     for entry in run["entries"]:

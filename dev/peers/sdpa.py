@@ -14,6 +14,7 @@ BACKENDS = {
 
 class Library:
     name = "PyTorch SDPA"
+    reads_pages = False
     version = torch.__version__
 
     @staticmethod

@@ -1,6 +1,22 @@
 """Shapes, as the results of `host run` tell them."""
 
 
+# By pair, what the project states targets for.
+TARGETS = {
+    "paged_attention": (
+        "batch 1 x 1024",
+        "batch 1 x 8192",
+        "batch 1 x 131072",
+        "batch 16 x 4096",
+        "batch 64 x 8192",
+        "batch 256 x 1024",
+        "batch 32 x 4096, 32/8 heads",
+        "ragged 63 x 1024 + 131072",
+    ),
+    "paged_prefill": ("causal 1 x 8192", "causal 1 x 32768"),
+}
+
+
 class Shape:
     """Causal attention over a paged KV cache; of each request, the queries are its last tokens."""
 

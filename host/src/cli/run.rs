@@ -66,7 +66,8 @@ pub struct Measuring {
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     max_seconds: Option<Duration>,
 
-    /// Only shapes in whose name this stands; may be given several times.
+    /// Only shapes in whose name this stands, or whose whole name follows a `=`; may be given several
+    /// times.
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
 

@@ -79,8 +79,12 @@ pub fn run(
 impl Plan {
     /// The shapes of a pair that it is about.
     pub fn shapes_of(&self, pair: &dyn Pair) -> Vec<Shape> {
+        let is_called = |name: &str, part: &String| match part.strip_prefix('=') {
+            Some(whole) => name == whole,
+            None => name.contains(part),
+        };
         let is_asked_for = |shape: &Shape| {
-            self.only.is_empty() || self.only.iter().any(|part| shape.name.contains(part))
+            self.only.is_empty() || self.only.iter().any(|part| is_called(&shape.name, part))
         };
         pair.shapes(self.shape_set).into_iter().filter(is_asked_for).collect()
     }
