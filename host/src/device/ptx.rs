@@ -3,7 +3,7 @@
 //! `FARPAGE_PTX_ARCH=sm_80`, when a command runs, takes the portable kernels on any GPU: that is
 //! how they are tested on Hopper.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{DeviceError, Result};
 
@@ -38,24 +38,43 @@ impl PtxModule {
         self.arch == HOPPER
     }
 
-    /// A module that holds this kernel alone.
-    pub(super) fn kernel(self, name: &str) -> Option<String> {
-        let mut text = String::new();
-        let mut found = false;
+    /// The module's kernels, each to be had by itself.
+    pub(super) fn take_apart(self) -> SeparateKernels {
+        let mut shared = String::new();
+        let mut entries = BTreeMap::new();
         // None between kernels, in what they share.
-        let mut inside: Option<&str> = None;
-        for line in self.text.lines() {
-            inside = inside.or_else(|| entry_name(line));
-            if inside.is_none_or(|kernel| kernel == name) {
-                found |= inside.is_some();
-                text.push_str(line);
-                text.push('\n');
-            }
-            if line == "}" {
-                inside = None;
+        let mut inside: Option<(&'static str, usize)> = None;
+        let mut position = 0;
+        for line in self.text.split_inclusive('\n') {
+            inside = inside.or_else(|| entry_name(line).map(|name| (name, position)));
+            position += line.len();
+            match inside {
+                None => shared.push_str(line),
+                Some((name, start)) if line == "}\n" => {
+                    entries.insert(name, &self.text[start..position]);
+                    inside = None;
+                }
+                Some(_) => (),
             }
         }
-        found.then_some(text)
+        SeparateKernels { shared, entries }
+    }
+}
+
+/// The kernels of a module, and what they share.
+pub(super) struct SeparateKernels {
+    shared: String,
+    entries: BTreeMap<&'static str, &'static str>,
+}
+
+impl SeparateKernels {
+    pub(super) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.entries.keys().copied()
+    }
+
+    /// A module that holds this kernel alone.
+    pub(super) fn module(&self, kernel: &str) -> Option<String> {
+        self.entries.get(kernel).map(|entry| format!("{}{entry}", self.shared))
     }
 }
 
@@ -129,16 +148,19 @@ mod tests {
                     .visible .entry first(\n\t.param .u64 a\n)\n{\n\tret;\n}\n\
                     .visible .entry second()\n{\n\t{ add; }\n\tret;\n}\n\
                     \t.file 1 \"a.rs\"\n";
-        let module = PtxModule { arch: "sm_80", text };
+        let kernels = PtxModule { arch: "sm_80", text }.take_apart();
         assert_eq!(
-            module.kernel("second").unwrap(),
-            ".version 8.7\n.visible .entry second()\n{\n\t{ add; }\n\tret;\n}\n\t.file 1 \"a.rs\"\n"
+            kernels.module("second").unwrap(),
+            ".version 8.7\n\t.file 1 \"a.rs\"\n\
+             .visible .entry second()\n{\n\t{ add; }\n\tret;\n}\n"
         );
-        assert_eq!(module.kernel("sec"), None);
-        for module in EMBEDDED.iter().map(|&(arch, text)| PtxModule { arch, text }) {
-            for name in entries(module.text) {
-                let alone = module.kernel(name).expect("the name is of this module");
-                assert_eq!(entries(&alone).collect::<Vec<_>>(), [name]);
+        assert_eq!(kernels.module("sec"), None);
+        for &(arch, text) in EMBEDDED {
+            let kernels = PtxModule { arch, text }.take_apart();
+            assert!(kernels.names().eq(entries(text)), "in order, and none is lost");
+            for name in kernels.names() {
+                let alone = kernels.module(name).expect("the name is of this module");
+                assert!(entries(&alone).eq([name]), "{name}");
             }
         }
     }

@@ -139,6 +139,8 @@ impl Gpu {
     }
 
     /// Lets this GPU's kernels and copies reach `peer`'s memory.
+    ///
+    /// From then on kernels may wait for the peer's, and none may have to be loaded meanwhile.
     pub(in crate::device) fn enable_peer_access(&self, peer: &Self) -> Result<()> {
         if self.context == peer.context {
             return Ok(());
@@ -146,6 +148,7 @@ impl Gpu {
         if !self.peer_link(peer)?.access {
             return Err(DeviceError::NoPeerAccess { device: self.id(), peer: peer.id() });
         }
+        self.kernels()?.load_all(self)?;
         self.bind()?;
         // SAFETY: both contexts are retained; the flags must be 0.
         match unsafe { driver!(cuCtxEnablePeerAccess(peer.context, 0)) } {
