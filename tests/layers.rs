@@ -7,7 +7,7 @@ use farpage::device::{Buffer, Device, Stream};
 use farpage::kernels::embedding::{GatherArgs, gather_rows};
 use farpage::kernels::rms_norm::{RmsNormArgs, add, add_rms_norm, rms_norm};
 use farpage::kernels::sampling::{
-    ArgmaxArgs, ChooseArgs, LogitElement, SamplingRule, argmax, choose,
+    ArgmaxArgs, ChooseArgs, LogitElement, Sampler, SamplingRule, SamplingVariant, argmax, choose,
 };
 use gpu_kernels::embedding::contract::EmbeddingShape;
 use gpu_kernels::embedding::reference as embedding;
@@ -60,51 +60,81 @@ fn check_gathers(device: &Device, shapes: &[EmbeddingShape]) {
     }
 }
 
-/// Tokens and logprobs: by rules, or the most likely ones.
+const VARIANTS: [SamplingVariant; 2] = [SamplingVariant::Row, SamplingVariant::Split];
+
+/// Tokens and logprobs: by rules, or the most likely ones. The second run finds the workspace as the
+/// first one left it.
 fn chosen<T: LogitElement>(
     stream: &Stream,
-    shape: SamplingShape,
+    sampler: &Sampler<T>,
     logits: &[T],
     rules: Option<&[SamplingRule]>,
 ) -> (Vec<i32>, Vec<f32>) {
-    let batch = shape.batch as usize;
-    let token_ids = Buffer::from_slice(stream, &vec![-7; batch]).unwrap();
-    let logprobs = Buffer::from_slice(stream, &vec![f32::NAN; batch]).unwrap();
-    let logits = Buffer::from_slice(stream, logits).unwrap();
-    let (logits, token_ids, logprobs) = (&logits, &token_ids, &logprobs);
-    match rules {
-        Some(rules) => {
-            let rules = &Buffer::from_slice(stream, rules).unwrap();
-            let args = ChooseArgs { logits, rules, token_ids, logprobs };
-            choose(stream, shape, args).unwrap();
+    let batch = sampler.shape().batch as usize;
+    let token_ids = &Buffer::from_slice(stream, &vec![-7; batch]).unwrap();
+    let logprobs = &Buffer::from_slice(stream, &vec![f32::NAN; batch]).unwrap();
+    let logits = &Buffer::from_slice(stream, logits).unwrap();
+    for _ in 0..2 {
+        match rules {
+            Some(rules) => {
+                let rules = &Buffer::from_slice(stream, rules).unwrap();
+                let args = ChooseArgs { logits, rules, token_ids, logprobs };
+                sampler.choose(stream, args).unwrap();
+            }
+            None => {
+                let args = ArgmaxArgs { logits, token_ids, logprobs };
+                sampler.argmax(stream, args).unwrap();
+            }
         }
-        None => argmax(stream, shape, ArgmaxArgs { logits, token_ids, logprobs }).unwrap(),
     }
     (stream.download(token_ids).unwrap(), stream.download(logprobs).unwrap())
+}
+
+/// Every variant, by rules and without, of logits as `row` has them in f32.
+fn check_choices_of<T: LogitElement>(
+    stream: &Stream,
+    shape: SamplingShape,
+    logits: &[T],
+    values: &[f32],
+    seed: u64,
+) {
+    let rules = sampling::rules(shape.batch, seed);
+    for variant in VARIANTS {
+        let sampler = Sampler::with_variant(stream.device(), shape, variant).unwrap();
+        let told = format!("{shape:?}, {variant:?}, seed {seed}");
+        let (ids, logprobs) = chosen(stream, &sampler, logits, None);
+        check_argmax(&shape, values, &ids, &logprobs).expect(&told);
+        let (ids, logprobs) = chosen(stream, &sampler, logits, Some(&rules));
+        sampling::check(&shape, values, &rules, &ids, &logprobs).expect(&told);
+    }
 }
 
 fn check_choices(device: &Device, shapes: &[SamplingShape]) {
     let stream = device.new_stream().unwrap();
     for (&shape, kind) in shapes.iter().flat_map(|shape| Logits::ALL.map(|kind| (shape, kind))) {
         let seed = fastrand::u64(..);
+        println!("{shape:?}, {kind:?}, seed {seed}");
         let logits = sampling::logits(&shape, kind, seed);
         let halves: Vec<bf16> = logits.iter().map(|&logit| bf16::from_f32(logit)).collect();
         let rounded: Vec<f32> = halves.iter().map(|logit| logit.to_f32()).collect();
-        let of_f32 = chosen(&stream, shape, &logits, None);
-        let of_bf16 = chosen(&stream, shape, &halves, None);
-        for (logits, (ids, logprobs)) in [(&logits, of_f32), (&rounded, of_bf16)] {
-            if let Err(off) = check_argmax(&shape, logits, &ids, &logprobs) {
-                panic!("{shape:?}, {kind:?}, seed {seed}: {off}");
-            }
-        }
-        let rules = sampling::rules(shape.batch, seed);
-        let of_f32 = chosen(&stream, shape, &logits, Some(&rules));
-        let of_bf16 = chosen(&stream, shape, &halves, Some(&rules));
-        for (logits, (ids, logprobs)) in [(&logits, of_f32), (&rounded, of_bf16)] {
-            if let Err(off) = sampling::check(&shape, logits, &rules, &ids, &logprobs) {
-                panic!("{shape:?}, {kind:?}, seed {seed}: {off}");
-            }
-        }
+        check_choices_of(&stream, shape, &logits, &logits, seed);
+        check_choices_of(&stream, shape, &halves, &rounded, seed);
+    }
+}
+
+/// The same rows and rules, in batches of several sizes: not a bit may differ.
+fn check_batches(device: &Device, vocab_size: u32, batch: u32) {
+    let stream = device.new_stream().unwrap();
+    let seed = fastrand::u64(..);
+    let all = SamplingShape { batch, vocab_size };
+    let logits = sampling::logits(&all, Logits::Spread, seed);
+    let rules = sampling::rules(batch, seed);
+    let whole = chosen(&stream, &Sampler::new(device, all).unwrap(), &logits, Some(&rules));
+    for b in 0..batch as usize {
+        let sampler = Sampler::new(device, SamplingShape { batch: 1, vocab_size }).unwrap();
+        let row = &logits[b * vocab_size as usize..][..vocab_size as usize];
+        let alone = chosen(&stream, &sampler, row, Some(&rules[b..=b]));
+        assert_eq!(alone, (vec![whole.0[b]], vec![whole.1[b]]), "request {b}, seed {seed}");
     }
 }
 
@@ -114,6 +144,7 @@ fn everything_is_the_oracle_on_the_cpu() {
     check_norms(&device, &norms::cases()[..5]);
     check_gathers(&device, &embedding::cases());
     check_choices(&device, &sampling::cases()[..3]);
+    check_batches(&device, 9000, 3);
 }
 
 #[test]
@@ -138,7 +169,9 @@ fn gathers_are_the_oracle_on_a_gpu() {
 fn choices_are_the_oracle_on_a_gpu() {
     let device = Device::cuda(0).unwrap();
     check_choices(&device, &sampling::cases());
-    check_choices(&device, &[SamplingShape { batch: 7, vocab_size: 151_936 }]);
+    let shape = |batch| SamplingShape { batch, vocab_size: 151_936 };
+    check_choices(&device, &[shape(1), shape(9), shape(70)]);
+    check_batches(&device, 128_256, 9);
 }
 
 #[test]
@@ -157,8 +190,11 @@ fn nothing_to_do_launches_nothing() {
     gather_rows(&stream, shape, GatherArgs { table: &weight, row_ids: &row_ids, out: &none })
         .unwrap();
     let shape = SamplingShape { batch: 0, vocab_size: 8 };
-    chosen::<bf16>(&stream, shape, &[], None);
-    chosen::<bf16>(&stream, shape, &[], Some(&[]));
+    for variant in VARIANTS {
+        let sampler = Sampler::<bf16>::with_variant(&device, shape, variant).unwrap();
+        chosen(&stream, &sampler, &[], None);
+        chosen(&stream, &sampler, &[], Some(&[]));
+    }
     assert!(device.launched_kernels().is_empty());
 }
 
@@ -185,5 +221,9 @@ fn wrong_arguments_are_refused_before_any_launch() {
     let args = ArgmaxArgs { logits: &short, token_ids: &token_ids, logprobs: &logprobs };
     let error = argmax(&stream, shape, args).unwrap_err();
     insta::assert_snapshot!(error, @"`logprobs` must be 1 elements long, got 2");
+    let rules = device.alloc(2).unwrap();
+    let ArgmaxArgs { logits, token_ids, logprobs } = args;
+    let error = choose(&stream, shape, ChooseArgs { logits, rules: &rules, token_ids, logprobs });
+    insta::assert_snapshot!(error.unwrap_err(), @"`rules` must be 1 elements long, got 2");
     assert!(device.launched_kernels().is_empty());
 }

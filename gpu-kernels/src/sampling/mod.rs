@@ -39,6 +39,12 @@
 //! *row*: a block per request, which reads its row for the maximum, once for each bisection of the
 //! steps that a limit takes (22), for the draw, and for the sum.
 //!
+//! *split*: up to 8 blocks per request, so that all multiprocessors have a part, each with a slice of
+//! the row in shared memory, which is read from memory once. A limit takes two histograms, of 2048
+//! bins and of the steps of one bin, counted by atomics in shared memory; the blocks of a request meet
+//! at a counter to exchange maxima, histograms and sums, all of which are the same however the row is
+//! cut. All blocks of a launch must be resident at once.
+//!
 //! # What bounds it
 //! Reads of the logits, which the product before has left in the L2 cache if they fit.
 
@@ -62,6 +68,12 @@ use bytemuck::{Pod, Zeroable};
 pub const ROW_THREADS: u32 = 512;
 /// Logits that a thread reads at once.
 pub const PIECE: u32 = 8;
+/// Threads of a block that has a slice.
+pub const SPLIT_THREADS: u32 = 512;
+/// Most slices of a row.
+pub const MAX_SLICES: u32 = 8;
+/// Bins of a histogram.
+pub const NUM_BINS: u32 = 2048;
 /// The token of a row in which there is none.
 pub const NO_TOKEN: i32 = -1;
 /// Steps of likelihood by which limits are found, in a factor of two.
@@ -88,4 +100,18 @@ pub struct SamplingRule {
 impl SamplingRule {
     /// The most likely token.
     pub const GREEDY: Self = Self { seed: 0, position: 0, top_k: 0, temperature: 0.0, top_p: 1.0 };
+}
+
+/// How rows are cut into slices, as kernels read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct SplitParams {
+    /// Requests.
+    pub batch: u32,
+    /// Logits of each.
+    pub vocab_size: u32,
+    /// Slices of a row.
+    pub num_slices: u32,
+    /// Logits of a slice; of the last one fewer.
+    pub slice_len: u32,
 }

@@ -117,6 +117,102 @@ fn tokens_are_those_that_the_rules_draw() {
     }
 }
 
+/// Tokens and logprobs of one launch of several blocks per request.
+macro_rules! choose_split {
+    ($entry:ident, $device:expr, $shape:expr, $num_blocks:expr, $logits:expr, $rules:expr) => {{
+        let shape: SamplingShape = $shape;
+        let logits = DeviceMemory::from_slice($logits);
+        let plan = shape.split($num_blocks, size_of_val(&$logits[0])).unwrap();
+        let rules: Option<DeviceMemory<SamplingRule>> = $rules.map(DeviceMemory::from_slice);
+        let token_ids = DeviceMemory::<i32>::poisoned(shape.batch as usize);
+        let logprobs = DeviceMemory::<f32>::poisoned(shape.batch as usize);
+        let arrived = DeviceMemory::from_slice(&std::vec![0u32; plan.arrived_elements()]);
+        let candidates = DeviceMemory::<u64>::poisoned(plan.candidates_elements());
+        let sums = DeviceMemory::<u64>::poisoned(plan.sums_elements());
+        let histograms = DeviceMemory::<u32>::poisoned(plan.histograms_elements());
+        let kernel = $entry {
+            logits: logits.view(),
+            rules: rules.as_ref().map_or(cuda_std::global::Global::null(), DeviceMemory::view),
+            params: plan.params,
+            arrived: arrived.view_mut(),
+            candidates: candidates.view_mut(),
+            sums: sums.view_mut(),
+            histograms: histograms.view_mut(),
+            token_ids: token_ids.view_mut(),
+            logprobs: logprobs.view_mut(),
+        };
+        $device.launch(plan.dims(), kernel);
+        assert!(arrived.to_vec().iter().all(|&count| count == 0), "the next launch finds {plan:?}");
+        (token_ids.to_vec(), logprobs.to_vec())
+    }};
+}
+
+#[test]
+fn several_blocks_draw_what_the_rules_say() {
+    // 12808 logits make four slices; six blocks are one group of four, or six of one.
+    for (shape, seed) in cases().into_iter().zip(20..) {
+        for (kind, seed) in Logits::ALL.into_iter().zip(7 * seed..) {
+            let (device, rules) = (TestDevice::seeded(seed), rules(shape.batch, seed));
+            let logits = logits(&shape, kind, seed);
+            let some = Some(&rules[..]);
+            let (ids, logprobs) =
+                choose_split!(sampling_choose_split_f32, device, shape, 6, &logits, some);
+            check(&shape, &logits, &rules, &ids, &logprobs)
+                .unwrap_or_else(|off| panic!("{shape:?}, {kind:?}, f32: {off}"));
+            let halves: Vec<bf16> = logits.iter().map(|&x| bf16::from_f32(x)).collect();
+            let rounded: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
+            let (ids, logprobs) =
+                choose_split!(sampling_choose_split_bf16, device, shape, 20, &halves, some);
+            check(&shape, &rounded, &rules, &ids, &logprobs)
+                .unwrap_or_else(|off| panic!("{shape:?}, {kind:?}, bf16: {off}"));
+        }
+    }
+}
+
+#[test]
+fn no_rules_take_the_most_likely_tokens() {
+    let (shape, none) = (cases()[3], None::<&[SamplingRule]>);
+    let logits = logits(&shape, Logits::Ties, 5);
+    let device = TestDevice::seeded(3);
+    let (ids, logprobs) = choose_split!(sampling_choose_split_f32, device, shape, 9, &logits, none);
+    check_argmax(&shape, &logits, &ids, &logprobs).unwrap();
+    let of_rows = argmax!(sampling_argmax_row_f32, device, shape, &logits);
+    assert_eq!((ids, logprobs), of_rows, "both sum in the same fixed point");
+}
+
+#[test]
+fn how_a_row_is_cut_changes_no_bit() {
+    let shape = SamplingShape { batch: 3, vocab_size: 17_000 };
+    let logits = logits(&shape, Logits::Spread, 12);
+    for first in [0, 2, 5] {
+        let rules = Some(&rules(9, 0)[first..first + 3]);
+        let cut = |num_blocks| {
+            let device = TestDevice::ascending();
+            choose_split!(sampling_choose_split_f32, device, shape, num_blocks, &logits, rules)
+        };
+        let whole = cut(1);
+        for num_blocks in [6, 15] {
+            assert_eq!(cut(num_blocks), whole, "{num_blocks} blocks, rules from {first} on");
+        }
+    }
+}
+
+#[test]
+fn rows_are_cut_by_what_runs_at_once() {
+    let plan = |batch, vocab_size, num_blocks, logit_bytes| {
+        let split = SamplingShape { batch, vocab_size }.split(num_blocks, logit_bytes)?;
+        let params = split.params;
+        Some((params.num_slices, params.slice_len, split.num_groups))
+    };
+    assert_eq!(plan(32, 151_936, 132, 4), Some((4, 37_984, 32)));
+    assert_eq!(plan(64, 151_936, 132, 4), Some((3, 50_648, 44)));
+    assert_eq!(plan(64, 151_936, 132, 2), Some((2, 75_968, 64)));
+    assert_eq!(plan(1, 151_936, 132, 2), Some((8, 18_992, 1)));
+    assert_eq!(plan(1, 1000, 132, 2), Some((1, 1000, 1)));
+    assert_eq!(plan(1, 1 << 20, 132, 4), None);
+    assert_eq!(plan(1, 151_936, 2, 4), None);
+}
+
 #[test]
 fn a_choice_depends_on_its_row_and_rule_alone() {
     let shape = SamplingShape { batch: 9, vocab_size: 1000 };

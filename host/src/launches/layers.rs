@@ -11,8 +11,9 @@ use super::{KernelLaunch, Setting, kernel};
 use crate::device::{Buffer, Stream};
 use crate::kernels::embedding::{GatherArgs, gather_rows};
 use crate::kernels::rms_norm::{RmsNormArgs, add, add_rms_norm, rms_norm};
+use crate::kernels::sampling::SamplingVariant::{self, Row, Split};
 use crate::kernels::sampling::{
-    ArgmaxArgs, ChooseArgs, LogitElement, SamplingRule, argmax, choose,
+    ArgmaxArgs, ChooseArgs, LogitElement, Sampler, SamplingRule, argmax,
 };
 
 pub(super) fn launches() -> Vec<KernelLaunch> {
@@ -29,8 +30,10 @@ pub(super) fn launches() -> Vec<KernelLaunch> {
         kernel("embedding_gather_bf16", gather),
         kernel("sampling_argmax_row_bf16", most_likely::<bf16>),
         kernel("sampling_argmax_row_f32", most_likely::<f32>),
-        kernel("sampling_choose_row_bf16", drawn::<bf16>),
-        kernel("sampling_choose_row_f32", drawn::<f32>),
+        kernel("sampling_choose_row_bf16", drawn::<bf16>(Row)),
+        kernel("sampling_choose_row_f32", drawn::<f32>(Row)),
+        kernel("sampling_choose_split_bf16", drawn::<bf16>(Split)),
+        kernel("sampling_choose_split_f32", drawn::<f32>(Split)),
     ]
 }
 
@@ -108,10 +111,13 @@ fn most_likely<T: LogitElement>(setting: &Setting<'_>) -> Result<()> {
     setting.repeat(stream, |_| Ok(argmax(stream, *shape, args)?))
 }
 
-fn drawn<T: LogitElement>(setting: &Setting<'_>) -> Result<()> {
-    let Logits::<T> { stream, shape, logits, token_ids, logprobs } = &Logits::new(setting)?;
-    let rule = SamplingRule { seed: 1, position: 2, top_k: 50, temperature: 0.8, top_p: 0.9 };
-    let rules = &Buffer::from_slice(stream, &vec![rule; shape.batch as usize])?;
-    let args = ChooseArgs { logits, rules, token_ids, logprobs };
-    setting.repeat(stream, |_| Ok(choose(stream, *shape, args)?))
+fn drawn<T: LogitElement>(variant: SamplingVariant) -> impl Fn(&Setting<'_>) -> Result<()> {
+    move |setting| {
+        let Logits::<T> { stream, shape, logits, token_ids, logprobs } = &Logits::new(setting)?;
+        let rule = SamplingRule { seed: 1, position: 2, top_k: 50, temperature: 0.8, top_p: 0.9 };
+        let rules = &Buffer::from_slice(stream, &vec![rule; shape.batch as usize])?;
+        let args = ChooseArgs { logits, rules, token_ids, logprobs };
+        let sampler = Sampler::with_variant(stream.device(), *shape, variant)?;
+        setting.repeat(stream, |_| Ok(sampler.choose(stream, args)?))
+    }
 }

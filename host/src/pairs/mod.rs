@@ -33,6 +33,8 @@ mod prefill_bench;
 mod prefill_decode_disagg;
 mod product_bench;
 mod rank_clock;
+mod rms_norm;
+mod sampling;
 mod serve_bench;
 mod shared_expert;
 mod wide_ep;
@@ -60,6 +62,8 @@ pub use paged_prefill::PagedPrefill;
 pub use prefill_batch::{PrefillBatch, PrefillWorkload};
 pub use prefill_bench::PrefillBench;
 pub use prefill_decode_disagg::PrefillDecodeDisagg;
+pub use rms_norm::RmsNorm;
+pub use sampling::Sampling;
 pub use serve_bench::{ServeBench, ServeCase};
 pub use shared_expert::SharedExpert;
 pub use wide_ep::WideEp;
@@ -82,6 +86,8 @@ pub const ALL: &[&dyn Pair] = &[
     &SharedExpert,
     &ExpertGemm,
     &WideEp,
+    &RmsNorm,
+    &Sampling,
     &ContinuousBatching,
     &KvCacheManagement,
     &MoeOverlap,

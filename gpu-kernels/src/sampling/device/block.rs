@@ -17,6 +17,17 @@ impl Candidate {
         Self(u64::from(key) << 32 | u64::from(!id))
     }
 
+    /// What blocks leave for each other.
+    #[inline(always)]
+    pub(super) fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    #[inline(always)]
+    pub(super) fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     #[inline(always)]
     pub(super) fn key(self) -> u32 {
         (self.0 >> 32) as u32
@@ -52,25 +63,67 @@ impl<const NUM_WARPS: u32> Block<NUM_WARPS> {
         self.reduce(own, |a, b| a + b)
     }
 
+    /// The sum of the numbers of this thread and those before it, and that of all.
     #[inline(always)]
-    unsafe fn reduce(&self, mut value: u64, combine: impl Fn(u64, u64) -> u64) -> u64 {
-        let mut lane_mask = WARP_SIZE / 2;
-        while lane_mask > 0 {
-            let (low, high) = (value as u32, (value >> 32) as u32);
-            let (low, _) = warp::warp_shuffle_xor(FULL_MASK, low, lane_mask, WARP_SIZE);
-            let (high, _) = warp::warp_shuffle_xor(FULL_MASK, high, lane_mask, WARP_SIZE);
-            value = combine(value, u64::from(high) << 32 | u64::from(low));
-            lane_mask /= 2;
+    pub(super) unsafe fn sums_up_to_here(&self, own: u64) -> (u64, u64) {
+        let (lane, own_warp) = (warp::lane_id(), thread::thread_idx_x() / WARP_SIZE);
+        let sum = sum_over_lower_lanes(own);
+        if lane == WARP_SIZE - 1 {
+            self.warps.store(own_warp as usize, sum);
         }
-        if warp::lane_id() == 0 {
+        thread::sync_threads();
+        let of_warp = if lane < NUM_WARPS { self.warps.load(lane as usize) } else { 0 };
+        let sums = sum_over_lower_lanes(of_warp);
+        let of_lane =
+            |lane| halves(sums, |half| warp::warp_shuffle_idx(FULL_MASK, half, lane, WARP_SIZE).0);
+        let (before, total) = (of_lane(own_warp.saturating_sub(1)), of_lane(WARP_SIZE - 1));
+        thread::sync_threads();
+        (if own_warp == 0 { sum } else { before + sum }, total)
+    }
+
+    #[inline(always)]
+    unsafe fn reduce(&self, own: u64, combine: impl Fn(u64, u64) -> u64) -> u64 {
+        let value = butterfly(own, WARP_SIZE, &combine);
+        let lane = warp::lane_id();
+        if lane == 0 {
             self.warps.store((thread::thread_idx_x() / WARP_SIZE) as usize, value);
         }
         thread::sync_threads();
-        let mut value = self.warps.load(0);
-        for warp in 1..NUM_WARPS {
-            value = combine(value, self.warps.load(warp as usize));
-        }
+        let value = butterfly(self.warps.load((lane % NUM_WARPS) as usize), NUM_WARPS, &combine);
         thread::sync_threads();
         value
     }
+}
+
+/// Combines the numbers of each group of `width` lanes.
+#[inline(always)]
+unsafe fn butterfly(mut value: u64, width: u32, combine: &impl Fn(u64, u64) -> u64) -> u64 {
+    let mut lane_mask = width / 2;
+    while lane_mask > 0 {
+        let other =
+            halves(value, |half| warp::warp_shuffle_xor(FULL_MASK, half, lane_mask, WARP_SIZE).0);
+        value = combine(value, other);
+        lane_mask /= 2;
+    }
+    value
+}
+
+/// Sum of the numbers of this lane and those below.
+#[inline(always)]
+unsafe fn sum_over_lower_lanes(mut sum: u64) -> u64 {
+    let mut distance = 1;
+    while distance < WARP_SIZE {
+        let below =
+            halves(sum, |half| warp::warp_shuffle_up(FULL_MASK, half, distance, WARP_SIZE).0);
+        sum += if warp::lane_id() >= distance { below } else { 0 };
+        distance *= 2;
+    }
+    sum
+}
+
+/// Moves a number as two registers.
+#[inline(always)]
+fn halves(value: u64, of_half: impl Fn(u32) -> u32) -> u64 {
+    let (low, high) = (of_half(value as u32), of_half((value >> 32) as u32));
+    u64::from(high) << 32 | u64::from(low)
 }

@@ -2,6 +2,8 @@
 
 use cuda_std::prelude::*;
 
+use super::block::Candidate;
+use crate::moe_topk::device::score::key_of;
 use crate::sampling::philox::token_words;
 use crate::sampling::{STEPS_PER_OCTAVE, SamplingRule};
 
@@ -47,16 +49,25 @@ impl Draw {
     /// What decides: the tokens' logits at this temperature, in octaves, with noise. The noise is
     /// such that the token with the most is each with its probability (Gumbel's trick).
     #[inline(always)]
-    pub(super) fn score(&self, logit: f32, word: u32) -> f32 {
+    fn score(&self, logit: f32, word: u32) -> f32 {
         noise(word) - (self.maximum - logit) * self.octaves
     }
 
-    /// Random words of the eight tokens from `first` on.
+    /// The best of four tokens from `first` on that are within reach.
     #[inline(always)]
-    pub(super) fn words(&self, first: u32) -> [u32; 8] {
-        let [a, b, c, d] = token_words(self.rule.seed, self.rule.position, first / 4);
-        let [e, f, g, h] = token_words(self.rule.seed, self.rule.position, first / 4 + 1);
-        [a, b, c, d, e, f, g, h]
+    pub(super) fn best(&self, logits: [f32; 4], first: u32, reach: u32) -> Candidate {
+        let mut best = Candidate::NONE;
+        let nearest = logits[0].max(logits[1]).max(logits[2].max(logits[3]));
+        if self.steps(nearest) <= reach {
+            let words = token_words(self.rule.seed, self.rule.position, first / 4);
+            for i in 0..4 {
+                if self.steps(logits[i]) <= reach {
+                    let key = key_of(self.score(logits[i], words[i]));
+                    best = best.max(Candidate::new(key, first + i as u32));
+                }
+            }
+        }
+        best
     }
 }
 

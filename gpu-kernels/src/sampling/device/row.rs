@@ -92,13 +92,9 @@ impl<T: Logit> Row<T> {
     unsafe fn drawn(&self, draw: &Draw, reach: u32) -> Candidate {
         let mut best = Candidate::NONE;
         self.for_each(|logits, first| {
-            let words = draw.words(first);
-            for i in 0..PIECE as usize {
-                if draw.steps(logits[i]) <= reach {
-                    let key = key_of(draw.score(logits[i], words[i]));
-                    best = best.max(Candidate::new(key, first + i as u32));
-                }
-            }
+            let [a, b, c, d, e, f, g, h] = logits;
+            best = best.max(draw.best([a, b, c, d], first, reach));
+            best = best.max(draw.best([e, f, g, h], first + 4, reach));
         });
         self.block.best(best)
     }
