@@ -122,6 +122,8 @@ impl TopkShape {
             num_tokens: self.num_tokens,
             num_experts: self.num_experts,
             top_k: self.top_k,
+            num_columns: self.num_experts,
+            num_shared: 0,
             num_groups,
             group_size,
             group_lanes,
@@ -178,5 +180,66 @@ impl TopkShape {
     pub fn work(&self, logit_bytes: usize) -> Work {
         let read = self.gating_elements() * logit_bytes + 4 * self.bias_elements();
         Work { read_bytes: read as u64, written_bytes: 8 * self.topk_elements() as u64, flops: 0 }
+    }
+}
+
+/// A choice from logits that have further columns, and slots for experts that every token visits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StackedTopk {
+    /// The choice.
+    pub choice: TopkShape,
+    /// Columns of `gating_output`: the experts', the gate of the shared ones, padding.
+    pub num_columns: u32,
+    /// Experts that every token visits, by one gate.
+    pub num_shared: u32,
+}
+
+impl StackedTopk {
+    /// What a row of logits starts at a multiple of.
+    pub const COLUMN_STEP: u32 = 8;
+
+    /// A choice from logits without any further columns.
+    pub fn plain(choice: TopkShape) -> Self {
+        Self { choice, num_columns: choice.num_experts, num_shared: 0 }
+    }
+
+    /// Refuses what the kernels do not take; promises what [`TopkShape::check`] does.
+    pub fn check(&self) -> Result<(), ContractError> {
+        let Self { choice, num_columns, num_shared } = *self;
+        choice.check()?;
+        let num_gates = u32::from(num_shared > 0);
+        let is_padded = num_columns >= choice.num_experts + num_gates
+            && num_columns.is_multiple_of(Self::COLUMN_STEP);
+        let is_plain = num_shared == 0 && num_columns == choice.num_experts;
+        require(
+            is_plain || is_padded && num_columns <= 2 * MAX_EXPERTS,
+            "num_columns",
+            format!(
+                "{}, or a multiple of {} up to {} with room for {num_gates} gate",
+                choice.num_experts,
+                Self::COLUMN_STEP,
+                2 * MAX_EXPERTS
+            ),
+            num_columns,
+        )?;
+        let num_slots = choice.top_k + num_shared;
+        let needed = format!("at most {MAX_TOP_K} with the chosen ones");
+        require(num_slots <= MAX_TOP_K, "num_shared", needed, num_shared)
+    }
+
+    /// The sizes that the kernels take.
+    pub fn params(&self) -> TopkParams {
+        let Self { choice, num_columns, num_shared } = *self;
+        TopkParams { num_columns, num_shared, ..choice.params() }
+    }
+
+    /// Elements of `gating_output`.
+    pub fn gating_elements(&self) -> usize {
+        self.choice.num_tokens as usize * self.num_columns as usize
+    }
+
+    /// Elements of `topk_ids`, and of `topk_weights`.
+    pub fn topk_elements(&self) -> usize {
+        self.choice.num_tokens as usize * (self.choice.top_k + self.num_shared) as usize
     }
 }

@@ -24,6 +24,11 @@
 //! 512 experts, any number of them, top-k up to 16, any number of groups that divides the experts.
 //! A group of one expert counts that one.
 //!
+//! Both may have more columns than that ([`contract::StackedTopk`]). Routers are padded to rows that a
+//! product takes, and the gates of experts that every token visits are stacked below them: logits
+//! then have `num_columns`, of which column `num_experts` is that gate. Such experts fill `num_shared`
+//! slots behind the chosen ones, with ids from `num_experts` on and the sigmoid of their gate as weight.
+//!
 //! # Who does what
 //! *baseline*: a block per token. Scores and choices lie in shared memory; each of the `top_k`
 //! rounds is a reduction over the block.
@@ -82,8 +87,12 @@ pub struct TopkParams {
     pub num_tokens: u32,
     /// Experts to choose from.
     pub num_experts: u32,
-    /// Experts of a token.
+    /// Experts of a token that are chosen.
     pub top_k: u32,
+    /// Distance between the logits of a token and of the next.
+    pub num_columns: u32,
+    /// Slots behind the chosen ones, for experts that every token visits.
+    pub num_shared: u32,
     /// Equal groups of consecutive experts.
     pub num_groups: u32,
     /// Experts of a group.
@@ -102,6 +111,11 @@ pub struct TopkParams {
 }
 
 impl TopkParams {
+    #[inline(always)]
+    const fn num_slots(&self) -> u32 {
+        self.top_k + self.num_shared
+    }
+
     #[inline(always)]
     const fn has_group_limit(&self) -> bool {
         self.num_topk_groups < self.num_groups

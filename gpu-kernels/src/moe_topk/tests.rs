@@ -8,7 +8,7 @@ use half::bf16;
 use proptest::prelude::*;
 
 use super::Scoring;
-use super::contract::{GroupLimit, TopkShape};
+use super::contract::{GroupLimit, StackedTopk, TopkShape};
 use super::device::*;
 use super::reference::{Case, Logits, cases, check};
 use crate::testing::{DeviceMemory, TestDevice, digest};
@@ -258,4 +258,78 @@ fn launches_and_work_follow_from_the_sizes() {
     assert_eq!(shape.work(2).written_bytes, 4097 * 64);
     let lane_experts = |num_experts| TopkShape::softmax(1, num_experts, 1).lane_experts();
     assert_eq!([1, 60, 64, 65, 256, 257, 512].map(lane_experts), [2, 2, 2, 4, 8, 16, 16]);
+}
+
+#[test]
+fn further_columns_and_shared_slots_change_no_choice() {
+    for choice in [
+        TopkShape::softmax(5, 60, 4),
+        TopkShape { renormalize: false, ..TopkShape::softmax(5, 6, 2) },
+    ] {
+        let stacked = StackedTopk {
+            choice,
+            num_columns: choice.num_experts.next_multiple_of(8),
+            num_shared: 3,
+        };
+        stacked.check().unwrap();
+        let (experts, columns) = (choice.num_experts as usize, stacked.num_columns as usize);
+        let mut rng = fastrand::Rng::with_seed(9);
+        let gating: Vec<f32> = (0..stacked.gating_elements())
+            .map(|_| bf16::from_f32(4.0 * rng.f32() - 2.0).to_f32())
+            .collect();
+        let plain = gating.chunks(columns).flat_map(|row| row[..experts].to_vec()).collect();
+        let inputs = Inputs { gating: plain, bias: Vec::new(), is_bf16: true };
+        let gating: Vec<bf16> = gating.into_iter().map(bf16::from_f32).collect();
+        let memory = DeviceMemory::from_slice(&gating);
+        for variant in VARIANTS {
+            let device = TestDevice::seeded(4);
+            let chosen = run(&device, &choice, &inputs, variant);
+            let ids = DeviceMemory::<i32>::poisoned(stacked.topk_elements());
+            let weights = DeviceMemory::<f32>::poisoned(stacked.topk_elements());
+            let (gating_output, bias, params) = (memory.view(), Global::null(), stacked.params());
+            let (topk_ids, topk_weights) = (ids.view_mut(), weights.view_mut());
+            match variant {
+                Variant::Baseline => device.launch(
+                    choice.baseline_dims(),
+                    moe_topk_select_baseline_bf16 {
+                        gating_output,
+                        bias,
+                        params,
+                        topk_ids,
+                        topk_weights,
+                    },
+                ),
+                Variant::Warp => device.launch(
+                    choice.warp_dims(),
+                    moe_topk_select_warp_bf16_e64 {
+                        gating_output,
+                        bias,
+                        params,
+                        topk_ids,
+                        topk_weights,
+                    },
+                ),
+            }
+            let (top_k, slots) = (choice.top_k as usize, choice.top_k as usize + 3);
+            for (token, (ids, weights)) in
+                ids.to_vec().chunks(slots).zip(weights.to_vec().chunks(slots)).enumerate()
+            {
+                assert_eq!(ids[..top_k], chosen.0[token * top_k..][..top_k], "{variant:?}");
+                assert_eq!(weights[..top_k], chosen.1[token * top_k..][..top_k], "{variant:?}");
+                assert_eq!(ids[top_k..], [0, 1, 2].map(|i| (experts + i) as i32));
+                let gate = f64::from(gating[token * columns + experts]);
+                let sigmoid = 1.0 / (1.0 + (-gate).exp());
+                assert!(weights[top_k..].iter().all(|&w| (f64::from(w) - sigmoid).abs() < 1e-6));
+            }
+        }
+    }
+}
+
+#[test]
+fn columns_and_slots_that_do_not_fit_are_refused() {
+    let choice = TopkShape::softmax(1, 60, 4);
+    let errors = [(61, 0), (60, 1), (56, 0), (64, 13)].map(|(num_columns, num_shared)| {
+        StackedTopk { choice, num_columns, num_shared }.check().unwrap_err()
+    });
+    insta::assert_snapshot!(errors.map(|error| format!("{error}")).join("\n"));
 }

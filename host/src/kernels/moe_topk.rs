@@ -3,7 +3,7 @@
 use bytemuck::Pod;
 use cuda_std::global::Global;
 use gpu_kernels::contract::{ContractError, require_len};
-use gpu_kernels::moe_topk::contract::TopkShape;
+use gpu_kernels::moe_topk::contract::{StackedTopk, TopkShape};
 use gpu_kernels::moe_topk::device as entries;
 use half::bf16;
 
@@ -27,19 +27,19 @@ impl TopkVariant {
 /// A choice of experts whose sizes and rules were checked.
 #[derive(Clone, Copy, Debug)]
 pub struct Topk {
-    shape: TopkShape,
+    stacked: StackedTopk,
 }
 
 /// What one run of [`Topk`] reads and writes.
 #[derive(Clone, Copy)]
 pub struct TopkArgs<'a, T> {
-    /// `[num_tokens, num_experts]`
+    /// `[num_tokens, num_columns]`, which are the experts unless the choice is stacked
     pub gating_output: &'a Buffer<T>,
     /// `[num_experts]`, if the shape has one
     pub bias: Option<&'a Buffer<f32>>,
-    /// `[num_tokens, top_k]`
+    /// `[num_tokens, top_k + num_shared]`
     pub topk_ids: &'a Buffer<i32>,
-    /// `[num_tokens, top_k]`
+    /// `[num_tokens, top_k + num_shared]`
     pub topk_weights: &'a Buffer<f32>,
 }
 
@@ -49,13 +49,21 @@ impl Topk {
     /// # Errors
     /// Sizes or rules that the kernels do not take.
     pub fn new(shape: TopkShape) -> Result<Self, KernelError> {
-        shape.check()?;
-        Ok(Self { shape })
+        Self::stacked(StackedTopk::plain(shape))
+    }
+
+    /// A choice from logits with further columns, and slots for experts that every token visits.
+    ///
+    /// # Errors
+    /// Sizes or rules that the kernels do not take.
+    pub fn stacked(stacked: StackedTopk) -> Result<Self, KernelError> {
+        stacked.check()?;
+        Ok(Self { stacked })
     }
 
     /// The sizes and rules.
     pub fn shape(&self) -> &TopkShape {
-        &self.shape
+        &self.stacked.choice
     }
 
     /// Chooses the experts of all tokens.
@@ -69,11 +77,11 @@ impl Topk {
         args: &TopkArgs<'_, T>,
     ) -> Result<(), KernelError> {
         self.check(args)?;
-        if self.shape.num_tokens == 0 {
+        if self.stacked.choice.num_tokens == 0 {
             return Ok(());
         }
         // SAFETY: shape and lengths were checked.
-        unsafe { T::launch(stream, variant, &self.shape, args) }?;
+        unsafe { T::launch(stream, variant, &self.stacked, args) }?;
         stream.keep(args.gating_output);
         stream.keep(args.topk_ids);
         stream.keep(args.topk_weights);
@@ -84,11 +92,12 @@ impl Topk {
     }
 
     fn check<T: Pod>(&self, args: &TopkArgs<'_, T>) -> Result<(), ContractError> {
-        let Self { shape } = self;
-        require_len("gating_output", shape.gating_elements(), args.gating_output.len())?;
-        require_len("bias", shape.bias_elements(), args.bias.map_or(0, Buffer::len))?;
-        require_len("topk_ids", shape.topk_elements(), args.topk_ids.len())?;
-        require_len("topk_weights", shape.topk_elements(), args.topk_weights.len())
+        let Self { stacked } = self;
+        let bias_len = args.bias.map_or(0, Buffer::len);
+        require_len("gating_output", stacked.gating_elements(), args.gating_output.len())?;
+        require_len("bias", stacked.choice.bias_elements(), bias_len)?;
+        require_len("topk_ids", stacked.topk_elements(), args.topk_ids.len())?;
+        require_len("topk_weights", stacked.topk_elements(), args.topk_weights.len())
     }
 }
 
@@ -98,7 +107,7 @@ pub trait GatingElement: Pod {
     unsafe fn launch(
         stream: &Stream,
         variant: TopkVariant,
-        shape: &TopkShape,
+        stacked: &StackedTopk,
         args: &TopkArgs<'_, Self>,
     ) -> Result<(), KernelError>;
 }
@@ -109,9 +118,10 @@ macro_rules! gating_element {
             unsafe fn launch(
                 stream: &Stream,
                 variant: TopkVariant,
-                shape: &TopkShape,
+                stacked: &StackedTopk,
                 args: &TopkArgs<'_, Self>,
             ) -> Result<(), KernelError> {
+                let shape = &stacked.choice;
                 macro_rules! launch {
                     ($kernel:ident, $dims:ident) => {{
                         let kernel = entries::$kernel {
@@ -120,7 +130,7 @@ macro_rules! gating_element {
                                 Some(bias) if shape.has_bias => bias.view(),
                                 _ => Global::null(),
                             },
-                            params: shape.params(),
+                            params: stacked.params(),
                             topk_ids: args.topk_ids.view_mut(),
                             topk_weights: args.topk_weights.view_mut(),
                         };

@@ -2,7 +2,7 @@
 
 use cuda_std::prelude::*;
 
-use super::score::{Logit, NO_KEY, Scorer, clean, key_of, reciprocal_or_zero};
+use super::score::{Logit, NO_KEY, Scorer, clean, key_of, reciprocal_or_zero, shared_slot};
 use crate::moe_topk::{BASELINE_THREADS, MAX_TOP_K, Scoring, TopkParams};
 
 /// Where things lie in the block's shared memory.
@@ -93,15 +93,15 @@ impl Places {
 
 /// The experts of one token.
 pub(super) unsafe fn select_baseline<T: Logit>(
-    gating_output: Global<T>, // [num_tokens, num_experts]
+    gating_output: Global<T>, // [num_tokens, num_columns]
     bias: Global<f32>,        // [num_experts], or null
     params: TopkParams,
-    topk_ids: GlobalMut<i32>,     // [num_tokens, top_k]
-    topk_weights: GlobalMut<f32>, // [num_tokens, top_k]
+    topk_ids: GlobalMut<i32>,     // [num_tokens, top_k + num_shared]
+    topk_weights: GlobalMut<f32>, // [num_tokens, top_k + num_shared]
 ) {
     let (t, token) = (thread::thread_idx_x(), thread::block_idx_x());
     let places = Places::new(params.num_experts);
-    let row = gating_output.offset(token as usize * params.num_experts as usize);
+    let row = gating_output.offset(token as usize * params.num_columns as usize);
     let logit = |expert: u32| clean(row.load(expert as usize).to_f32());
     let has_bias = !bias.is_null();
 
@@ -155,10 +155,15 @@ pub(super) unsafe fn select_baseline<T: Logit>(
         }
         scale *= reciprocal_or_zero(sum);
     }
-    if t < params.top_k {
-        let place = (token * params.top_k + t) as usize;
-        topk_ids.store(place, places.ids.load(t as usize) as i32);
-        topk_weights.store(place, places.weights.load(t as usize) * scale);
+    if t < params.num_slots() {
+        let (id, weight) = if t < params.top_k {
+            (places.ids.load(t as usize), places.weights.load(t as usize) * scale)
+        } else {
+            shared_slot(row, t, &params)
+        };
+        let place = (token * params.num_slots() + t) as usize;
+        topk_ids.store(place, id as i32);
+        topk_weights.store(place, weight);
     }
 }
 

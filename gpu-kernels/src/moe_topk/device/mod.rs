@@ -20,11 +20,11 @@ macro_rules! entries {
         $(#[$doc])*
         #[kernel(threads = $threads)]
         pub unsafe fn $name(
-            gating_output: Global<$T>,    // [num_tokens, num_experts]
+            gating_output: Global<$T>,    // [num_tokens, num_columns]
             bias: Global<f32>,            // [num_experts], or null
             params: TopkParams,
-            topk_ids: GlobalMut<i32>,     // [num_tokens, top_k]
-            topk_weights: GlobalMut<f32>, // [num_tokens, top_k]
+            topk_ids: GlobalMut<i32>,     // [num_tokens, top_k + num_shared]
+            topk_weights: GlobalMut<f32>, // [num_tokens, top_k + num_shared]
         ) {
             $body(gating_output, bias, params, topk_ids, topk_weights);
         }

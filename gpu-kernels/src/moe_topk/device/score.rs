@@ -159,3 +159,18 @@ fn sigmoid(logit: f32) -> f32 {
 pub(super) fn reciprocal_or_zero(sum: f32) -> f32 {
     if sum > 0.0 { float::reciprocal(sum) } else { 0.0 }
 }
+
+/// Expert and weight of a slot behind the chosen ones, if it is one.
+#[inline(always)]
+pub(super) unsafe fn shared_slot<T: Logit>(
+    row: Global<T>, // [num_columns]
+    slot: u32,
+    params: &TopkParams,
+) -> (u32, f32) {
+    if slot >= params.num_slots() {
+        return (0, 0.0);
+    }
+    let gate = clean(row.load(params.num_experts as usize).to_f32());
+    let weight = Scorer::new(Scoring::SIGMOID, 0.0).score(gate);
+    (params.num_experts + slot - params.top_k, weight)
+}

@@ -3,7 +3,9 @@
 use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, WARP_SIZE};
 
-use super::score::{Logit, NO_KEY, Scorer, clean, key_of, reciprocal_or_zero, value_of};
+use super::score::{
+    Logit, NO_KEY, Scorer, clean, key_of, reciprocal_or_zero, shared_slot, value_of,
+};
 use crate::moe_topk::{MAX_TOP_K, NUM_WARPS, Scoring, TopkParams};
 
 /// Groups whose keys are on their way between lanes at once.
@@ -11,11 +13,11 @@ const GROUPS_IN_FLIGHT: u32 = 8;
 
 /// The experts of one token.
 pub(super) unsafe fn select_warp<T: Logit, const V: usize>(
-    gating_output: Global<T>, // [num_tokens, num_experts]
+    gating_output: Global<T>, // [num_tokens, num_columns]
     bias: Global<f32>,        // [num_experts], or null
     params: TopkParams,
-    topk_ids: GlobalMut<i32>,     // [num_tokens, top_k]
-    topk_weights: GlobalMut<f32>, // [num_tokens, top_k]
+    topk_ids: GlobalMut<i32>,     // [num_tokens, top_k + num_shared]
+    topk_weights: GlobalMut<f32>, // [num_tokens, top_k + num_shared]
 ) {
     let warp = thread::thread_idx_x() / WARP_SIZE;
     let token = thread::block_idx_x() * NUM_WARPS + warp;
@@ -23,7 +25,7 @@ pub(super) unsafe fn select_warp<T: Logit, const V: usize>(
         return;
     }
     let lane = warp::lane_id();
-    let row = gating_output.offset(token as usize * params.num_experts as usize);
+    let row = gating_output.offset(token as usize * params.num_columns as usize);
     let own = Own::<V> { first: lane * V as u32, num_experts: params.num_experts };
     let has_bias = !bias.is_null();
 
@@ -76,10 +78,14 @@ pub(super) unsafe fn select_warp<T: Logit, const V: usize>(
     if params.renormalize == 1 {
         weight *= reciprocal_or_zero(warp::reduce_sum(weight, MAX_TOP_K));
     }
-    if lane < params.top_k {
-        let place = (token * params.top_k + lane) as usize;
+    weight *= params.routed_scaling_factor;
+    if lane >= params.top_k {
+        (id, weight) = shared_slot(row, lane, &params);
+    }
+    if lane < params.num_slots() {
+        let place = (token * params.num_slots() + lane) as usize;
         topk_ids.store(place, id as i32);
-        topk_weights.store(place, weight * params.routed_scaling_factor);
+        topk_weights.store(place, weight);
     }
 }
 
