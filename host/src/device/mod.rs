@@ -24,6 +24,7 @@ mod event;
 #[cfg(test)]
 mod gpu_tests;
 mod graph;
+mod mapped_file;
 mod memory;
 pub mod nvtx;
 mod properties;
@@ -45,6 +46,7 @@ pub use choice::DeviceChoice;
 pub use error::{DeviceError, DriverFailure, Result};
 pub use event::Event;
 pub use graph::Graph;
+pub use mapped_file::MappedFile;
 pub(crate) use memory::Extent;
 pub use memory::{Buffer, PinnedBuffer, Slice};
 pub use properties::{DeviceProperties, MemoryBytes, PeerLink};
