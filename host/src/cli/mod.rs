@@ -8,6 +8,7 @@ mod compare;
 mod doctor;
 mod expectations;
 mod far_grid;
+mod generate;
 mod kv_validate;
 mod launch;
 mod list;
@@ -53,6 +54,8 @@ enum Command {
     Ceilings(ceilings::CeilingsArguments),
     /// Measures pulled pages, travelling queries and the planner's choice over a grid of batches.
     FarGrid(far_grid::FarGridArguments),
+    /// Prints the tokens of a model as they come.
+    Generate(generate::GenerateArguments),
     /// Holds runs against what their machine is expected to reach, or moves that.
     Expectations(expectations::Arguments),
     /// Replays requests through the KV pool and the kernels, and checks every answer.
@@ -110,6 +113,7 @@ pub fn run() -> ExitCode {
         Command::Verify(arguments) => verify::run(choice, &arguments),
         Command::Ceilings(arguments) => ceilings::run(choice, &arguments),
         Command::FarGrid(arguments) => far_grid::run(choice, &arguments),
+        Command::Generate(arguments) => generate::run(choice, &arguments),
         Command::Expectations(arguments) => expectations::run(choice, arguments),
         Command::KvValidate(arguments) => kv_validate::run(choice, *arguments),
         Command::Serve(arguments) => serve::run(&arguments),

@@ -13,6 +13,8 @@
 //! }
 //! ```
 
+use crate::device::DeviceError;
+use crate::kernels::KernelError;
 use crate::kv::Location;
 
 /// Names a request, from its scheduler's point of view.
@@ -233,4 +235,16 @@ pub trait Engine {
         step: &Step,
         after_layer: &mut dyn FnMut(usize, &mut dyn KvPages) -> Result<(), EngineError>,
     ) -> Result<Vec<Sampled>, EngineError>;
+}
+
+impl From<KernelError> for EngineError {
+    fn from(source: KernelError) -> Self {
+        Self::failed(source)
+    }
+}
+
+impl From<DeviceError> for EngineError {
+    fn from(source: DeviceError) -> Self {
+        Self::failed(source)
+    }
 }

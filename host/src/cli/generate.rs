@@ -1,0 +1,224 @@
+//! `generate`: tokens of a model, as they come.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::Args;
+use farpage::device::{Device, DeviceChoice, Stream};
+use farpage::kv::Location;
+use farpage::model::config::NamedShape;
+use farpage::model::engine::{Engine, RequestId, Sampling, Step, StepSequence};
+use farpage::model::weights::{Checkpoint, LoadProgress, Seeded, WeightSource};
+use farpage::model::{DeviceEngine, EngineOptions, ModelConfig, Tokenizer, Transformer};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::Outcome;
+
+/// Tokens of a page.
+const PAGE_SIZE: u32 = 16;
+/// Tokens of a prompt that one step takes.
+const CHUNK_TOKENS: usize = 2048;
+/// The one request.
+const REQUEST: RequestId = RequestId(0);
+
+#[derive(Debug, Args)]
+pub struct GenerateArguments {
+    /// A folder with config.json, safetensors and tokenizer.json: Llama, Qwen2, Qwen3, Mixtral,
+    /// Qwen2-MoE or Qwen3-MoE.
+    #[arg(long, value_name = "DIR", required_unless_present = "shape", conflicts_with = "shape")]
+    model: Option<PathBuf>,
+
+    /// Without a folder: weights from a seed, in this shape; tokens are then bytes, and mean nothing.
+    #[arg(long, value_name = "SHAPE", value_parser = shape)]
+    shape: Option<NamedShape>,
+
+    /// What the model goes on from.
+    #[arg(long, value_name = "TEXT")]
+    prompt: String,
+
+    /// Most tokens to make.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: u32,
+
+    /// Logits are divided by it; 0 takes the likeliest token.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f32,
+
+    /// Only the N likeliest tokens; 0 for all.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    top_k: u32,
+
+    /// Only the likeliest tokens that together reach this probability.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
+
+    /// Of weights without a folder, and of sampling.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+
+    /// Issues decode steps kernel by kernel, instead of replaying them as one graph.
+    #[arg(long)]
+    no_graph: bool,
+}
+
+fn shape(name: &str) -> Result<NamedShape, String> {
+    NamedShape::of_name(name).ok_or_else(|| {
+        let names = NamedShape::ALL.map(NamedShape::name).join(", ");
+        format!("must be one of {names}")
+    })
+}
+
+/// A model's parts, before its weights are loaded.
+struct Source {
+    config: ModelConfig,
+    weights: Box<dyn WeightSource>,
+    tokenizer: Tokenizer,
+}
+
+impl Source {
+    fn open(arguments: &GenerateArguments) -> Result<Self> {
+        if let Some(folder) = &arguments.model {
+            ensure!(folder.is_dir(), "`--model` must be a folder, got `{}`", folder.display());
+            return Ok(Self {
+                config: ModelConfig::from_folder(folder)?,
+                weights: Box::new(Checkpoint::open(folder)?),
+                tokenizer: Tokenizer::from_folder(folder)?,
+            });
+        }
+        let config = arguments.shape.context("`--model` or `--shape` must be given")?.config();
+        Ok(Self {
+            weights: Box::new(Seeded::new(arguments.seed, config.num_layers())),
+            tokenizer: Tokenizer::bytes(config.vocab_size),
+            config,
+        })
+    }
+}
+
+pub fn run(choice: DeviceChoice, arguments: &GenerateArguments) -> Result<Outcome> {
+    let GenerateArguments { temperature, top_k, top_p, seed, .. } = *arguments;
+    let sampling = Sampling { temperature, top_k, top_p, seed };
+    sampling.check().map_err(|problem| anyhow!(problem))?;
+    let Source { config, weights, tokenizer } = Source::open(arguments)?;
+    let prompt = tokenizer.encode(&arguments.prompt).map_err(|problem| anyhow!(problem))?;
+    ensure!(!prompt.is_empty(), "`--prompt` must have a token at least");
+    let num_max_tokens = prompt.len() + arguments.max_tokens as usize;
+    if num_max_tokens > config.num_max_positions as usize {
+        bail!(
+            "prompt and `--max-tokens` together must be at most {} tokens, the model's context, got {num_max_tokens}",
+            config.num_max_positions
+        );
+    }
+    let device = Device::select(choice)?;
+    println!("{}", device.describe());
+    let stream = Arc::new(device.new_stream()?);
+    let end_tokens = config.end_tokens.clone();
+    let model = load(&stream, config, &*weights, num_max_tokens as u32)?;
+    let options = EngineOptions {
+        num_max_sequences: 1,
+        num_max_tokens_per_step: CHUNK_TOKENS,
+        page_size: PAGE_SIZE,
+        device_pages: num_max_tokens.div_ceil(PAGE_SIZE as usize),
+        host_pages: 0,
+        uses_graphs: !arguments.no_graph,
+    };
+    let engine = DeviceEngine::new(stream, model, options)?;
+    let mut generation = Generation { engine, sampling, tokens: Vec::new() };
+    generation.generate(&prompt, arguments.max_tokens, &end_tokens, &tokenizer)?;
+    Ok(Outcome::Passed)
+}
+
+fn load(
+    stream: &Arc<Stream>,
+    config: ModelConfig,
+    weights: &dyn WeightSource,
+    num_max_positions: u32,
+) -> Result<Transformer> {
+    let style = ProgressStyle::with_template(
+        "{bar:40} {bytes}/{total_bytes} of weights, {bytes_per_sec}, {eta} to go",
+    )?;
+    let bar = ProgressBar::new(0).with_style(style);
+    let show = &mut |progress: LoadProgress| {
+        bar.set_length(progress.total_bytes);
+        bar.set_position(progress.loaded_bytes);
+    };
+    let model = Transformer::load(stream, config, weights, num_max_positions, show);
+    bar.finish_and_clear();
+    Ok(model?)
+}
+
+/// One sequence under way.
+struct Generation {
+    engine: DeviceEngine,
+    sampling: Sampling,
+    /// Those whose K and V are in pages.
+    tokens: Vec<u32>,
+}
+
+impl Generation {
+    fn generate(
+        &mut self,
+        prompt: &[u32],
+        max_tokens: u32,
+        end_tokens: &[u32],
+        tokenizer: &Tokenizer,
+    ) -> Result<()> {
+        let mut stdout = io::stdout();
+        let mut text = tokenizer.text_stream();
+        let started = Instant::now();
+        let mut token = self.prefill(prompt)?;
+        let first_after = started.elapsed();
+        let mut num_tokens = 1;
+        loop {
+            if end_tokens.contains(&token) {
+                break;
+            }
+            write!(stdout, "{}", text.push(token).map_err(|problem| anyhow!(problem))?)?;
+            stdout.flush()?;
+            if num_tokens == max_tokens {
+                break;
+            }
+            token = self.step(&[token], true)?.context("a decode step samples")?;
+            num_tokens += 1;
+        }
+        writeln!(stdout)?;
+        report(prompt.len(), num_tokens, first_after, started.elapsed());
+        Ok(())
+    }
+
+    /// The prompt in chunks, and the first token after it.
+    fn prefill(&mut self, prompt: &[u32]) -> Result<u32> {
+        let mut first = None;
+        for chunk in prompt.chunks(CHUNK_TOKENS) {
+            let is_last = self.tokens.len() + chunk.len() == prompt.len();
+            first = self.step(chunk, is_last)?;
+        }
+        first.context("the last chunk of a prompt samples")
+    }
+
+    fn step(&mut self, tokens: &[u32], samples: bool) -> Result<Option<u32>> {
+        let num_cached_tokens = self.tokens.len();
+        self.tokens.extend(tokens);
+        let num_pages = self.tokens.len().div_ceil(PAGE_SIZE as usize) as u32;
+        let sequence = StepSequence {
+            request: REQUEST,
+            tokens: tokens.to_vec(),
+            num_cached_tokens,
+            pages: (0..num_pages).map(|slot| Location { rank: 0, slot }).collect(),
+            sampling: samples.then_some(self.sampling),
+        };
+        let answers = self.engine.step(&Step { sequences: vec![sequence] })?;
+        Ok(answers.first().map(|answer| answer.token))
+    }
+}
+
+fn report(num_prompt: usize, num_tokens: u32, first_after: Duration, all: Duration) {
+    let decode = (all - first_after).as_secs_f64();
+    let per_token = 1e3 * decode / f64::from(num_tokens - 1).max(1.0);
+    println!(
+        "{num_prompt} prompt tokens in {:.1} ms; {num_tokens} tokens, {per_token:.2} ms each after the first",
+        1e3 * first_after.as_secs_f64()
+    );
+}

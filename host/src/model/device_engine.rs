@@ -1,0 +1,312 @@
+//! Runs steps of a transformer on a device.
+//!
+//! A step whose sequences all have one token is a decode step: its kernels were captured into a graph
+//! when a batch of that size came first, and page tables and lengths change in place. Any other step
+//! is issued kernel by kernel, prompts and decode steps mixed, its attention by the kernels of
+//! `paged_prefill`.
+
+use std::sync::Arc;
+
+use gpu_kernels::kv_append::contract::{AppendLists, AppendShape};
+use gpu_kernels::paged_attention::contract::PageTable;
+use gpu_kernels::paged_prefill::contract::PrefillShape;
+use half::bf16;
+
+use super::decode_step::{Chosen, DecodeStep, StepInputs, rope, sm_scale};
+use super::engine::{
+    Engine, EngineError, EngineLimits, KvPages, Sampled, Sampling, Step, StepSequence,
+};
+use super::pages::LayeredKv;
+use super::pass::{Attention, Pass, PassShape};
+use super::transformer::Transformer;
+use super::{ModelError, step_check};
+use crate::device::Stream;
+use crate::kernels::kv_append::Append;
+use crate::kernels::paged_prefill::{Prefill, PrefillVariant};
+use crate::kernels::sampling::SamplingRule;
+
+/// Passes that are kept for steps of the same size.
+const NUM_KEPT_PASSES: usize = 4;
+
+/// How much an engine takes at once, and how it decodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Sequences of a step.
+    pub num_max_sequences: usize,
+    /// New tokens of a step.
+    pub num_max_tokens_per_step: usize,
+    /// Tokens of a page.
+    pub page_size: u32,
+    /// Pages in the device's memory.
+    pub device_pages: usize,
+    /// Pages in pinned host memory.
+    pub host_pages: usize,
+    /// Whether decode steps are replayed as graphs, or issued kernel by kernel.
+    pub uses_graphs: bool,
+}
+
+/// A model on one device.
+pub struct DeviceEngine {
+    stream: Arc<Stream>,
+    model: Transformer,
+    kv: LayeredKv,
+    options: EngineOptions,
+    /// By the batch's size.
+    decode_steps: Vec<DecodeStep>,
+    /// The last ones used, the latest at the end.
+    passes: Vec<Pass>,
+    /// Of the last step, for those who ask.
+    logits: Vec<bf16>,
+    keeps_logits: bool,
+}
+
+/// A page table's lists, as a step says them.
+struct TableLists {
+    kv_indptr: Vec<i32>,
+    kv_indices: Vec<i32>,
+    kv_page_rank: Vec<i32>,
+    kv_last_page_len: Vec<i32>,
+}
+
+impl TableLists {
+    fn new(step: &Step, page_size: usize) -> Self {
+        let mut lists = Self {
+            kv_indptr: vec![0],
+            kv_indices: Vec::new(),
+            kv_page_rank: Vec::new(),
+            kv_last_page_len: Vec::new(),
+        };
+        for sequence in &step.sequences {
+            lists.kv_indices.extend(sequence.pages.iter().map(|page| page.slot as i32));
+            lists.kv_page_rank.extend(sequence.pages.iter().map(|page| page.rank as i32));
+            lists.kv_indptr.push(lists.kv_indices.len() as i32);
+            let in_last = (sequence.num_tokens_after() - 1) % page_size + 1;
+            lists.kv_last_page_len.push(in_last as i32);
+        }
+        lists
+    }
+
+    fn table(&self) -> PageTable<'_> {
+        PageTable {
+            kv_indptr: &self.kv_indptr,
+            kv_indices: &self.kv_indices,
+            kv_page_rank: &self.kv_page_rank,
+            kv_last_page_len: &self.kv_last_page_len,
+        }
+    }
+}
+
+impl DeviceEngine {
+    /// An engine for a model on the device of `stream`.
+    ///
+    /// # Errors
+    /// No memory for the pages.
+    pub fn new(
+        stream: Arc<Stream>,
+        model: Transformer,
+        options: EngineOptions,
+    ) -> Result<Self, ModelError> {
+        let EngineOptions { page_size, device_pages, host_pages, .. } = options;
+        let kv =
+            LayeredKv::new(stream.clone(), model.config(), page_size, device_pages, host_pages)?;
+        Ok(Self {
+            stream,
+            model,
+            kv,
+            options,
+            decode_steps: Vec::new(),
+            passes: Vec::new(),
+            logits: Vec::new(),
+            keeps_logits: false,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Transformer {
+        &self.model
+    }
+
+    /// Keeps the logits of each step on the host from now on: for tests, as it costs a copy.
+    pub fn keep_logits(&mut self) {
+        self.keeps_logits = true;
+    }
+
+    /// Logits of the last step, `[sequences that sampled, vocab_size]`, if they are kept.
+    pub fn logits(&self) -> &[bf16] {
+        &self.logits
+    }
+
+    fn decode(&mut self, step: &Step, lists: &TableLists) -> Result<Chosen, EngineError> {
+        let batch = step.sequences.len();
+        let made = self.decode_steps.iter().position(|made| made.batch() == batch);
+        let index = match made {
+            Some(index) => index,
+            None => {
+                let num_max_pages = self.num_max_pages(batch);
+                let (stream, kv) = (&self.stream, &self.kv);
+                let made = DecodeStep::new(stream, &self.model, kv, batch as u32, num_max_pages)?;
+                self.decode_steps.push(made);
+                self.decode_steps.len() - 1
+            }
+        };
+        let token_ids = step.sequences.iter().map(|sequence| sequence.tokens[0] as i32).collect();
+        let inputs = StepInputs { token_ids, rules: rules(step) };
+        let Self { stream, model, kv, options, .. } = self;
+        let decode_step = &mut self.decode_steps[index];
+        let table = lists.table();
+        let chosen = decode_step.run(stream, model, kv, &inputs, &table, options.uses_graphs)?;
+        if self.keeps_logits {
+            self.logits = decode_step.logits(stream)?;
+        }
+        Ok(chosen)
+    }
+
+    /// Pages that `batch` sequences may have together.
+    fn num_max_pages(&self, batch: usize) -> u32 {
+        let of_sequence =
+            (self.model.num_max_positions() as usize).div_ceil(self.options.page_size as usize);
+        (batch * of_sequence).min(i32::MAX as usize) as u32
+    }
+
+    fn prefill(
+        &mut self,
+        step: &Step,
+        lists: &TableLists,
+        after_layer: &mut dyn FnMut(usize, &mut dyn KvPages) -> Result<(), EngineError>,
+    ) -> Result<Chosen, EngineError> {
+        let sequences = &step.sequences;
+        let mut append_indptr = vec![0];
+        let (mut token_ids, mut logit_rows) = (Vec::new(), Vec::new());
+        for sequence in sequences {
+            token_ids.extend(sequence.tokens.iter().map(|&token| token as i32));
+            append_indptr.push(token_ids.len() as i32);
+            if sequence.sampling.is_some() {
+                logit_rows.push(token_ids.len() as i32 - 1);
+            }
+        }
+        let num_tokens = token_ids.len() as u32;
+        let shape = PassShape { num_tokens, num_logit_rows: logit_rows.len() as u32 };
+        self.prepare_pass(shape)?;
+        let Self { stream, model, kv, passes, .. } = self;
+        let pass = passes.last().expect("it was prepared");
+        stream.upload(&token_ids, pass.token_ids())?;
+        if let Some(row_ids) = pass.logit_rows() {
+            stream.upload(&logit_rows, row_ids)?;
+        }
+        if let Some(of_pass) = pass.rules() {
+            stream.upload(&rules(step), of_pass)?;
+        }
+        let page = kv.shape();
+        let append =
+            AppendShape { batch: sequences.len() as u32, num_tokens, page, rope: rope(model) };
+        let append_lists = AppendLists { append_indptr: &append_indptr, table: lists.table() };
+        let append = Append::upload(stream, append, &append_lists, kv.layer(0))?;
+        let num_qo_heads = model.config().num_qo_heads;
+        let prefill = PrefillShape { num_qo_heads, page, sm_scale: sm_scale(model) };
+        let variant = PrefillVariant::fastest(stream.device(), &prefill)?;
+        let kv_lens = append.table().kv_lens();
+        let prefill = Prefill::plan(stream, variant, prefill, &append_indptr, kv_lens)?;
+        let attention = Attention::Prefill(&prefill);
+        pass.run(stream, model, kv, &append, &attention, after_layer)?;
+        let chosen = match pass.chosen() {
+            Some((ids, logprobs)) => (ids.to_vec(stream)?, logprobs.to_vec(stream)?),
+            None => {
+                stream.synchronize()?;
+                Chosen::default()
+            }
+        };
+        if let Some(logits) = pass.logits().filter(|_| self.keeps_logits) {
+            self.logits = logits.to_vec(stream)?;
+        }
+        Ok(chosen)
+    }
+
+    /// Puts a pass of this shape at the end of those kept.
+    fn prepare_pass(&mut self, shape: PassShape) -> Result<(), EngineError> {
+        if let Some(index) = self.passes.iter().position(|pass| pass.shape() == shape) {
+            let pass = self.passes.remove(index);
+            self.passes.push(pass);
+            return Ok(());
+        }
+        if self.passes.len() == NUM_KEPT_PASSES {
+            self.passes.remove(0);
+        }
+        self.passes.push(Pass::new(&self.stream, self.model.config(), shape)?);
+        Ok(())
+    }
+}
+
+/// Who sampled, and how.
+fn sampling(step: &Step) -> impl Iterator<Item = (&StepSequence, &Sampling)> {
+    step.sequences.iter().filter_map(|sequence| Some((sequence, sequence.sampling.as_ref()?)))
+}
+
+/// One for each sequence that samples, in order.
+fn rules(step: &Step) -> Vec<SamplingRule> {
+    let rule = |(sequence, sampling): (&StepSequence, &Sampling)| SamplingRule {
+        seed: sampling.seed,
+        position: sequence.num_tokens_after() as u32,
+        top_k: sampling.top_k,
+        temperature: sampling.temperature,
+        top_p: sampling.top_p,
+    };
+    sampling(step).map(rule).collect()
+}
+
+fn answers(step: &Step, (ids, logprobs): &Chosen) -> Result<Vec<Sampled>, EngineError> {
+    let answer = |((sequence, _), (&id, &logprob)): ((&StepSequence, _), (&i32, &f32))| {
+        let request = sequence.request;
+        match u32::try_from(id) {
+            Ok(token) => Ok(Sampled { request, token, logprob }),
+            Err(_) => Err(EngineError::Request {
+                request,
+                argument: "logits",
+                needed: "a number among them".to_owned(),
+                got: "none".to_owned(),
+            }),
+        }
+    };
+    sampling(step).zip(ids.iter().zip(logprobs)).map(answer).collect()
+}
+
+fn is_decode(sequence: &StepSequence) -> bool {
+    sequence.tokens.len() == 1 && sequence.sampling.is_some()
+}
+
+impl Engine for DeviceEngine {
+    fn limits(&self) -> EngineLimits {
+        EngineLimits {
+            num_max_sequences: self.options.num_max_sequences,
+            num_max_tokens_per_step: self.options.num_max_tokens_per_step,
+            num_max_context: self.model.num_max_positions() as usize,
+            page_size: self.options.page_size as usize,
+            num_layers: self.model.config().num_layers(),
+            layer_page_bytes: self.kv.shape().page_bytes(),
+        }
+    }
+
+    fn pages(&mut self) -> &mut dyn KvPages {
+        &mut self.kv
+    }
+
+    fn step_by_layer(
+        &mut self,
+        step: &Step,
+        after_layer: &mut dyn FnMut(usize, &mut dyn KvPages) -> Result<(), EngineError>,
+    ) -> Result<Vec<Sampled>, EngineError> {
+        let limits = self.limits();
+        step_check::check(step, &limits, self.model.config().vocab_size, self.kv.num_pages())?;
+        if step.sequences.is_empty() {
+            return Ok(Vec::new());
+        }
+        let lists = TableLists::new(step, limits.page_size);
+        let chosen = if step.sequences.iter().all(is_decode) {
+            let chosen = self.decode(step, &lists)?;
+            (0..limits.num_layers).try_for_each(|layer| after_layer(layer, &mut self.kv))?;
+            chosen
+        } else {
+            self.prefill(step, &lists, after_layer)?
+        };
+        answers(step, &chosen)
+    }
+}

@@ -1,0 +1,176 @@
+//! The pages of a model: one KV memory for each layer, all of the same size.
+
+use std::sync::Arc;
+
+use gpu_kernels::kv_layout::{KvElement, KvLayout, KvPagePlace, KvPageShape};
+use gpu_kernels::kv_page_copy::KvPageMove;
+
+use super::ModelConfig;
+use super::engine::{EngineError, KvPages, PageCopy};
+use crate::device::{DeviceError, Stream};
+use crate::kernels::kv_page_copy::{self, CopyVariant};
+use crate::kv::Location;
+use crate::kv::memory::KvMemory;
+
+/// Bytes of the words that pages are made of.
+const WORD_BYTES: usize = 2;
+
+/// A slot stands for the same page of every layer.
+pub struct LayeredKv {
+    stream: Arc<Stream>,
+    layers: Vec<KvMemory>,
+}
+
+impl LayeredKv {
+    /// Memory for `device_pages` pages on the device of `stream`, and `host_pages` in pinned host
+    /// memory.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn new(
+        stream: Arc<Stream>,
+        config: &ModelConfig,
+        page_size: u32,
+        device_pages: usize,
+        host_pages: usize,
+    ) -> Result<Self, DeviceError> {
+        let shape = KvPageShape {
+            page_size,
+            num_kv_heads: config.num_kv_heads,
+            head_dim: config.head_dim,
+            layout: KvLayout::Nhd,
+            element: KvElement::Half,
+        };
+        let devices = [stream.device().clone()];
+        let layers = (0..config.num_layers())
+            .map(|_| KvMemory::new(&stream, &devices, shape, &[device_pages], host_pages))
+            .collect::<Result<Vec<_>, _>>()?;
+        // Whole pages are copied and handed over, also those that are not full yet.
+        for memory in &layers {
+            stream.fill_bytes(memory.pages(0, 0, device_pages), 0)?;
+        }
+        stream.synchronize()?;
+        Ok(Self { stream, layers })
+    }
+
+    /// The pages of a layer.
+    pub fn layer(&self, layer: usize) -> &KvMemory {
+        &self.layers[layer]
+    }
+
+    /// Shape of the pages of every layer.
+    pub fn shape(&self) -> KvPageShape {
+        self.layers[0].shape()
+    }
+
+    /// A layer's memory, if it and the pages are there.
+    fn check(&self, layer: usize, pages: &[Location]) -> Result<&KvMemory, EngineError> {
+        let Some(memory) = self.layers.get(layer) else {
+            let needed = format!("below {}", self.layers.len());
+            return Err(refused("layer", needed, layer));
+        };
+        self.check_places(pages.iter().copied())?;
+        Ok(memory)
+    }
+
+    fn check_places(&self, pages: impl IntoIterator<Item = Location>) -> Result<(), EngineError> {
+        let pool_pages = self.num_pages();
+        for page in pages {
+            place(page)
+                .check("pages", pool_pages)
+                .map_err(|error| refused("pages", error, page))?;
+        }
+        Ok(())
+    }
+}
+
+fn refused(
+    argument: &'static str,
+    needed: impl std::fmt::Display,
+    got: impl std::fmt::Display,
+) -> EngineError {
+    EngineError::Step { argument, needed: needed.to_string(), got: got.to_string() }
+}
+
+/// A slot as kernels name it.
+pub(super) fn place(page: Location) -> KvPagePlace {
+    KvPagePlace { rank: page.rank, index: page.slot }
+}
+
+/// Pages that lie one after the other: the first of each run, and how many.
+fn runs(pages: &[Location]) -> Vec<(Location, usize)> {
+    let mut runs: Vec<(Location, usize)> = Vec::new();
+    for &page in pages {
+        match runs.last_mut() {
+            Some((first, len))
+                if first.rank == page.rank && first.slot as usize + *len == page.slot as usize =>
+            {
+                *len += 1;
+            }
+            _ => runs.push((page, 1)),
+        }
+    }
+    runs
+}
+
+impl KvPages for LayeredKv {
+    fn num_pages(&self) -> &[usize] {
+        self.layers[0].pool_pages()
+    }
+
+    fn copy(&mut self, copies: &[PageCopy]) -> Result<(), EngineError> {
+        if copies.is_empty() {
+            return Ok(());
+        }
+        self.check_places(copies.iter().flat_map(|copy| [copy.source, copy.destination]))?;
+        let moves: Vec<KvPageMove> = copies
+            .iter()
+            .map(|copy| KvPageMove { src: place(copy.source), dst: place(copy.destination) })
+            .collect();
+        let stream = &*self.stream;
+        let copy = kv_page_copy::PageCopy::upload(stream, &moves, &self.layers[0])
+            .map_err(EngineError::failed)?;
+        let variant = CopyVariant::alone(stream.device()).map_err(EngineError::failed)?;
+        for memory in &self.layers {
+            copy.run(stream, variant, memory).map_err(EngineError::failed)?;
+        }
+        Ok(())
+    }
+
+    fn export(&mut self, layer: usize, pages: &[Location]) -> Result<Vec<u8>, EngineError> {
+        let memory = self.check(layer, pages)?;
+        let mut bytes = Vec::with_capacity(pages.len() * memory.shape().page_bytes());
+        for (first, len) in runs(pages) {
+            let words = memory.pages(first.rank as usize, first.slot as usize, len);
+            let words = self.stream.download(words).map_err(EngineError::failed)?;
+            bytes.extend_from_slice(bytemuck::cast_slice(&words));
+        }
+        Ok(bytes)
+    }
+
+    fn import(
+        &mut self,
+        layer: usize,
+        pages: &[Location],
+        bytes: &[u8],
+    ) -> Result<(), EngineError> {
+        let memory = self.check(layer, pages)?;
+        let page_bytes = memory.shape().page_bytes();
+        if bytes.len() != pages.len() * page_bytes {
+            let needed = format!("{} bytes for {} pages", pages.len() * page_bytes, pages.len());
+            return Err(refused("bytes", needed, bytes.len()));
+        }
+        let words: Vec<u16> = bytes
+            .chunks_exact(WORD_BYTES)
+            .map(|word| u16::from_ne_bytes([word[0], word[1]]))
+            .collect();
+        let mut start = 0;
+        for (first, len) in runs(pages) {
+            let end = start + len * page_bytes / WORD_BYTES;
+            let destination = memory.pages(first.rank as usize, first.slot as usize, len);
+            self.stream.upload(&words[start..end], destination).map_err(EngineError::failed)?;
+            start = end;
+        }
+        Ok(())
+    }
+}
