@@ -32,6 +32,9 @@ fn both_commands_are_printed() {
     assert!(nsys.contains("host run paged_attention "), "{nsys}");
     let (_, told) = host(&["profile", "far_decode_merge_bf16", "--tool", "ncu"]);
     assert!(told.starts_with("CUDA_LAUNCH_BLOCKING=1 ncu --clock-control none "), "{told}");
+    // A mirror waits for nobody.
+    let (_, told) = host(&["profile", "combine_pull_bulk", "--tool", "ncu"]);
+    assert!(told.starts_with("ncu --clock-control none "), "{told}");
     let (_, told) = host(&["profile", "memory_read_16", "--tool", "nsys"]);
     assert!(told.contains("host launch memory_read_16 "), "{told}");
     let (_, told) =

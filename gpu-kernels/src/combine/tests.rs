@@ -6,16 +6,37 @@ use std::vec::Vec;
 use cuda_std::Kernel;
 use half::bf16;
 
-use super::device::{combine_push_packets, combine_sum_baseline};
+use super::device::{
+    combine_pull_bulk, combine_push_bulk, combine_push_packets, combine_sum_baseline,
+};
 use super::reference::combine;
 use super::{PACKETS_THREADS, SUM_THREADS};
 use crate::dispatch::POISON;
 use crate::dispatch::contract::{ExchangeLaunch, ExchangeShape};
-use crate::dispatch::reference::{Case, RankTokens, cases, dispatch, random_rows};
+use crate::dispatch::reference::{Case, RankTokens, Routing, cases, dispatch, random_rows};
 use crate::testing::{DeviceMemory, TestDevice, digest};
 
-const LAUNCH: ExchangeLaunch =
-    ExchangeLaunch { num_blocks: 3, num_senders: 2, timeout_us: 20_000_000 };
+#[derive(Clone, Copy, Debug)]
+enum Variant {
+    Packets,
+    Push,
+    Pull,
+}
+
+impl Variant {
+    const ALL: [Self; 3] = [Self::Packets, Self::Push, Self::Pull];
+
+    fn launch(self, timeout_us: u32) -> ExchangeLaunch {
+        let num_senders = match self {
+            Self::Pull => 3,
+            _ => 2,
+        };
+        ExchangeLaunch { num_blocks: 3, num_senders, timeout_us }
+    }
+}
+
+/// How long tests wait for a rank that comes.
+const TIMEOUT_US: u32 = 20_000_000;
 
 /// What the experts of every rank made of what came, NaN where nothing came. // [ep_size]
 fn partials(shape: &ExchangeShape, tokens: &[RankTokens], seed: u64) -> Vec<Vec<bf16>> {
@@ -36,56 +57,129 @@ fn partials(shape: &ExchangeShape, tokens: &[RankTokens], seed: u64) -> Vec<Vec<
 /// Memory of one rank that outlives calls.
 struct RankMemory {
     staging: DeviceMemory<u32>,
+    signals: DeviceMemory<u32>,
     epochs: DeviceMemory<u32>,
     late: DeviceMemory<u32>,
 }
 
 impl RankMemory {
-    fn new(shape: &ExchangeShape) -> Self {
-        Self {
-            staging: DeviceMemory::from_slice(&vec![POISON; shape.combine_words()]),
-            epochs: DeviceMemory::from_slice(&vec![0; LAUNCH.num_blocks as usize]),
-            late: DeviceMemory::from_slice(&vec![0; shape.ep_size as usize]),
-        }
+    fn new(shape: &ExchangeShape, variant: Variant) -> Self {
+        let launch = variant.launch(TIMEOUT_US);
+        let poison = |len| DeviceMemory::from_slice(&vec![POISON; len]);
+        let zeros = |len| DeviceMemory::from_slice(&vec![0; len]);
+        let (staging, signals) = match variant {
+            Variant::Packets => (poison(shape.combine_words()), zeros(0)),
+            Variant::Push => (
+                DeviceMemory::poisoned(shape.combine_staging_words()),
+                zeros(shape.num_signals(launch.num_senders)),
+            ),
+            Variant::Pull => (zeros(0), poison(shape.num_pull_signals(launch.num_blocks))),
+        };
+        let epochs = zeros(launch.num_blocks as usize);
+        Self { staging, signals, epochs, late: zeros(shape.ep_size as usize) }
     }
 }
 
+/// The addresses of a part of each rank's memory.
+fn table(
+    ranks: &[RankMemory],
+    part: impl Fn(&RankMemory) -> &DeviceMemory<u32>,
+) -> DeviceMemory<u64> {
+    DeviceMemory::from_slice(&ranks.iter().map(|rank| part(rank).address()).collect::<Vec<_>>())
+}
+
+/// More chunks than the ring has stages, for each block.
+fn many_tokens(ep_size: u32) -> Case {
+    let shape = ExchangeShape {
+        ep_size,
+        num_experts: 3 * ep_size,
+        topk: 2,
+        hidden: 16,
+        num_max_tokens_per_rank: 110,
+    };
+    let num_tokens = (0..ep_size).map(|rank| 110 - 7 * rank).collect();
+    Case { name: "many tokens", shape, num_tokens, routing: Routing::Ragged }
+}
+
 /// One rank's call: what it made of its tokens, or the executor's report.
+#[allow(clippy::too_many_arguments, reason = "what the kernels take, and how")]
 fn run_rank(
     device: &TestDevice,
     shape: &ExchangeShape,
+    variant: Variant,
     memory: &[RankMemory],
     rank: usize,
     tokens: &[RankTokens],
     partial: &[bf16],
-    launch: ExchangeLaunch,
+    timeout_us: u32,
 ) -> Result<Vec<bf16>, String> {
-    let addresses: Vec<_> = memory.iter().map(|rank| rank.staging.address()).collect();
-    let peer_ptrs = DeviceMemory::from_slice(&addresses);
+    let launch = variant.launch(timeout_us);
+    let staging_ptrs = table(memory, |rank| &rank.staging);
+    let signal_ptrs = table(memory, |rank| &rank.signals);
     let partial = DeviceMemory::from_slice(partial);
     let recv_topk_ids = DeviceMemory::from_slice(&dispatch(shape, tokens, rank as u32).topk_ids);
     let topk_ids = DeviceMemory::from_slice(&tokens[rank].topk_ids);
     let out = DeviceMemory::<bf16>::poisoned(tokens[rank].x.len());
-    launch.check_packets().unwrap();
-    let kernel = combine_push_packets {
-        partial: partial.view().cast(),
-        recv_topk_ids: recv_topk_ids.view(),
-        topk_ids: topk_ids.view(),
-        peer_ptrs: peer_ptrs.view(),
-        out: out.view_mut().cast(),
-        epochs: memory[rank].epochs.view_mut(),
-        late: memory[rank].late.view_mut(),
-        params: shape.params(rank as u32, tokens[rank].num_tokens(shape) as u32, launch),
-    };
-    device.try_launch(shape.combine_dims(launch), kernel)?;
+    let (partial, out_view) = (partial.view().cast(), out.view_mut().cast());
+    let (epochs, late) = (memory[rank].epochs.view_mut(), memory[rank].late.view_mut());
+    let params = shape.params(rank as u32, tokens[rank].num_tokens(shape) as u32, launch);
+    match variant {
+        Variant::Packets => {
+            launch.check_packets().unwrap();
+            let kernel = combine_push_packets {
+                partial,
+                recv_topk_ids: recv_topk_ids.view(),
+                topk_ids: topk_ids.view(),
+                peer_ptrs: staging_ptrs.view(),
+                out: out_view,
+                epochs,
+                late,
+                params,
+            };
+            device.try_launch(shape.combine_packets_dims(launch), kernel)
+        }
+        Variant::Push => {
+            launch.check_push().unwrap();
+            let kernel = combine_push_bulk {
+                partial,
+                recv_topk_ids: recv_topk_ids.view(),
+                topk_ids: topk_ids.view(),
+                staging_ptrs: staging_ptrs.view(),
+                signal_ptrs: signal_ptrs.view(),
+                out: out_view,
+                epochs,
+                late,
+                params,
+            };
+            device.try_launch(shape.combine_bulk_dims(launch), kernel)
+        }
+        Variant::Pull => {
+            launch.check_pull().unwrap();
+            let kernel = combine_pull_bulk {
+                partial,
+                topk_ids: topk_ids.view(),
+                signal_ptrs: signal_ptrs.view(),
+                out: out_view,
+                epochs,
+                late,
+                params,
+            };
+            device.try_launch(shape.combine_bulk_dims(launch), kernel)
+        }
+    }?;
     Ok(out.to_vec())
 }
 
 /// Calls in a row, each with other tokens, all ranks at once; every result is checked. Returns the
 /// results of the last call.
-fn check(device: &(impl Fn() -> TestDevice + Sync), case: &Case, num_calls: u64) -> Vec<Vec<bf16>> {
+fn check(
+    device: &(impl Fn() -> TestDevice + Sync),
+    case: &Case,
+    variant: Variant,
+    num_calls: u64,
+) -> Vec<Vec<bf16>> {
     let shape = case.shape;
-    let memory: Vec<_> = (0..shape.ep_size).map(|_| RankMemory::new(&shape)).collect();
+    let memory: Vec<_> = (0..shape.ep_size).map(|_| RankMemory::new(&shape, variant)).collect();
     let call = |seed| {
         let tokens = case.tokens(seed);
         let partials = partials(&shape, &tokens, seed);
@@ -99,13 +193,19 @@ fn check(device: &(impl Fn() -> TestDevice + Sync), case: &Case, num_calls: u64)
                 let device = device();
                 let mut last = Vec::new();
                 for (call, (tokens, partials)) in calls.iter().enumerate() {
-                    last = run_rank(&device, &shape, memory, rank, tokens, &partials[rank], LAUNCH)
-                        .unwrap_or_else(|fault| panic!("{}, call {call}: {fault}", case.name));
+                    let partial = &partials[rank];
+                    let run = run_rank(
+                        &device, &shape, variant, memory, rank, tokens, partial, TIMEOUT_US,
+                    );
+                    last = run.unwrap_or_else(|fault| {
+                        panic!("{variant:?}, {}, call {call}: {fault}", case.name)
+                    });
                     let want = combine(&shape, partials, rank, &tokens[rank].topk_ids);
                     let off = (0..want.len()).find(|&i| last[i] != want[i]);
                     assert!(
                         off.is_none(),
-                        "{} of {} ranks, call {call}, rank {rank}: element {off:?} of {}",
+                        "{variant:?}, {} of {} ranks, call {call}, rank {rank}: element {off:?} \
+                         of {}",
                         case.name,
                         shape.ep_size,
                         want.len()
@@ -121,10 +221,12 @@ fn check(device: &(impl Fn() -> TestDevice + Sync), case: &Case, num_calls: u64)
 }
 
 #[test]
-fn packets_equal_the_reference_for_one_to_four_ranks() {
+fn all_variants_equal_the_reference_for_one_to_four_ranks() {
     for ep_size in 1..=4 {
-        for case in cases(ep_size) {
-            check(&TestDevice::ascending, &case, 2);
+        for case in cases(ep_size).iter().chain(&[many_tokens(ep_size)]) {
+            for variant in Variant::ALL {
+                check(&TestDevice::ascending, case, variant, 2);
+            }
         }
     }
 }
@@ -133,7 +235,9 @@ fn packets_equal_the_reference_for_one_to_four_ranks() {
 fn the_order_of_lanes_does_not_matter() {
     for seed in 0..2 {
         for case in cases(2 + seed as u32).iter().skip(5) {
-            check(&|| TestDevice::seeded(seed), case, 2);
+            for variant in Variant::ALL {
+                check(&|| TestDevice::seeded(seed), case, variant, 2);
+            }
         }
     }
 }
@@ -143,7 +247,9 @@ fn the_order_of_lanes_does_not_matter() {
 #[test]
 fn a_rank_that_waits_for_no_rows_does_not_run_ahead() {
     let case = cases(2).into_iter().find(|case| case.name == "all to the last expert").unwrap();
-    check(&TestDevice::ascending, &case, 8);
+    for variant in Variant::ALL {
+        check(&TestDevice::ascending, &case, variant, 8);
+    }
 }
 
 #[test]
@@ -170,7 +276,7 @@ fn the_baseline_equals_the_reference() {
                     parts: parts.view().cast(),
                     topk_ids: topk_ids.view(),
                     out: out.view_mut().cast(),
-                    params: shape.params(rank as u32, num_tokens, LAUNCH),
+                    params: shape.params(rank as u32, num_tokens, Variant::Packets.launch(0)),
                 };
                 TestDevice::seeded(3).launch(shape.sum_dims(num_tokens), kernel);
                 let want = combine(&shape, &partials, rank, &own.topk_ids);
@@ -183,7 +289,7 @@ fn the_baseline_equals_the_reference() {
 #[test]
 fn results_do_not_change_between_versions() {
     let case = cases(3).into_iter().find(|case| case.name == "popular experts").unwrap();
-    let out = check(&TestDevice::ascending, &case, 1);
+    let out = check(&TestDevice::ascending, &case, Variant::Packets, 1);
     let digests: Vec<_> = out.iter().map(|out| std::format!("{:016x}", digest(out))).collect();
     insta::assert_snapshot!(digests.join("\n"));
 }
@@ -192,9 +298,42 @@ fn results_do_not_change_between_versions() {
 fn launches_and_sizes_follow_from_the_shape() {
     let shape = cases(4).pop().unwrap().shape;
     assert_eq!(shape.combine_words() * 4, 2 * 3 * 3 * 16384 + 3 * 4);
-    assert_eq!(shape.added_segments(), 8);
+    assert_eq!(shape.combine_staging_words() * 4, 3 * 3 * 16384);
+    assert_eq!(shape.num_pull_signals(5), 3 * 3 * 5);
+    assert_eq!(shape.packet_messages(7), 7 * 16 + 1);
+    let launch = ExchangeLaunch { num_blocks: 30, num_senders: 20, timeout_us: 0 };
+    // Chunks of 4 tokens, dealt to 10 adders, in each to 3 groups.
+    assert_eq!(shape.push_messages(launch, [0, 3, 4, 40, 41].into_iter()), 20 + 4);
     assert_eq!(combine_push_packets::THREADS, Some(PACKETS_THREADS));
     assert_eq!(combine_sum_baseline::THREADS, Some(SUM_THREADS));
+    let bulk_threads = shape.combine_bulk_dims(launch).block[0];
+    assert_eq!(combine_push_bulk::THREADS, Some(bulk_threads));
+    assert_eq!(combine_pull_bulk::THREADS, Some(bulk_threads));
     let work = shape.combine_work(5, 12);
     assert_eq!((work.read_bytes, work.written_bytes), (12 * 16384, 5 * 16384));
+}
+
+/// Runs rank 0 alone; how many messages it missed from rank 1.
+fn missed_alone(variant: Variant) -> u32 {
+    let case = cases(2).into_iter().find(|case| case.name == "distinct experts").unwrap();
+    let shape = case.shape;
+    let memory: Vec<_> = (0..2).map(|_| RankMemory::new(&shape, variant)).collect();
+    let (tokens, device) = (case.tokens(1), TestDevice::ascending());
+    let partial = &partials(&shape, &tokens, 1)[0];
+    run_rank(&device, &shape, variant, &memory, 0, &tokens, partial, 20_000).unwrap();
+    let late = memory[0].late.to_vec();
+    assert_eq!(late[0], 0);
+    late[1]
+}
+
+#[test]
+fn a_rank_that_never_comes_is_counted_and_not_waited_for() {
+    let case = cases(2).into_iter().find(|case| case.name == "distinct experts").unwrap();
+    let (shape, tokens) = (case.shape, case.tokens(1));
+    let num_rows = tokens[0].num_rows_to(&shape, 1) as u32;
+    assert_eq!(num_rows, 12);
+    assert_eq!(missed_alone(Variant::Packets), shape.packet_messages(num_rows));
+    let push = Variant::Push.launch(0);
+    assert_eq!(missed_alone(Variant::Push), shape.push_messages(push, 0..num_rows));
+    assert_eq!(missed_alone(Variant::Pull), 2 * 3);
 }

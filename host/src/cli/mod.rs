@@ -22,8 +22,10 @@ mod table;
 mod verify;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use farpage::comm::set_timeout;
 use farpage::device::DeviceChoice;
 
 /// GPU kernels in Rust for LLM inference whose KV cache and experts live on other GPUs.
@@ -33,6 +35,16 @@ struct Cli {
     /// What to run on; `auto` takes the first GPU, else the CPU, and says why.
     #[arg(long, global = true, value_enum, default_value_t)]
     device: DeviceArgument,
+
+    /// Longest wait of a kernel for another rank; after it the ranks that wait end with an error.
+    #[arg(
+        long,
+        global = true,
+        value_name = "MS",
+        default_value_t = 10_000,
+        value_parser = clap::value_parser!(u32).range(1..=3_600_000)
+    )]
+    timeout_ms: u32,
 
     #[command(subcommand)]
     command: Command,
@@ -104,6 +116,7 @@ pub fn run() -> ExitCode {
         // Also `--help` and `--version`, whose code is 0; of bad arguments it is 2.
         Err(usage) => usage.exit(),
     };
+    set_timeout(Duration::from_millis(cli.timeout_ms.into()));
     let choice = cli.device.into();
     let outcome = match cli.command {
         Command::Doctor => doctor::run(choice),
@@ -150,6 +163,14 @@ mod tests {
             let cli = Cli::try_parse_from(arguments).unwrap();
             assert_eq!(DeviceChoice::from(cli.device), DeviceChoice::Cpu);
         }
+    }
+
+    #[test]
+    fn the_timeout_is_ten_seconds_unless_given_and_never_none() {
+        let timeout = |arguments: &[&str]| Cli::try_parse_from(arguments).map(|cli| cli.timeout_ms);
+        assert_eq!(timeout(&["host", "list"]).unwrap(), 10_000);
+        assert_eq!(timeout(&["host", "list", "--timeout-ms", "250"]).unwrap(), 250);
+        assert_eq!(timeout(&["host", "--timeout-ms", "0", "list"]).unwrap_err().exit_code(), 2);
     }
 
     #[test]

@@ -9,6 +9,9 @@
 //! A [`Team`] is a world whose ranks stay, each with a state of its own, and work on what they are
 //! given together: for whoever drives ranks from one thread.
 //!
+//! [`World::mirror`] is a rank whose peers are all itself: for profilers and sanitizers, under which
+//! kernels run one at a time.
+//!
 //! `World::cpu(n)` has the same meaning as `World::cuda(n)`, so that programs for several GPUs
 //! are tested without one. No wait is endless: it ends at the world's deadline, and at once when
 //! the rank that it waits for has failed or ended, with an error that names rank, peer and
@@ -26,6 +29,7 @@ mod team;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod timeout;
 mod world;
 
 pub use communicator::{Communicator, Group};
@@ -33,6 +37,7 @@ pub use element::{Reduce, ReduceOp};
 pub use error::{CommError, Result};
 pub use symmetric::SymmetricBuffer;
 pub use team::{Team, TeamError};
+pub use timeout::{set_timeout, timeout};
 pub use world::{Rank, RankError, RankFailure, World};
 
 /// What threads send each other: where the data lies.

@@ -1,5 +1,7 @@
 //! Memory of the same size on every rank, whose addresses all ranks know.
 
+use std::iter;
+
 use bytemuck::Pod;
 
 use super::meeting::Meeting;
@@ -32,12 +34,14 @@ impl<T: Pod> SymmetricBuffer<T> {
         meeting: &Meeting<Message>,
         rank: usize,
         device: &Device,
+        num_mirrors: usize,
         len: usize,
     ) -> Result<Self> {
         let local = device.alloc::<T>(len)?;
         let extent = local.slice(..).extent(OPERATION)?;
         let part = Part { device: device.clone(), len, extent };
         let parts = meeting.exchange(rank, OPERATION, part)?;
+        let parts: Vec<_> = iter::repeat_n(parts, num_mirrors).flatten().collect();
         for (peer, part) in parts.iter().enumerate() {
             if part.len != len {
                 return Err(CommError::Mismatch {

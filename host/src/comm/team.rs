@@ -52,13 +52,13 @@ impl<S: 'static, E: Display + Send + 'static> Team<S, E> {
         make_state: impl Fn(&Rank) -> Result<S, E> + Send + Sync + 'static,
     ) -> Result<Self, TeamError<E>> {
         let (orders, inboxes): (Vec<_>, Vec<_>) =
-            (0..world.size()).map(|_| mpsc::channel::<Order<S, E>>()).unzip();
+            (0..world.devices().len()).map(|_| mpsc::channel::<Order<S, E>>()).unzip();
         let (started, num_started) = mpsc::channel();
         let with_sender = |inbox| Mutex::new(Some((inbox, started.clone())));
         let inboxes: Vec<_> = inboxes.into_iter().map(with_sender).collect();
         // From here on only ranks hold it: when all have started or failed, nobody does.
         drop(started);
-        let size = world.size();
+        let size = world.devices().len();
         let world = thread::spawn(move || {
             world.try_run(|rank| {
                 let (inbox, started) = take(&inboxes[rank.index()]);

@@ -2,6 +2,7 @@
 
 use std::cell::OnceCell;
 use std::fmt::{self, Display};
+use std::iter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,16 +15,19 @@ use cuda_std::cpu::ExecutorConfig;
 use super::meeting::Meeting;
 use super::nccl::NcclCommunicator;
 use super::threads::ThreadCommunicator;
-use super::{CommError, Communicator, Message, Result, SymmetricBuffer};
+use super::{CommError, Communicator, Message, Result, SymmetricBuffer, timeout};
 use crate::device::{Device, DeviceError, num_gpus};
 
-/// How long a rank waits for others, unless [`World::with_deadline`] says otherwise.
+/// How long a rank waits for others at least, unless [`World::with_deadline`] says otherwise: as
+/// long as kernels do, and as long as it may take a rank to make its inputs.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Some devices that work on one thing.
 #[derive(Clone, Debug)]
 pub struct World {
     devices: Vec<Device>,
+    /// Ranks that each device stands for.
+    num_mirrors: usize,
     deadline: Duration,
 }
 
@@ -45,7 +49,23 @@ impl World {
     pub fn cpu_with(size: usize, config: ExecutorConfig) -> Self {
         assert!(size > 0, "a world needs at least one rank");
         let device = |rank| Device::cpu_with(config, rank);
-        Self { devices: (0..size).map(device).collect(), deadline: DEADLINE }
+        Self::new((0..size).map(device).collect())
+    }
+
+    /// One rank that stands for `size`: what it writes to a peer it writes to itself. A kernel that
+    /// waits for its peers' has all that it waits for from itself, and needs no other to run beside
+    /// it. What peers would tell apart by the writer's rank falls together in its memory. There is no
+    /// [`Rank::communicator`].
+    ///
+    /// # Panics
+    /// With no rank.
+    pub fn mirror(device: &Device, size: usize) -> Self {
+        assert!(size > 0, "a world needs at least one rank");
+        Self { num_mirrors: size, ..Self::new(vec![device.clone()]) }
+    }
+
+    fn new(devices: Vec<Device>) -> Self {
+        Self { devices, num_mirrors: 1, deadline: DEADLINE.max(timeout()) }
     }
 
     /// GPUs `0..size`, each reaching every other one's memory where the hardware can.
@@ -77,7 +97,7 @@ impl World {
                 }
             }
         }
-        Ok(Self { devices: devices.to_vec(), deadline: DEADLINE })
+        Ok(Self::new(devices.to_vec()))
     }
 
     /// The same world, in which no rank waits longer than this for another.
@@ -86,9 +106,9 @@ impl World {
         Self { deadline, ..self }
     }
 
-    /// Number of ranks.
+    /// Number of ranks, those of a mirror included.
     pub fn size(&self) -> usize {
-        self.devices.len()
+        self.devices.len() * self.num_mirrors
     }
 
     /// Each rank's device.
@@ -105,8 +125,11 @@ impl World {
         E: Display + Send,
         F: Fn(&Rank) -> Result<T, E> + Sync,
     {
-        let meeting = Arc::new(Meeting::new(self.size(), self.deadline));
-        self.run_in(&meeting, &body)
+        self.run_in(&self.meeting(), &body)
+    }
+
+    fn meeting(&self) -> Arc<Meeting<Message>> {
+        Arc::new(Meeting::new(self.devices.len(), self.deadline))
     }
 
     /// As [`Self::run`]; of several failures the one that came first, which is the cause of those
@@ -117,7 +140,7 @@ impl World {
         E: Display + Send,
         F: Fn(&Rank) -> Result<T, E> + Sync,
     {
-        let meeting = Arc::new(Meeting::new(self.size(), self.deadline));
+        let meeting = self.meeting();
         let mut results = self.run_in(&meeting, &body);
         if let Some(failure) = meeting.failure() {
             // The error of the first rank to fail, whatever the others returned.
@@ -140,6 +163,7 @@ impl World {
             let rank = Rank {
                 index,
                 size: self.size(),
+                num_mirrors: self.num_mirrors,
                 device: device.clone(),
                 meeting: meeting.clone(),
                 communicator: OnceCell::new(),
@@ -221,6 +245,7 @@ impl<E: fmt::Debug + Display> std::error::Error for RankError<E> {}
 pub struct Rank {
     index: usize,
     size: usize,
+    num_mirrors: usize,
     device: Device,
     meeting: Arc<Meeting<Message>>,
     communicator: OnceCell<Rc<Communicator>>,
@@ -244,7 +269,8 @@ impl Rank {
 
     /// Every rank's value, by rank. All ranks call this; the host waits.
     pub fn exchange<V: Clone + Send + Sync + 'static>(&self, value: V) -> Result<Vec<V>> {
-        self.meeting.exchange(self.index, "exchange", value)
+        let values = self.meeting.exchange(self.index, "exchange", value)?;
+        Ok(iter::repeat_n(values, self.num_mirrors).flatten().collect())
     }
 
     /// Waits until every rank has come here. Work on streams is not waited for.
@@ -259,6 +285,14 @@ impl Rank {
         if let Some(communicator) = self.communicator.get() {
             return Ok(communicator);
         }
+        if self.num_mirrors > 1 {
+            return Err(CommError::Argument {
+                operation: "communicator",
+                argument: "world",
+                needed: "ranks of their own".to_owned(),
+                got: format!("a mirror of {} ranks", self.size),
+            });
+        }
         let (meeting, index, size) = (self.meeting.clone(), self.index, self.size);
         let communicator = if self.device.is_cuda() && size > 1 {
             Communicator::nccl(NcclCommunicator::new(meeting, index, size, &self.device)?)
@@ -271,6 +305,6 @@ impl Rank {
     /// Memory of `len` elements on every rank, which all ranks' kernels reach. All ranks call
     /// this together, with the same length; contents are as in [`Device::alloc`].
     pub fn symmetric_alloc<T: Pod>(&self, len: usize) -> Result<SymmetricBuffer<T>> {
-        SymmetricBuffer::new(&self.meeting, self.index, &self.device, len)
+        SymmetricBuffer::new(&self.meeting, self.index, &self.device, self.num_mirrors, len)
     }
 }

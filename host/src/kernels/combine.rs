@@ -1,12 +1,15 @@
 //! Launches of the room `combine`.
 
-use gpu_kernels::combine::device::{combine_push_packets, combine_sum_baseline};
+use gpu_kernels::combine::device::{
+    combine_pull_bulk, combine_push_bulk, combine_push_packets, combine_sum_baseline,
+};
 use gpu_kernels::contract::{ContractError, require_len};
+use gpu_kernels::dispatch::POISON;
 use gpu_kernels::dispatch::contract::{ExchangeLaunch, ExchangeShape};
 use half::bf16;
 
 use super::KernelError;
-use super::dispatch::{Pusher, staging_area};
+use super::dispatch::{Pusher, filled};
 use crate::comm::{Rank, SymmetricBuffer};
 use crate::device::{Buffer, Stream};
 
@@ -39,31 +42,78 @@ impl CombineArgs<'_> {
     }
 }
 
-/// Pushes partial results to the tokens' ranks, and adds up what comes.
-pub struct CombinePush {
-    pusher: Pusher,
-    staging: SymmetricBuffer<u32>,
+/// How parts get to the tokens' ranks.
+enum Way {
+    Packets { staging: SymmetricBuffer<u32> },
+    Push { staging: SymmetricBuffer<u32>, signals: SymmetricBuffer<u32> },
+    Pull { signals: SymmetricBuffer<u32> },
 }
 
-impl CombinePush {
-    /// All ranks make it together.
+/// Brings partial results to the tokens' ranks, and adds them up, in one kernel.
+pub struct CombineDirect {
+    pusher: Pusher,
+    way: Way,
+}
+
+impl CombineDirect {
+    /// Few tokens: packets into the peers' staging areas. All ranks make it together.
     ///
     /// # Errors
     /// Sizes that the contract refuses; ranks that disagree or do not reach each other; too little
     /// memory.
-    pub fn new(
+    pub fn packets(
         rank: &Rank,
         shape: ExchangeShape,
         launch: ExchangeLaunch,
     ) -> Result<Self, KernelError> {
         launch.check_packets()?;
         let pusher = Pusher::new(rank, shape, launch)?;
-        Ok(Self { pusher, staging: staging_area(rank, shape.combine_words())? })
+        let staging = filled(rank, shape.combine_words(), POISON)?;
+        Ok(Self { pusher, way: Way::Packets { staging } })
+    }
+
+    /// Many tokens: bulk copies into the peers' staging areas, added as they come. Needs a Hopper
+    /// GPU, or the CPU.
+    ///
+    /// # Errors
+    /// As [`packets`](Self::packets).
+    pub fn push(
+        rank: &Rank,
+        shape: ExchangeShape,
+        launch: ExchangeLaunch,
+    ) -> Result<Self, KernelError> {
+        launch.check_push()?;
+        let pusher = Pusher::new(rank, shape, launch)?;
+        let staging = rank.symmetric_alloc(shape.combine_staging_words())?;
+        let signals = filled(rank, shape.num_signals(launch.num_senders), 0)?;
+        Ok(Self { pusher, way: Way::Push { staging, signals } })
+    }
+
+    /// Many tokens, few multiprocessors: bulk copies from the peers' partial results. Needs a Hopper
+    /// GPU, or the CPU.
+    ///
+    /// # Errors
+    /// As [`packets`](Self::packets).
+    pub fn pull(
+        rank: &Rank,
+        shape: ExchangeShape,
+        launch: ExchangeLaunch,
+    ) -> Result<Self, KernelError> {
+        launch.check_pull()?;
+        let pusher = Pusher::new(rank, shape, launch)?;
+        let signals = filled(rank, shape.num_pull_signals(launch.num_blocks), POISON)?;
+        Ok(Self { pusher, way: Way::Pull { signals } })
     }
 
     /// Bytes of memory that this holds on each rank.
     pub fn num_bytes(&self) -> usize {
-        self.staging.local().num_bytes()
+        match &self.way {
+            Way::Packets { staging } => staging.local().num_bytes(),
+            Way::Push { staging, signals } => {
+                staging.local().num_bytes() + signals.local().num_bytes()
+            }
+            Way::Pull { signals } => signals.local().num_bytes(),
+        }
     }
 
     /// As [`DispatchPush::late`](super::dispatch::DispatchPush::late). // [ep_size]
@@ -71,12 +121,17 @@ impl CombinePush {
         &self.pusher.late
     }
 
-    /// Messages that a call expects from a peer that owns experts of `num_rows` of the tokens.
-    pub fn expected_messages(&self, num_rows: u32) -> u32 {
-        num_rows * self.pusher.shape.added_segments() + 1
+    /// Messages that a call expects from a peer that owns experts of these tokens.
+    pub fn expected_messages(&self, tokens: &[u32]) -> u32 {
+        let Pusher { shape, launch, .. } = self.pusher;
+        match self.way {
+            Way::Packets { .. } => shape.packet_messages(tokens.len() as u32),
+            Way::Push { .. } => shape.push_messages(launch, tokens.iter().copied()),
+            Way::Pull { .. } => 2 * launch.num_blocks,
+        }
     }
 
-    /// Sends and adds. `recv_topk_ids` is what the dispatch of these tokens received. All ranks
+    /// Moves and adds. `recv_topk_ids` is what the dispatch of these tokens received. All ranks
     /// call it together.
     ///
     /// # Errors
@@ -87,25 +142,66 @@ impl CombinePush {
         recv_topk_ids: &Buffer<i32>, // [ep_size, num_max_tokens, topk]
         args: &CombineArgs<'_>,
     ) -> Result<(), KernelError> {
-        let Self { pusher, staging } = self;
+        let Self { pusher, way } = self;
         let num_tokens = args.check(&pusher.shape)?;
         require_len("recv_topk_ids", pusher.shape.slot_entries(), recv_topk_ids.len())?;
-        let kernel = combine_push_packets {
-            partial: args.partial.view().cast(),
-            recv_topk_ids: recv_topk_ids.view(),
-            topk_ids: args.topk_ids.view(),
-            peer_ptrs: staging.peer_ptrs().view(),
-            out: args.out.view_mut().cast(),
-            epochs: pusher.epochs.view_mut(),
-            late: pusher.late.view_mut(),
-            params: pusher.params(num_tokens),
-        };
-        // SAFETY: shape, launch and lengths were checked, and all ranks' buffers are of that
-        // shape; they are kept below.
-        unsafe { stream.launch(pusher.shape.combine_dims(pusher.launch), kernel) }?;
+        let partial = args.partial.view().cast();
+        let (topk_ids, out) = (args.topk_ids.view(), args.out.view_mut().cast());
+        let (epochs, late) = (pusher.epochs.view_mut(), pusher.late.view_mut());
+        let (shape, params) = (pusher.shape, pusher.params(num_tokens));
+        match way {
+            Way::Packets { staging } => {
+                let kernel = combine_push_packets {
+                    partial,
+                    recv_topk_ids: recv_topk_ids.view(),
+                    topk_ids,
+                    peer_ptrs: staging.peer_ptrs().view(),
+                    out,
+                    epochs,
+                    late,
+                    params,
+                };
+                // SAFETY: shape, launch and lengths were checked, and all ranks' buffers are of
+                // that shape; they are kept below.
+                unsafe { stream.launch(shape.combine_packets_dims(pusher.launch), kernel) }?;
+                staging.keep(stream);
+            }
+            Way::Push { staging, signals } => {
+                let kernel = combine_push_bulk {
+                    partial,
+                    recv_topk_ids: recv_topk_ids.view(),
+                    topk_ids,
+                    staging_ptrs: staging.peer_ptrs().view(),
+                    signal_ptrs: signals.peer_ptrs().view(),
+                    out,
+                    epochs,
+                    late,
+                    params,
+                };
+                // SAFETY: as above.
+                unsafe { stream.launch(shape.combine_bulk_dims(pusher.launch), kernel) }?;
+                staging.keep(stream);
+                signals.keep(stream);
+            }
+            Way::Pull { signals } => {
+                let kernel = combine_pull_bulk {
+                    partial,
+                    topk_ids,
+                    signal_ptrs: signals.peer_ptrs().view(),
+                    out,
+                    epochs,
+                    late,
+                    params,
+                };
+                // SAFETY: as above. Peers read `partial` until they say that they have; a kernel
+                // that gave up waiting for that counts them late, and whoever finds that keeps
+                // `partial`.
+                unsafe { stream.launch(shape.combine_bulk_dims(pusher.launch), kernel) }?;
+                signals.keep(stream);
+            }
+        }
         args.keep(stream);
         stream.keep(recv_topk_ids);
-        staging.keep(stream);
         pusher.keep(stream);
         Ok(())
     }

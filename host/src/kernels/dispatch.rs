@@ -168,7 +168,7 @@ impl DispatchPush {
         let recv_topk_ids = device.alloc::<i32>(shape.slot_entries())?;
         device.new_stream()?.fill(&recv_topk_ids, -1)?;
         let way = Way::Packets {
-            staging: staging_area(rank, shape.packet_words())?,
+            staging: filled(rank, shape.packet_words(), POISON)?,
             recv_x: device.alloc(shape.slot_elements())?,
             recv_topk_ids,
             recv_topk_weights: device.alloc(shape.slot_entries())?,
@@ -277,18 +277,18 @@ impl DispatchPush {
     }
 }
 
-/// A staging area on every rank, in which nothing has arrived. All ranks call it.
-pub(super) fn staging_area(
+/// Words on every rank that all hold `word` before any peer writes there. All ranks call it.
+pub(super) fn filled(
     rank: &Rank,
     num_words: usize,
+    word: u32,
 ) -> Result<SymmetricBuffer<u32>, KernelError> {
-    let staging = rank.symmetric_alloc::<u32>(num_words)?;
+    let words = rank.symmetric_alloc::<u32>(num_words)?;
     let stream = rank.device().new_stream()?;
-    stream.fill(staging.local(), POISON)?;
+    stream.fill(words.local(), word)?;
     stream.synchronize()?;
-    // Before any peer writes there.
     rank.barrier()?;
-    Ok(staging)
+    Ok(words)
 }
 
 /// Sorts tokens into a buffer for each destination, for a library to send.

@@ -7,8 +7,9 @@
 //! Nsight Compute replays a kernel many times, and in between puts back what memory held before it.
 //! So what a kernel waits for must be there when it is launched: those of `far_decode` are issued in
 //! an order in which each finds the work of those before it, and `host profile` has each finished
-//! before the next one is issued. Kernels that push to each other at the same time, as those of
-//! `dispatch` and `combine`, cannot be replayed so: look at them with Nsight Systems.
+//! before the next one is issued. Those of `dispatch` and `combine`, which push to each other at the
+//! same time, are launched in a [mirror](crate::comm::World::mirror), where each has what it waits for
+//! from itself; all but `combine_push_bulk`: look at that one with Nsight Systems.
 //!
 //! **A new kernel gets one line** in its room's file here; a new room a file, and a line in
 //! [`all`]. The tests fail for a kernel of the build that has no line, and for a line that

@@ -6,6 +6,7 @@ mod pack;
 pub(crate) mod packets;
 mod push_bulk;
 mod push_packets;
+pub(crate) mod signals;
 
 pub use pack::*;
 pub use push_bulk::*;

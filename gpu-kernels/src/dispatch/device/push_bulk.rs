@@ -8,13 +8,18 @@ use super::super::{
     NUM_STORES_IN_FLIGHT, RANKS_AT,
 };
 use super::packets::{Deadline, owner_of};
+use super::signals::{Signals, rank_after};
 
+/// Signal: the receiver's area is free.
+const READY: u32 = 0;
+/// Signal: the sender has written all.
+const DONE: u32 = 1;
 /// Ids of a token that a helper has in flight.
 const IDS: usize = 4;
 
 /// Blocks of one issuing thread and its helpers. The first `num_senders` send to the peers, the
 /// others copy what stays here; each takes consecutive tokens.
-#[kernel(target = "sm_90a", threads = 288)]
+#[kernel(target = "sm_90a", threads = 288, early = true)]
 pub unsafe fn dispatch_push_bulk(
     x: Global<u32>,                      // [num_tokens, row_units, 4]
     topk_ids: Global<i32>,               // [num_tokens, topk]
@@ -27,6 +32,8 @@ pub unsafe fn dispatch_push_bulk(
     late: GlobalMut<u32>,                // [ep_size]
     params: ExchangeParams,
 ) {
+    grid::launch_dependents();
+    grid::wait_prerequisites();
     let thread = thread::thread_idx_x();
     let is_issuer = thread == 0;
     let helper = thread.wrapping_sub(warp::WARP_SIZE);
@@ -46,14 +53,14 @@ pub unsafe fn dispatch_push_bulk(
         ring.set_up();
         ring.load_ahead();
     }
-    let block = thread::block_idx_x() as usize;
-    let epoch = epochs.load(block).wrapping_add(1);
-    let signals = Signals { signal_ptrs, epoch, late, params };
+    let block = thread::block_idx_x();
+    let epoch = epochs.load(block as usize).wrapping_add(1);
+    let signals = Signals { signal_ptrs, late, params: &params };
     // A helper deals with one peer.
     let step = helper.wrapping_add(1);
     let has_peer = share.is_remote && (1..params.ep_size).contains(&step);
     if has_peer {
-        signals.tell(Signals::READY, step);
+        signals.tell(READY, step, block, epoch);
     }
     if helper < BULK_HELPERS {
         if helper < params.ep_size {
@@ -65,7 +72,7 @@ pub unsafe fn dispatch_push_bulk(
         routing.note_ranks(0, helper);
     }
     thread::sync_threads();
-    if has_peer && !signals.wait(Signals::READY, step, deadline) {
+    if has_peer && !signals.wait(READY, step, block, epoch, deadline, 1) {
         gave_up().store(0, 1);
     }
     thread::sync_threads();
@@ -94,16 +101,16 @@ pub unsafe fn dispatch_push_bulk(
     }
     thread::sync_threads();
     if is_issuer {
-        epochs.store(block, epoch);
+        epochs.store(block as usize, epoch);
         if share.is_remote {
             atomic::fence_acq_rel_sys();
             for step in 1..params.ep_size {
-                signals.tell(Signals::DONE, step);
+                signals.tell(DONE, step, block, epoch);
             }
         }
     }
     if has_peer {
-        signals.wait(Signals::DONE, step, deadline);
+        signals.wait(DONE, step, block, epoch, deadline, 1);
     }
 }
 
@@ -148,12 +155,6 @@ impl Share {
 }
 
 #[inline(always)]
-fn rank_after(step: u32, params: &ExchangeParams) -> u32 {
-    let rank = params.ep_rank + step;
-    if rank >= params.ep_size { rank - params.ep_size } else { rank }
-}
-
-#[inline(always)]
 unsafe fn bases() -> Shared<u64> {
     shared::dynamic_shared_mem::<u8>().offset(BASES_AT as usize).cast()
 }
@@ -168,54 +169,6 @@ unsafe fn ranks_of_batch(batch: u32) -> Shared<u32> {
 #[inline(always)]
 unsafe fn gave_up() -> Shared<u32> {
     shared::dynamic_shared_mem::<u8>().offset(GAVE_UP_AT as usize).cast()
-}
-
-/// Flags between the same blocks of two ranks.
-#[derive(Clone, Copy)]
-struct Signals {
-    signal_ptrs: Global<u64>,
-    epoch: u32,
-    late: GlobalMut<u32>,
-    params: ExchangeParams,
-}
-
-impl Signals {
-    /// The receiver's area is free.
-    const READY: u32 = 0;
-    /// The sender has written all.
-    const DONE: u32 = 1;
-
-    #[inline(always)]
-    unsafe fn flag(&self, of: u32, kind: u32, area: u32) -> GlobalMut<u32> {
-        let base = self.signal_ptrs.load(of as usize);
-        let areas = kind * (self.params.ep_size - 1) + area;
-        let flag = areas * self.params.num_senders + thread::block_idx_x();
-        GlobalMut::from_address(base + 4 * u64::from(flag), 1)
-    }
-
-    /// To the rank `step` after this one.
-    #[inline(always)]
-    unsafe fn tell(&self, kind: u32, step: u32) {
-        let flag = self.flag(rank_after(step, &self.params), kind, self.params.ep_size - step - 1);
-        atomic::store_relaxed_sys(flag, 0, self.epoch);
-    }
-
-    /// For the rank `step` after this one; whether it was in time.
-    #[inline(always)]
-    unsafe fn wait(&self, kind: u32, step: u32, deadline: Deadline) -> bool {
-        let flag = self.flag(self.params.ep_rank, kind, step - 1).as_const();
-        let mut num_looks = 0;
-        while atomic::load_relaxed_sys(flag, 0) != self.epoch {
-            num_looks += 1;
-            if deadline.has_passed(num_looks) {
-                let peer = rank_after(step, &self.params);
-                atomic::fetch_add_relaxed_gpu(self.late, peer as usize, 1);
-                return false;
-            }
-        }
-        atomic::load_acquire_sys(flag, 0);
-        true
-    }
 }
 
 /// What the helpers do.

@@ -9,7 +9,7 @@ use super::packets::{self, Deadline, Peers, Records, owner_of, ranks_of};
 const UNITS: usize = 2;
 
 /// One block per token, round after round: sends it, then takes in the same token of each peer.
-#[kernel(threads = 512)]
+#[kernel(threads = 512, early = true)]
 pub unsafe fn dispatch_push_packets(
     x: Global<u32>,                    // [num_tokens, row_units, 4]
     topk_ids: Global<i32>,             // [num_tokens, topk]
@@ -22,9 +22,11 @@ pub unsafe fn dispatch_push_packets(
     late: GlobalMut<u32>,              // [ep_size]
     params: ExchangeParams,
 ) {
+    grid::launch_dependents();
     let block = thread::block_idx_x();
-    let deadline = Deadline::after_us(params.timeout_us);
     let peers = Peers::new(peer_ptrs, &params);
+    grid::wait_prerequisites();
+    let deadline = Deadline::after_us(params.timeout_us);
     let epoch = epochs.load(block as usize);
     let records = Records::new(epoch, 16 * record_units(&params), &params);
     let received = Received { recv_x, recv_topk_ids, recv_topk_weights, late, params };

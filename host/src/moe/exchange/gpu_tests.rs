@@ -77,6 +77,27 @@ fn graphs_can_be_replayed_on_two_gpus() {
 
 #[test]
 #[ignore = "needs 2 GPUs"]
+fn a_rank_that_ends_in_mid_exchange_is_named_on_gpus_too() {
+    let timeout = Duration::from_millis(500);
+    for phase in [Phase::Dispatch, Phase::Combine] {
+        for num_sms in [None, Some(16)] {
+            let options = ExchangeOptions {
+                way: Some(Way::Bulk),
+                timeout,
+                num_sms,
+                ..ExchangeOptions::default()
+            };
+            let case = large(2, Routing::Uniform);
+            let results = shared::a_rank_ends_in_mid(phase, &world(2), &case, options);
+            let said = results[0].as_ref().unwrap_err().to_string();
+            println!("{said}");
+            assert!(said.contains(&format!("{phase}: gave up on rank 1 after 500ms")), "{said}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs 2 GPUs"]
 fn a_dead_rank_is_named_on_gpus_too() {
     for way in [Way::Bulk, Way::Packets] {
         let timeout = Duration::from_millis(500);

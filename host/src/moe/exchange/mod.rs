@@ -57,7 +57,7 @@ pub enum Transport {
     Nccl,
 }
 
-/// How a one-sided dispatch writes.
+/// How one-sided kernels move rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// Bulk copies, then flags: the full rate of the wire. Needs a Hopper GPU, or the CPU.
@@ -66,24 +66,25 @@ pub enum Way {
     Packets,
 }
 
-/// How an exchange works; the same on all ranks.
+/// How an exchange works; the same on all ranks, but for the timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExchangeOptions {
     /// How rows travel.
     pub transport: Transport,
-    /// How a one-sided dispatch writes; by default packets where no rank ever has more than 256
+    /// How one-sided kernels move rows; by default packets where no rank ever has more than 256
     /// tokens, or where there are no bulk copies.
     pub way: Option<Way>,
-    /// Multiprocessors that one-sided kernels take; by default all. With 16, 8 of them send: what
-    /// leaves most to a computation beside it.
+    /// Multiprocessors that one-sided kernels take; by default all. With 16, which leave most to a
+    /// computation beside them, 8 of a dispatch send, and a combine pulls.
     pub num_sms: Option<u32>,
-    /// How long a one-sided kernel waits for a rank.
+    /// How long a one-sided kernel of this rank waits for another; by default
+    /// [`comm::timeout`](crate::comm::timeout).
     pub timeout: Duration,
 }
 
 impl Default for ExchangeOptions {
     fn default() -> Self {
-        let timeout = Duration::from_secs(10);
+        let timeout = crate::comm::timeout();
         Self { transport: Transport::default(), way: None, num_sms: None, timeout }
     }
 }
@@ -111,10 +112,11 @@ impl Exchange {
         options: ExchangeOptions,
     ) -> Result<Self, ExchangeError> {
         shape.check()?;
-        let theirs = rank.exchange((shape, options))?;
-        if let Some(peer) = theirs.iter().position(|&their| their != (shape, options)) {
-            let (expected, got) =
-                (format!("{:?}", (shape, options)), format!("{:?}", theirs[peer]));
+        let ExchangeOptions { transport, way, num_sms, .. } = options;
+        let own = (shape, transport, way, num_sms);
+        let theirs = rank.exchange(own)?;
+        if let Some(peer) = theirs.iter().position(|&their| their != own) {
+            let (expected, got) = (format!("{own:?}"), format!("{:?}", theirs[peer]));
             return Err(ExchangeError::Mismatch { rank: rank.index(), peer, expected, got });
         }
         let by = match options.transport {
@@ -182,7 +184,10 @@ impl Exchange {
     }
 }
 
-/// The way of a dispatch that was not told which.
+/// Multiprocessors up to which a combine of many tokens pulls.
+const MAX_PULLING_SMS: u32 = 32;
+
+/// The way of an exchange that was not told which.
 fn usual_way(shape: &ExchangeShape, has_bulk: bool) -> Way {
     match has_bulk && shape.num_max_tokens_per_rank > MAX_PACKET_TOKENS {
         true => Way::Bulk,
@@ -195,6 +200,7 @@ pub(super) fn kernel_names(
     shape: &ExchangeShape,
     transport: Transport,
     has_bulk: bool,
+    num_sms: u32,
     phase: Phase,
 ) -> &'static [&'static str] {
     match (transport, phase) {
@@ -202,7 +208,11 @@ pub(super) fn kernel_names(
             Way::Bulk => &["dispatch_push_bulk"],
             Way::Packets => &["dispatch_push_packets"],
         },
-        (Transport::OneSided, Phase::Combine) => &["combine_push_packets"],
+        (Transport::OneSided, Phase::Combine) => match usual_way(shape, has_bulk) {
+            Way::Bulk if num_sms <= MAX_PULLING_SMS => &["combine_pull_bulk"],
+            Way::Bulk => &["combine_push_bulk"],
+            Way::Packets => &["combine_push_packets"],
+        },
         (Transport::Nccl, Phase::Dispatch) => &["dispatch_pack_baseline", "NCCL"],
         (Transport::Nccl, Phase::Combine) => &["NCCL", "combine_sum_baseline"],
     }

@@ -1,26 +1,33 @@
 //! Straight into the peers' memory.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use gpu_kernels::dispatch::contract::{ExchangeLaunch, ExchangeShape, OVERLAP_SENDERS};
 use gpu_kernels::dispatch::reference::ranks_of;
 
-use super::usual_way;
 use super::{CombineArgs, DispatchArgs, ExchangeError, ExchangeOptions, Phase, ReceivedViews, Way};
+use super::{MAX_PULLING_SMS, usual_way};
 use crate::comm::Rank;
 use crate::device::{Buffer, Device, Extent, Stream};
-use crate::kernels::combine::CombinePush;
+use crate::kernels::combine::CombineDirect;
 use crate::kernels::dispatch::DispatchPush;
+
+/// Memory of the last combine, should a rank be late in it.
+struct LastCombine {
+    /// What it expects follows from them.
+    topk_ids: Extent,
+    /// Peers may still read it.
+    partial: Extent,
+}
 
 pub(super) struct OneSidedExchange {
     shape: ExchangeShape,
     rank: usize,
     timeout: Duration,
     dispatch: DispatchPush,
-    combine: CombinePush,
-    /// The ids of the last combine: what it expects, should anybody ask.
-    combined_ids: Mutex<Option<Extent>>,
+    combine: CombineDirect,
+    last_combine: Mutex<Option<LastCombine>>,
 }
 
 impl OneSidedExchange {
@@ -48,15 +55,26 @@ impl OneSidedExchange {
                 DispatchPush::packets(rank, shape, launch(num_blocks, num_blocks))?
             }
         };
-        let num_blocks = num_sms.clamp(1, shape.num_max_tokens_per_rank);
-        let combine = CombinePush::new(rank, shape, launch(num_blocks, senders_of(num_blocks)))?;
+        let combine = match way {
+            Way::Bulk if num_sms <= MAX_PULLING_SMS => {
+                CombineDirect::pull(rank, shape, launch(num_sms, num_sms))?
+            }
+            Way::Bulk => {
+                let num_senders = num_sms / 2;
+                CombineDirect::push(rank, shape, launch(num_sms, num_senders))?
+            }
+            Way::Packets => {
+                let num_blocks = num_sms.clamp(1, shape.num_max_tokens_per_rank);
+                CombineDirect::packets(rank, shape, launch(num_blocks, num_blocks))?
+            }
+        };
         Ok(Self {
             shape,
             rank: rank.index(),
             timeout: options.timeout,
             dispatch,
             combine,
-            combined_ids: Mutex::new(None),
+            last_combine: Mutex::new(None),
         })
     }
 
@@ -82,8 +100,10 @@ impl OneSidedExchange {
         args: &CombineArgs<'_>,
     ) -> Result<(), ExchangeError> {
         self.combine.run(stream, self.received().topk_ids, args)?;
-        let ids = args.topk_ids.slice(..).extent("combine")?;
-        *self.combined_ids.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(ids);
+        *self.last_combine() = Some(LastCombine {
+            topk_ids: args.topk_ids.slice(..).extent("combine")?,
+            partial: args.partial.slice(..).extent("combine")?,
+        });
         Ok(())
     }
 
@@ -100,10 +120,16 @@ impl OneSidedExchange {
         late: &Buffer<u32>,
     ) -> Result<(), ExchangeError> {
         let late = stream.download(late)?;
-        let Some(peer) = late.iter().position(|&num_late| num_late > 0) else { return Ok(()) };
+        // Ranks that gave up on the one that died are late, too, with less than that one.
+        let Some(&most) = late.iter().max().filter(|&&most| most > 0) else { return Ok(()) };
+        let peer = late.iter().position(|&num_late| num_late == most).unwrap_or(0);
         let expected = match phase {
             Phase::Dispatch => self.dispatch.expected_messages(),
-            Phase::Combine => self.combine.expected_messages(self.rows_of(stream, peer)?),
+            Phase::Combine => {
+                // A peer that comes too late pulls from here: this memory stays for good.
+                std::mem::forget(self.last_combine().as_ref().map(|last| last.partial.clone()));
+                self.combine.expected_messages(&self.tokens_of(stream, peer)?)
+            }
         };
         Err(ExchangeError::Late {
             rank: self.rank,
@@ -115,15 +141,19 @@ impl OneSidedExchange {
         })
     }
 
+    fn last_combine(&self) -> MutexGuard<'_, Option<LastCombine>> {
+        self.last_combine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Of the tokens combined last, those that `peer` has experts of.
-    fn rows_of(&self, stream: &Stream, peer: usize) -> Result<u32, ExchangeError> {
-        let ids = self.combined_ids.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let Some(ids) = &*ids else { return Ok(0) };
-        let ids = stream.download(ids.as_bytes())?;
+    fn tokens_of(&self, stream: &Stream, peer: usize) -> Result<Vec<u32>, ExchangeError> {
+        let last = self.last_combine();
+        let Some(LastCombine { topk_ids, .. }) = &*last else { return Ok(Vec::new()) };
+        let ids = stream.download(topk_ids.as_bytes())?;
         let ids: Vec<i32> = ids.as_chunks().0.iter().map(|&id| i32::from_ne_bytes(id)).collect();
-        let tokens = ids.chunks(self.shape.topk as usize);
-        let is_theirs = |ids: &&[i32]| ranks_of(&self.shape, ids).contains(&(peer as u32));
-        Ok(tokens.filter(is_theirs).count() as u32)
+        let tokens = (0..).zip(ids.chunks(self.shape.topk as usize));
+        let is_theirs = |ids: &[i32]| ranks_of(&self.shape, ids).contains(&(peer as u32));
+        Ok(tokens.filter(|(_, ids)| is_theirs(ids)).map(|(token, _)| token).collect())
     }
 }
 

@@ -8,7 +8,7 @@ use half::bf16;
 
 use super::*;
 use crate::comm::{RankError, World};
-use crate::device::Buffer;
+use crate::device::{Buffer, Device};
 
 /// Checks that hold in every world.
 pub(super) mod shared {
@@ -157,6 +157,39 @@ pub(super) mod shared {
             side.exchange.synchronize(&side.stream)
         })
     }
+
+    /// Rank 1 begins `phase` and gives up, before rank 0 begins; what both say.
+    pub fn a_rank_ends_in_mid(
+        phase: Phase,
+        world: &World,
+        case: &Case,
+        options: ExchangeOptions,
+    ) -> Vec<Result<(), RankError<ExchangeError>>> {
+        world.run(|rank| -> Result<(), ExchangeError> {
+            let own = rank.index();
+            let timeout = if own == 1 { Duration::from_millis(1) } else { options.timeout };
+            let side = Side::new(rank, case.shape, ExchangeOptions { timeout, ..options })?;
+            let uploaded = Uploaded::new(&side.stream, &case.tokens(0)[own])?;
+            let partial = Buffer::from_slice(&side.stream, &partials(&case.shape, 0)[own])?;
+            let out = rank.device().alloc::<bf16>(uploaded.x.len())?;
+            if own == 0 {
+                rank.barrier()?;
+            }
+            match phase {
+                Phase::Dispatch => side.exchange.dispatch(&side.stream, &uploaded.args())?,
+                Phase::Combine => {
+                    let topk_ids = &uploaded.topk_ids;
+                    let args = CombineArgs { partial: &partial, topk_ids, out: &out };
+                    side.exchange.combine(&side.stream, &args)?;
+                }
+            }
+            let done = side.exchange.synchronize(&side.stream);
+            if own == 1 {
+                rank.barrier()?;
+            }
+            done
+        })
+    }
 }
 
 fn case(ep_size: u32, name: &str) -> Case {
@@ -178,7 +211,10 @@ const NCCL: ExchangeOptions = ExchangeOptions {
 fn all_transports_equal_the_reference_for_one_to_four_ranks() {
     for ep_size in 1..=4 {
         for case in cases(ep_size) {
-            for options in [one_sided(Way::Bulk), one_sided(Way::Packets), NCCL] {
+            // With as many multiprocessors a bulk combine pulls, and pushes.
+            let bulk = [2, 34]
+                .map(|num_sms| ExchangeOptions { num_sms: Some(num_sms), ..one_sided(Way::Bulk) });
+            for options in bulk.into_iter().chain([one_sided(Way::Packets), NCCL]) {
                 let world = World::cpu(ep_size as usize);
                 world.try_run(|rank| shared::both_ways(rank, &case, options, 2)).unwrap();
             }
@@ -259,6 +295,106 @@ fn a_rank_killed_in_mid_dispatch_ends_the_others() {
     }
 }
 
+/// Rank 1's results are only written up to the fourth of each source: its kernel ends in a fault
+/// there.
+#[test]
+fn a_rank_killed_in_mid_combine_ends_the_others() {
+    let timeout = Duration::from_millis(500);
+    // With as many multiprocessors a bulk combine pushes.
+    for (way, num_sms) in [(Way::Packets, 1), (Way::Bulk, 34)] {
+        let num_sms = Some(num_sms);
+        let options = ExchangeOptions { timeout, num_sms, ..one_sided(way) };
+        let case = case(3, "distinct experts");
+        let (shape, tokens) = (case.shape, case.tokens(0));
+        let config = ExecutorConfig { num_workers: 1, ..ExecutorConfig::default() };
+        let results = World::cpu_with(3, config).run(|rank| -> Result<(), ExchangeError> {
+            let own = rank.index();
+            let side = shared::Side::new(rank, shape, options)?;
+            let uploaded = shared::Uploaded::new(&side.stream, &tokens[own])?;
+            side.exchange.dispatch(&side.stream, &uploaded.args())?;
+            side.exchange.synchronize(&side.stream)?;
+            let rows = &shared::partials(&shape, 0)[own];
+            let partial = rank.device().alloc::<bf16>(rows.len())?;
+            let per_source = rows.len() / 3;
+            let written = if own == 1 { 4 * shape.hidden as usize } else { per_source };
+            for first in [0, per_source, 2 * per_source] {
+                let part = first..first + written;
+                side.stream.upload(&rows[part.clone()], partial.slice(part))?;
+            }
+            let out = rank.device().alloc::<bf16>(uploaded.x.len())?;
+            let args = CombineArgs { partial: &partial, topk_ids: &uploaded.topk_ids, out: &out };
+            side.exchange.combine(&side.stream, &args)?;
+            side.exchange.synchronize(&side.stream)
+        });
+        let killed = results[1].as_ref().unwrap_err().to_string();
+        assert!(killed.contains("reads memory nothing wrote"), "{killed}");
+        for rank in [0, 2] {
+            let said = results[rank].as_ref().unwrap_err().to_string();
+            assert!(said.contains("combine: gave up on rank 1 after 500ms: expected"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_ends_in_mid_exchange_is_named() {
+    let timeout = Duration::from_millis(500);
+    let case = case(2, "distinct experts");
+    for phase in [Phase::Dispatch, Phase::Combine] {
+        for (way, num_sms) in [(Way::Packets, 2), (Way::Bulk, 2), (Way::Bulk, 34)] {
+            if (phase, way) == (Phase::Dispatch, Way::Packets) {
+                // Its packets are under way before it waits.
+                continue;
+            }
+            let options = ExchangeOptions { timeout, num_sms: Some(num_sms), ..one_sided(way) };
+            let start = Instant::now();
+            let results = shared::a_rank_ends_in_mid(phase, &World::cpu(2), &case, options);
+            assert!(start.elapsed() < Duration::from_secs(10));
+            for (rank, timeout) in [(0, "500ms"), (1, "1ms")] {
+                let said = results[rank].as_ref().err().map(ToString::to_string);
+                let begin = format!("{phase}: gave up on rank {} after {timeout}: ", 1 - rank);
+                let is_named = said.as_ref().is_some_and(|said| said.contains(&begin));
+                assert!(is_named, "{phase}, {way:?}, {num_sms}, rank {rank}: {said:?}");
+            }
+        }
+    }
+}
+
+/// What a mirror sends to its peer it gets from its peer.
+#[test]
+fn a_mirror_exchanges_with_itself() {
+    let case = case(2, "distinct experts");
+    let shape = case.shape;
+    for (way, num_sms) in [(Way::Packets, 2), (Way::Bulk, 2)] {
+        let options = ExchangeOptions { num_sms: Some(num_sms), ..one_sided(way) };
+        let world = World::mirror(&Device::cpu(), 2);
+        let run = world.try_run(|rank| -> Result<(), ExchangeError> {
+            let side = shared::Side::new(rank, shape, options)?;
+            let tokens = &case.tokens(0)[0];
+            let uploaded = shared::Uploaded::new(&side.stream, tokens)?;
+            side.exchange.dispatch(&side.stream, &uploaded.args())?;
+            let partials = &shared::partials(&shape, 1)[0];
+            let partial = Buffer::from_slice(&side.stream, partials)?;
+            let out = rank.device().alloc::<bf16>(tokens.x.len())?;
+            let args = CombineArgs { partial: &partial, topk_ids: &uploaded.topk_ids, out: &out };
+            side.exchange.combine(&side.stream, &args)?;
+            side.exchange.synchronize(&side.stream)?;
+            // The results for the peer's tokens come back as the peer's for this rank's.
+            let (own, peers) = partials.split_at(partials.len() / 2);
+            let of_peer = [peers, own].concat();
+            let want = gpu_kernels::combine::reference::combine(
+                &shape,
+                &[partials.clone(), of_peer],
+                0,
+                &tokens.topk_ids,
+            );
+            assert!(out.to_vec(&side.stream)? == want, "{way:?}, {num_sms}");
+            assert!(rank.communicator().is_err());
+            Ok(())
+        });
+        run.unwrap();
+    }
+}
+
 #[test]
 fn a_rank_that_leaves_before_combine_is_named() {
     let timeout = Duration::from_millis(300);
@@ -277,9 +413,9 @@ fn a_rank_that_leaves_before_combine_is_named() {
         side.exchange.synchronize(&side.stream)
     });
     let said = results[0].as_ref().unwrap_err().to_string();
-    // 12 tokens, one segment a row, and the word that says the call has begun.
+    // 12 tokens of 4 warps each, and the word that says the call has begun.
     assert!(
-        said.contains("combine: gave up on rank 1 after 300ms: expected 13 messages"),
+        said.contains("combine: gave up on rank 1 after 300ms: expected 49 messages"),
         "{said}"
     );
 }

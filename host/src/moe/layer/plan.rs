@@ -292,7 +292,9 @@ impl LayerPlan {
         let PlannedFor { has_hopper_kernels, num_resident_blocks, .. } = self.device;
         let exchange = |phase| {
             let LayerOptions { transport, .. } = self.options;
-            kernel_names(&self.shape.exchange, transport, has_hopper_kernels, phase).to_vec()
+            let num_sms = self.num_sms(op).unwrap_or(self.device.num_sms);
+            kernel_names(&self.shape.exchange, transport, has_hopper_kernels, num_sms, phase)
+                .to_vec()
         };
         let shared = |half: usize| {
             let names =
