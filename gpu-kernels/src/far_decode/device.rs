@@ -85,6 +85,9 @@ struct WithHome {
 
 impl Handshake for WithHome {
     #[inline(always)]
+    unsafe fn await_pages(self) {}
+
+    #[inline(always)]
     unsafe fn await_queries(self) {
         if self.asked.is_null() {
             return;

@@ -46,6 +46,9 @@
 //! and after a tile of that merges one head over all warps. Rows of parts are their own flags, absent
 //! until written: the block of the last part merges as soon as it sees them, without a fence.
 //!
+//! Both start [early](cuda_std::grid): what the host wrote, plan and page table, is read while the
+//! kernel before ends. KV and queries are not.
+//!
 //! # What bounds it
 //! Memory: 1 flop a byte and query head that shares it, far below the ridge. The floor is KV bytes over the
 //! rate of where they lie (HBM, NVLink or PCIe), see [`contract::DecodeShape::work`].

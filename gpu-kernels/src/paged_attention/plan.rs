@@ -36,6 +36,9 @@ const MERGED_AT_ONCE: u32 = 8;
 /// Tiles of a part that are worth a second go.
 const LONG_PART_TILES: u32 = 32;
 
+/// Tiles that a block reads in the time that it loses at the end of an item.
+pub(super) const ITEM_TILES: u64 = 8;
+
 /// Fewest eighths of the SMs that read memory as fast as all of them do.
 const MIN_WORKING_EIGHTHS: u32 = 6;
 
@@ -87,15 +90,13 @@ impl DecodePlan {
         policy: SplitPolicy,
     ) -> Self {
         let num_blocks = num_blocks.max(1);
-        let tiles_of = |kv_len: u32| u64::from(kv_len.div_ceil(TILE_TOKENS));
-        let shares = Shares {
-            num_tiles: kv_lens.iter().map(|&len| tiles_of(len) * u64::from(num_kv_heads)).sum(),
-            num_blocks: match policy {
-                SplitPolicy::Balanced => num_working_blocks(kv_lens, num_kv_heads, num_blocks),
-                SplitPolicy::BatchInvariant { .. } => num_blocks,
-            }
-            .into(),
+        let is_balanced = policy == SplitPolicy::Balanced;
+        let item_tiles = if is_balanced && !is_even(kv_lens) { ITEM_TILES } else { 0 };
+        let num_blocks_of_shares = match is_balanced {
+            true => num_working_blocks(kv_lens, num_kv_heads, num_blocks),
+            false => num_blocks,
         };
+        let shares = Shares::new(kv_lens, num_kv_heads, item_tiles, num_blocks_of_shares);
 
         let first_entries: Vec<u32> = kv_lens
             .iter()
@@ -106,14 +107,14 @@ impl DecodePlan {
             })
             .collect();
         let mut parts = Parts::default();
-        let mut tiles_before = 0;
+        let mut cost_before = 0;
         // Head by head: the blocks of a head go through the requests as those of the others do, and
         // the heads of a page are read at about the same time.
         for kv_head in 0..num_kv_heads {
             for (request, (&kv_len, &first_entry)) in (0..).zip(kv_lens.iter().zip(&first_entries))
             {
                 let cuts = match policy {
-                    SplitPolicy::Balanced => shares.cuts(tiles_before, tiles_of(kv_len)),
+                    SplitPolicy::Balanced => shares.cuts(cost_before, kv_len),
                     SplitPolicy::BatchInvariant { part_tokens } => fixed_cuts(kv_len, part_tokens),
                 };
                 let merged = match policy {
@@ -124,7 +125,7 @@ impl DecodePlan {
                     WorkItem { request, kv_head, kv_len, first_entry, merged, ..WorkItem::IDLE },
                     cuts,
                 );
-                tiles_before += tiles_of(kv_len);
+                cost_before += shares.cost(kv_len);
             }
         }
         let blocks = shares.deal(&parts.items, num_blocks);
@@ -234,15 +235,19 @@ impl Parts {
     }
 }
 
+/// Whether all requests have as many tiles.
+fn is_even(kv_lens: &[u32]) -> bool {
+    kv_lens.windows(2).all(|two| two[0].div_ceil(TILE_TOKENS) == two[1].div_ceil(TILE_TOKENS))
+}
+
 /// Blocks that share the batch, of `num_blocks`: for requests of one length fewer than all, if then
 /// every block has whole pairs, or every pair whole blocks, of a tile a warp at least. What that saves
 /// of merging is more than the memory's rate loses by some idle SMs: nothing, down to
 /// [`MIN_WORKING_EIGHTHS`]; for short pairs it gains by merging in one go, too.
 fn num_working_blocks(kv_lens: &[u32], num_kv_heads: u32, num_blocks: u32) -> u32 {
     let num_tiles = |kv_len: &u32| kv_len.div_ceil(TILE_TOKENS);
-    let is_even = kv_lens.windows(2).all(|two| num_tiles(&two[0]) == num_tiles(&two[1]));
     let num_pairs = kv_lens.len() as u32 * num_kv_heads;
-    if !is_even || num_pairs == 0 {
+    if !is_even(kv_lens) || num_pairs == 0 {
         return num_blocks;
     }
     let fewest = (num_blocks * MIN_WORKING_EIGHTHS).div_ceil(8);
@@ -261,27 +266,46 @@ fn num_working_blocks(kv_lens: &[u32], num_kv_heads: u32, num_blocks: u32) -> u3
     (fewest..=num_blocks).rev().find(has_whole_pairs).unwrap_or(num_blocks)
 }
 
-/// The batch's tiles, laid end to end, in equal shares: the blocks' differ by a tile at most.
+/// What the batch costs, laid end to end, in equal shares: the blocks' differ by a tile at most.
 struct Shares {
-    num_tiles: u64,
+    /// Counted in tiles.
+    cost: u64,
+    /// What the end of an item costs.
+    item_tiles: u64,
     num_blocks: u64,
 }
 
 impl Shares {
-    /// One past a block's last tile.
-    fn end(&self, block: u64) -> u64 {
-        self.num_tiles * (block + 1) / self.num_blocks
+    fn new(kv_lens: &[u32], num_kv_heads: u32, item_tiles: u64, num_blocks: u32) -> Self {
+        let mut shares = Self { cost: 0, item_tiles, num_blocks: num_blocks.into() };
+        let of_head: u64 = kv_lens.iter().map(|&kv_len| shares.cost(kv_len)).sum();
+        shares.cost = of_head * u64::from(num_kv_heads);
+        shares
     }
 
-    /// The block that has a tile; for the end of all tiles, the last block.
-    fn block_of(&self, tile: u64) -> u64 {
-        let blocks_to_its_end = ((tile + 1) * self.num_blocks).div_ceil(self.num_tiles.max(1));
+    /// What a pair of `kv_len` tokens costs: its tiles, and before them what an item does.
+    fn cost(&self, kv_len: u32) -> u64 {
+        match kv_len {
+            0 => 0,
+            _ => self.item_tiles + u64::from(kv_len.div_ceil(TILE_TOKENS)),
+        }
+    }
+
+    /// Where a block's share ends.
+    fn end(&self, block: u64) -> u64 {
+        self.cost * (block + 1) / self.num_blocks
+    }
+
+    /// The block in whose share a tile begins; for the end of all shares, the last block.
+    fn block_of(&self, begin: u64) -> u64 {
+        let blocks_to_its_end = ((begin + 1) * self.num_blocks).div_ceil(self.cost.max(1));
         (blocks_to_its_end - 1).min(self.num_blocks - 1)
     }
 
-    /// Cuts a pair of `num_tiles` tiles, the first of which is `start`, where shares end.
-    fn cuts(&self, start: u64, num_tiles: u64) -> Vec<Cut> {
-        let end = start + num_tiles;
+    /// Cuts a pair of `kv_len` tokens, before which the batch costs `cost_before`, where shares end.
+    fn cuts(&self, cost_before: u64, kv_len: u32) -> Vec<Cut> {
+        let end = cost_before + self.cost(kv_len);
+        let start = end - u64::from(kv_len.div_ceil(TILE_TOKENS));
         let mut cuts = Vec::new();
         let mut begin = start;
         loop {
@@ -304,10 +328,13 @@ impl Shares {
         let mut blocks = vec![Vec::new(); num_launched as usize];
         let (empty, full): (Vec<WorkItem>, Vec<WorkItem>) =
             items.iter().partition(|item| item.num_tiles() == 0);
-        let mut tiles_before = 0;
+        let mut cost_before = 0;
         for item in full {
-            blocks[self.block_of(tiles_before) as usize].push(item);
-            tiles_before += u64::from(item.num_tiles());
+            if item.tile_begin == 0 {
+                cost_before += self.item_tiles;
+            }
+            blocks[self.block_of(cost_before) as usize].push(item);
+            cost_before += u64::from(item.num_tiles());
         }
         for (block, item) in (0..num_launched as usize).cycle().zip(empty) {
             blocks[block].push(item);

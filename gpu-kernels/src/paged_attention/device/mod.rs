@@ -103,7 +103,7 @@ macro_rules! split_entries {
         const _: () = assert!($STAGES == num_stages(2 * $D) && $AHEAD + 1 == $STAGES);
 
         $(#[$doc])*
-        #[kernel(threads = 256, min_blocks = 1)]
+        #[kernel(threads = 256, min_blocks = 1, early = true)]
         pub unsafe fn $name(
             kv_indices: Global<i32>,     // [entries]
             kv_page_rank: Global<i32>,   // [entries]
@@ -151,7 +151,7 @@ macro_rules! split_e4m3_entries {
         const _: () = assert!($STAGES == num_stages($D) && $AHEAD + 1 == $STAGES);
 
         $(#[$doc])*
-        #[kernel(threads = 256, min_blocks = 1)]
+        #[kernel(threads = 256, min_blocks = 1, early = true)]
         pub unsafe fn $name(
             kv_indices: Global<i32>,     // [entries]
             kv_page_rank: Global<i32>,   // [entries]
@@ -199,7 +199,7 @@ split_e4m3_entries! {
 macro_rules! tiles_entries {
     ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal, $HT:literal, $STAGES:literal;)*) => {$(
         $(#[$doc])*
-        #[kernel(threads = 256, min_blocks = 1, target = "sm_90a")]
+        #[kernel(threads = 256, min_blocks = 1, early = true, target = "sm_90a")]
         pub unsafe fn $name(
             pools: TensorMaps<$T, POOL_RANK, { MAX_TILE_LOCATIONS as usize }>, // [locations]
             kv_indices: Global<i32>,     // [entries]

@@ -307,7 +307,8 @@ unsafe fn merge_warps<const D: usize>(head_tiles: u32, head: u32, d: u32) -> ([f
 /// Each block works through its items; within an item its warps take tiles in turn.
 /// `AHEAD = STAGES - 1` tiles of a warp are on their way while one is worked on.
 ///
-/// The first pages are on their way before the handshake waits for the queries.
+/// What the host wrote is read before the handshake waits for the pages, and the first pages are on
+/// their way before it waits for the queries.
 #[inline(always)]
 pub(crate) unsafe fn decode_split<
     T: HalfFloat,
@@ -332,13 +333,16 @@ pub(crate) unsafe fn decode_split<
     let stage_bytes = 2 * tile_bytes(F::BYTES * D as u32);
     let stage_of = |tile: u32| ring.offset((tile % STAGES * stage_bytes) as usize);
 
+    grid::launch_dependents();
     let mut item = load_item(items, thread::block_idx_x());
     if item.is_idle() {
+        handshake.await_pages();
         handshake.await_queries();
         handshake.tell_done();
         return;
     }
     let mut loader = Loader::<F, D, STAGES>::start(pages, items, item, ring);
+    handshake.await_pages();
     for _ in 0..AHEAD {
         loader.load_tile();
     }

@@ -186,7 +186,8 @@ impl<O: OutputElement> DecodeOutput<O> {
 /// Each block works through its items; within an item its warps take tiles in turn, and each merges
 /// one or two heads of it over all warps, while it has tiles of the next item on their way.
 ///
-/// The first pages are on their way before the handshake waits for the queries.
+/// What the host wrote is read before the handshake waits for the pages, and the first pages are on
+/// their way before it waits for the queries.
 #[inline(always)]
 pub(crate) unsafe fn decode_tiles<
     T: HalfFloat,
@@ -208,6 +209,7 @@ pub(crate) unsafe fn decode_tiles<
     let shared_mem = shared::dynamic_shared_mem::<u8>();
     let part = |first_byte: u32| shared_mem.offset(first_byte as usize);
 
+    grid::launch_dependents();
     // On its way while the barriers are set up.
     let first = load_item(items, thread::block_idx_x());
     let full = part(layout.full(warp_idx)).cast();
@@ -222,12 +224,14 @@ pub(crate) unsafe fn decode_tiles<
         slots.init();
     }
     if first.is_idle() {
+        handshake.await_pages();
         handshake.await_queries();
         handshake.tell_done();
         return;
     }
     let ring = part(layout.ring(warp_idx));
     let mut loader = TileLoader::<T, D, STAGES>::start(pages, items, first, ring, full);
+    handshake.await_pages();
     for _ in 1..STAGES {
         loader.load_tile();
     }
@@ -269,8 +273,10 @@ pub(crate) unsafe fn decode_tiles<
                 break;
             }
         }
-        // On its way while the result is stored.
-        q_fragments = load_q::<T, Halves<T>, D, HT>(&params, q, &next, lane);
+        if !next.is_idle() {
+            // On its way while the result is stored.
+            q_fragments = load_q::<T, Halves<T>, D, HT>(&params, q, &next, lane);
+        }
         if item.is_idle() {
             break;
         }

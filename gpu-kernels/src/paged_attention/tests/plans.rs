@@ -8,7 +8,9 @@ use std::vec::Vec;
 use proptest::prelude::*;
 
 use crate::paged_attention::contract::BatchMaxima;
-use crate::paged_attention::plan::{DecodePlan, MAX_FIXED_PARTS, PlanMaxima, SplitPolicy};
+use crate::paged_attention::plan::{
+    DecodePlan, ITEM_TILES, MAX_FIXED_PARTS, PlanMaxima, SplitPolicy,
+};
 use crate::paged_attention::{TILE_TOKENS, WorkItem};
 
 fn describe(plan: &DecodePlan) -> String {
@@ -167,21 +169,52 @@ proptest! {
 
     #[test]
     fn balanced_shares_differ_by_a_tile(
-        kv_lens in proptest::collection::vec(0u32..3000, 1..20),
+        kv_len in 0u32..3000,
+        num_requests in 1usize..20,
         num_kv_heads in 1u32..9,
         num_blocks in 1u32..200,
     ) {
+        let kv_lens = vec![kv_len; num_requests];
         let plan = DecodePlan::new(&kv_lens, 16, num_kv_heads, num_blocks, SplitPolicy::Balanced);
         let shares = (0..num_blocks).map(|block| plan.items_of(block).map(WorkItem::num_tiles).sum());
         let shares: Vec<u32> = shares.collect();
-        let working = shares.iter().filter(|&&tiles| tiles > 0);
-        let least = working.clone().min().copied().unwrap_or(0);
+        let least = shares.iter().filter(|&&tiles| tiles > 0).min().copied().unwrap_or(0);
         prop_assert!(shares.iter().max().unwrap() - least <= 1);
-        // Fewer blocks than all work only on requests of one length.
-        let num_tiles: u32 = shares.iter().sum();
-        if kv_lens.len() > 1 && kv_lens[0].div_ceil(16) != kv_lens[1].div_ceil(16) {
-            prop_assert_eq!(working.count() as u32, num_blocks.min(num_tiles));
+    }
+
+    #[test]
+    fn where_lengths_differ_ends_of_items_count_as_tiles(
+        kv_lens in proptest::collection::vec(1u32..3000, 2..20),
+        num_kv_heads in 1u32..9,
+        num_blocks in 1u32..200,
+    ) {
+        let tiles = |kv_len: &u32| kv_len.div_ceil(TILE_TOKENS);
+        prop_assume!(kv_lens.iter().any(|kv_len| tiles(kv_len) != tiles(&kv_lens[0])));
+        let plan = DecodePlan::new(&kv_lens, 16, num_kv_heads, num_blocks, SplitPolicy::Balanced);
+        let cost = |item: &WorkItem| {
+            item.num_tiles() + if item.tile_begin == 0 { ITEM_TILES as u32 } else { 0 }
+        };
+        let shares = (0..num_blocks).map(|block| plan.items_of(block).map(cost).sum());
+        let shares: Vec<u32> = shares.collect();
+        // The end of an item is not cut.
+        let share = shares.iter().sum::<u32>().div_ceil(num_blocks);
+        prop_assert!(*shares.iter().max().unwrap() <= share + ITEM_TILES as u32);
+    }
+
+    #[test]
+    fn parts_before_the_last_are_with_lower_blocks(
+        kv_lens in proptest::collection::vec(0u32..3000, 1..20),
+        num_blocks in 1u32..200,
+        policy in policies(),
+    ) {
+        let plan = DecodePlan::new(&kv_lens, 16, 2, num_blocks, policy);
+        let mut block_of_part = vec![0; plan.num_parts as usize];
+        for block in 0..num_blocks {
+            for item in plan.items_of(block).filter(|item| item.num_parts > 1) {
+                block_of_part[item.part as usize] = block;
+            }
         }
+        prop_assert!(block_of_part.is_sorted());
     }
 
     #[test]
