@@ -61,7 +61,7 @@ fn check_shared_expert(stream: &Stream, shape: SharedExpertShape) {
     let [want_h, want_y] = shared::outputs(&shape, &operands[0], &operands[1], &operands[2]);
     let [x, gate_up, down] = upload(stream, operands);
     for variant in
-        [SharedExpertVariant::Baseline, SharedExpertVariant::Separate, SharedExpertVariant::Fused]
+        [SharedExpertVariant::Baseline, SharedExpertVariant::Fused, SharedExpertVariant::Stream]
     {
         let expert = SharedExpert::with_variant(stream, shape, variant).unwrap();
         let y = stream.device().alloc(shape.x_elements()).unwrap();

@@ -4,7 +4,8 @@
 
 use farpage::device::{Buffer, Device, Stream};
 use farpage::kernels::gemm::{Gemm, GemmArgs, multiply_exactly};
-use gpu_kernels::gemm::contract::{GemmPlan, GemmShape, GemmVariant};
+use gpu_kernels::gemm::contract::GemmShape;
+use gpu_kernels::gemm::plan::{GemmKernel, GemmPlan, GemmVariant, StreamPlan};
 use gpu_kernels::gemm::reference::{Tolerance, cases, check, operands, product};
 use half::bf16;
 
@@ -18,15 +19,21 @@ fn multiply(stream: &Stream, gemm: &Gemm, a: &Buffer<bf16>, b: &Buffer<bf16>) ->
 
 /// Every variant, and what is chosen, against `want`; twice, and bit by bit the same.
 fn check_variants(stream: &Stream, shape: GemmShape, ab: [&Buffer<bf16>; 2], want: &[f64]) {
-    let mut gemms: Vec<Gemm> = GemmVariant::ALL
+    let mut plans: Vec<GemmPlan> = GemmVariant::ALL
         .into_iter()
-        .map(|variant| Gemm::with_variant(stream, shape, variant).unwrap())
+        .map(|variant| GemmPlan::new(shape, variant, 132))
+        .filter(|plan| plan.check().is_ok())
         .collect();
-    gemms.push(Gemm::new(stream, shape).unwrap());
-    for num_splits in [2, 5] {
-        let plan = GemmPlan::with_splits(shape, GemmVariant::Split, num_splits, 132);
-        gemms.push(Gemm::with_plan(stream, plan).unwrap());
-    }
+    // Shares that end within tiles, and a ring that is never full.
+    let mut uneven = StreamPlan::new(shape, 1, 132);
+    uneven.shares.steps_per_block = 3;
+    uneven.num_stages = 2;
+    plans.extend(
+        [GemmPlan::fastest(shape, 132), GemmPlan { shape, kernel: GemmKernel::Stream(uneven) }]
+            .into_iter()
+            .filter(|plan| plan.check().is_ok()),
+    );
+    let gemms = plans.into_iter().map(|plan| Gemm::with_plan(stream, plan).unwrap());
     for gemm in gemms {
         let c = multiply(stream, &gemm, ab[0], ab[1]);
         check(&c, want, shape.n as usize, Tolerance::BF16)

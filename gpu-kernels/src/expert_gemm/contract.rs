@@ -5,8 +5,8 @@ use cuda_std::tensor_map::Tiling;
 
 use crate::contract::{ContractError, Work, require};
 use crate::gemm::baseline;
-use crate::gemm::contract::{GemmShape, row_tilings, weights_tiling};
-use crate::gemm::tma::{NUM_THREADS, PANEL_STEPS, RAGGED, RAGGED_STEPS};
+use crate::gemm::contract::{GemmShape, row_tilings, rows_tiling, weights_tiling};
+use crate::gemm::tma::{NUM_THREADS, PANEL_STEPS, RAGGED, RAGGED_BOXES, TALL_ROWS};
 
 /// Sizes of a grouped product. How many rows each expert has is known on the device only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,8 +93,10 @@ impl ExpertGemmShape {
     }
 
     /// How the copy engine loads A.
-    pub fn a_tilings(&self) -> [Tiling<2>; RAGGED_STEPS] {
-        row_tilings(self.num_rows, self.k)
+    pub fn a_tilings(&self) -> [Tiling<2>; RAGGED_BOXES] {
+        let mut tilings = row_tilings(self.num_rows, self.k);
+        tilings[RAGGED_BOXES - 1] = rows_tiling(self.num_rows, self.k, TALL_ROWS as u32);
+        tilings
     }
 
     /// How the copy engine loads B.

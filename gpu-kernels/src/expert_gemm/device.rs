@@ -9,10 +9,10 @@ use half::bf16;
 
 use crate::gemm::baseline::{TILE_M, TILE_N};
 use crate::gemm::device::baseline::{self, multiply_tile};
-use crate::gemm::device::output::{Meeting, Output};
+use crate::gemm::device::output::Output;
 use crate::gemm::device::pipeline::{Operands, Tile, Tiles, run};
 use crate::gemm::schedule::{Raster, RowTiles};
-use crate::gemm::tma::{BLOCK_ROWS, RAGGED, STAGE_COLUMNS};
+use crate::gemm::tma::{BLOCK_ROWS, RAGGED, STAGE_COLUMNS, TALL_ROWS};
 
 /// Where the rows of expert `expert` begin, at most `num_rows`; no experts after the last have any.
 #[inline(always)]
@@ -62,15 +62,16 @@ pub unsafe fn expert_gemm_baseline_bf16(
     }
 }
 
-/// The tiles of all experts, of whom each lane holds one of 32.
+/// The tiles of all experts, of whom each lane holds one of 32. With `TALL`, an expert whose rows
+/// nearly fill one tall tile has tall ones: its weights are then read once.
 #[derive(Clone, Copy)]
-struct ExpertTiles {
+struct ExpertTiles<const TALL: bool> {
     expert_offsets: Global<i32>, // [num_experts + 1]
     num_experts: u32,
     num_rows: u32,
-    /// Columns of C of a tile.
+    n: u32,
+    /// Columns of C of a tile, of a tall one half as many.
     columns: u32,
-    n_tiles: u32,
     num_steps: u32,
     /// The block's next tile.
     next: u32,
@@ -90,7 +91,7 @@ unsafe fn of_lane(value: u32, lane: u32) -> u32 {
     warp::warp_shuffle_idx(warp::FULL_MASK, value, lane, WARP).0
 }
 
-impl ExpertTiles {
+impl<const TALL: bool> ExpertTiles<TALL> {
     /// The tiles of this block. All lanes of a warp call it together.
     #[inline(always)]
     unsafe fn new(
@@ -105,8 +106,8 @@ impl ExpertTiles {
             expert_offsets,
             num_experts,
             num_rows,
+            n,
             columns,
-            n_tiles: n.div_ceil(columns),
             num_steps: k.div_ceil(STAGE_COLUMNS as u32),
             next: thread::block_idx_x(),
             first_expert: 0,
@@ -119,8 +120,19 @@ impl ExpertTiles {
     }
 
     #[inline(always)]
-    fn row_tiles(rows: u32) -> RowTiles {
-        RowTiles::new(rows, RAGGED.max_rows as u32)
+    fn is_tall(rows: u32) -> bool {
+        TALL && rows > FEWEST_TALL_ROWS && rows <= TALL_ROWS as u32
+    }
+
+    /// How the rows of an expert of `rows` are dealt, and its tiles of columns.
+    #[inline(always)]
+    fn tiles_of(&self, rows: u32) -> (RowTiles, Raster) {
+        let (max_rows, columns) = match Self::is_tall(rows) {
+            true => (TALL_ROWS as u32, self.columns / 2),
+            false => (RAGGED.max_rows as u32, self.columns),
+        };
+        let row_tiles = RowTiles::new(rows, max_rows);
+        (row_tiles, Raster { m_tiles: row_tiles.num_tiles, n_tiles: self.n.div_ceil(columns) })
     }
 
     /// Takes the 32 experts from `first_expert` on, before whom there are `tiles_before` tiles.
@@ -132,7 +144,8 @@ impl ExpertTiles {
         self.first_expert = first_expert;
         self.begin = offset(expert);
         self.rows = offset(expert + 1).saturating_sub(self.begin);
-        let mut tiles = Self::row_tiles(self.rows).num_tiles * self.n_tiles;
+        let (_, raster) = self.tiles_of(self.rows);
+        let mut tiles = raster.num_tiles();
         let mut distance = 1;
         while distance < WARP {
             let (before, exists) = warp::warp_shuffle_up(warp::FULL_MASK, tiles, distance, WARP);
@@ -143,8 +156,9 @@ impl ExpertTiles {
     }
 }
 
-impl Tiles for ExpertTiles {
+impl<const TALL: bool> Tiles for ExpertTiles<TALL> {
     const RAGGED: bool = true;
+    const TALL: bool = TALL;
 
     #[inline(always)]
     unsafe fn next(&mut self) -> Option<Tile> {
@@ -161,12 +175,13 @@ impl Tiles for ExpertTiles {
     }
 }
 
-impl ExpertTiles {
+impl<const TALL: bool> ExpertTiles<TALL> {
     /// The block's next tile, which is of the expert that `lane` holds.
     #[inline(always)]
     unsafe fn tile_of(&mut self, lane: u32) -> Tile {
-        let rows = Self::row_tiles(of_lane(self.rows, lane));
-        let raster = Raster { m_tiles: rows.num_tiles, n_tiles: self.n_tiles };
+        let (rows, raster) = self.tiles_of(of_lane(self.rows, lane));
+        let is_tall = Self::is_tall(rows.num_rows);
+        let columns = if is_tall { self.columns / 2 } else { self.columns };
         let in_expert = self.next + raster.num_tiles() - of_lane(self.tiles_end, lane);
         let (m_tile, n_tile) = raster.place(in_expert);
         let (first_row, num_rows) = rows.tile(m_tile);
@@ -175,22 +190,24 @@ impl ExpertTiles {
             expert: self.first_expert + lane,
             first_row: of_lane(self.begin, lane) + first_row,
             num_rows,
-            first_column: n_tile * self.columns,
-            steps: [0, self.num_steps],
-            number: 0,
-            split: 0,
+            first_column: n_tile * columns,
+            num_steps: self.num_steps,
+            is_tall,
         }
     }
 }
 
 const PLAIN: bool = false;
 const GATED: bool = true;
-const ALONE: bool = false;
+const SOME_TALL: bool = true;
+const NONE_TALL: bool = false;
+/// Rows from which on an expert's tiles are tall: fewer waste more than they save.
+const FEWEST_TALL_ROWS: u32 = 192;
 
 /// `c[r] = a[r] b[e]^T` for the rows of each expert.
 #[kernel(target = "sm_90a", threads = 384, min_blocks = 1)]
 pub unsafe fn expert_gemm_grouped_bf16(
-    a: TensorMaps<bf16, 2, 8>,      // [num_rows, k]
+    a: TensorMaps<bf16, 2, 9>,      // [num_rows, k]
     b: TensorMap<bf16, 3>,          // [num_experts, n, k]
     c_maps: TensorMaps<bf16, 2, 4>, // [num_rows, n]
     expert_offsets: Global<i32>,    // [num_experts + 1]
@@ -201,17 +218,17 @@ pub unsafe fn expert_gemm_grouped_bf16(
     c: GlobalMut<bf16>, // [num_rows, n]
 ) {
     let operands = Operands { a, b, second_block: BLOCK_ROWS as u32 };
-    let output = Output { maps: c_maps, c, n, meeting: Meeting::none() };
+    let output = Output { maps: c_maps, c, n };
     let columns = 2 * BLOCK_ROWS as u32;
-    let tiles = ExpertTiles::new(expert_offsets, num_experts, num_rows, n, k, columns);
-    run::<_, _, 2, 64, 4, PLAIN, ALONE>(operands, output, tiles);
+    let tiles = ExpertTiles::<SOME_TALL>::new(expert_offsets, num_experts, num_rows, n, k, columns);
+    run::<_, _, 2, 64, 4, PLAIN>(operands, output, tiles);
 }
 
 /// `c[r] = silu(a[r] g[e]^T) * (a[r] u[e]^T)` for the rows of each expert; `b[e]` is `g[e]`, then
 /// `u[e]`.
 #[kernel(target = "sm_90a", threads = 384, min_blocks = 1)]
 pub unsafe fn expert_gemm_gated_bf16(
-    a: TensorMaps<bf16, 2, 8>,      // [num_rows, k]
+    a: TensorMaps<bf16, 2, 9>,      // [num_rows, k]
     b: TensorMap<bf16, 3>,          // [num_experts, 2 n, k]
     c_maps: TensorMaps<bf16, 2, 4>, // [num_rows, n]
     expert_offsets: Global<i32>,    // [num_experts + 1]
@@ -222,8 +239,8 @@ pub unsafe fn expert_gemm_gated_bf16(
     c: GlobalMut<bf16>, // [num_rows, n]
 ) {
     let operands = Operands { a, b, second_block: n };
-    let output = Output { maps: c_maps, c, n, meeting: Meeting::none() };
+    let output = Output { maps: c_maps, c, n };
     let columns = BLOCK_ROWS as u32;
-    let tiles = ExpertTiles::new(expert_offsets, num_experts, num_rows, n, k, columns);
-    run::<_, _, 2, 64, 4, GATED, ALONE>(operands, output, tiles);
+    let tiles = ExpertTiles::<NONE_TALL>::new(expert_offsets, num_experts, num_rows, n, k, columns);
+    run::<_, _, 2, 64, 4, GATED>(operands, output, tiles);
 }

@@ -20,7 +20,8 @@
 //! B. A warp holds the offsets of 32 experts, a lane each, and finds the next tile by one vote. An
 //! expert's rows are dealt evenly to tiles of up to 128, in steps of 16: an expert of 264 tokens
 //! takes 3 tiles of 96, not 3 of 128, and one of 16 takes one of 16. Rows are not padded in memory:
-//! what a tile loads beyond its expert's last row is another's, and is not stored.
+//! what a tile loads beyond its expert's last row is another's, and is not stored. An expert of 193 to
+//! 256 tokens has *tall* tiles, all its rows by 128 of B: its weights are then read once.
 //!
 //! *gated*: the tile's 256 rows of B are 128 gates and the 128 rows that they scale, in the two
 //! accumulators of the same thread, so that only their product leaves it.

@@ -22,11 +22,11 @@
 //! | kernel | rows of A x of B | for |
 //! |---|---|---|
 //! | [`gemm_tma_bf16`](device::gemm_tma_bf16) | 256 x 128 | many tokens |
-//! | [`gemm_split_bf16`](device::gemm_split_bf16) | 16 to 128 x 128 | few tokens: k is split until every SM has weights to read |
+//! | [`gemm_stream_bf16`](device::gemm_stream_bf16) | 16 to 128 x 128 | few tokens: every SM reads an equal share of the weights |
 //!
-//! *split*: the blocks that share a tile leave their sums, in f32, in a workspace and wait for each
-//! other. Each then adds up some rows of the tile, in the order of k, so that results repeat bit by
-//! bit. They are never more than a GPU runs at the same time.
+//! *stream*: steps of k of all tiles, one tile after the other, are dealt to blocks in equal shares.
+//! Blocks that share a tile leave their sums, in f32, in a workspace; the last to come adds them up,
+//! in the order of k, so that results repeat bit by bit.
 //!
 //! # What bounds it
 //! The tensor cores, and under power limits the clock, as soon as `m` and `n` are in the thousands:
@@ -36,11 +36,14 @@
 //! # Whose idea
 //! Warps that only copy, beside warpgroups that multiply, and persistent blocks: CUTLASS. Tiles
 //! taken in groups of rows, so that L2 serves those that run together: Triton's matmul tutorial.
-//! Operands swapped for few tokens: FlashInfer's and TensorRT-LLM's low-latency kernels.
+//! Operands swapped for few tokens: FlashInfer's and TensorRT-LLM's low-latency kernels. Equal shares
+//! of all tiles' steps: Stream-K (Osama et al. 2023).
 
 #[cfg(feature = "host")]
 pub mod contract;
 pub mod device;
+#[cfg(feature = "host")]
+pub mod plan;
 #[cfg(feature = "host")]
 pub mod reference;
 pub mod schedule;
@@ -83,8 +86,11 @@ pub mod tma {
 
     /// Sizes of boxes that the copy engine stores of a panel: 16 rows, 32, and so on.
     pub const PANEL_STEPS: usize = PANEL_ROWS / ROW_STEP as usize;
-    /// Sizes of boxes that it loads of A where tiles have as many rows as there are.
-    pub const RAGGED_STEPS: usize = RAGGED.max_rows / ROW_STEP as usize;
+    /// Most rows of A of a tall tile.
+    pub const TALL_ROWS: usize = 256;
+    /// Sizes of boxes that it loads of A where tiles have as many rows as there are; the last is that
+    /// of tall tiles.
+    pub const RAGGED_BOXES: usize = RAGGED.max_rows / ROW_STEP as usize + 1;
 
     /// What a stage of the ring holds, and how many there are.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,8 +132,31 @@ pub mod tma {
 
     /// Of `gemm_tma_bf16`.
     pub const WIDE: Stages = Stages { blocks: 1, max_rows: 256, num_stages: 4 };
-    /// Of the kernels of experts, whose tiles have as many rows of A as there are.
+    /// Of the kernels of experts, whose tiles have as many rows of A as there are; a tall tile has the
+    /// blocks of B and the rows of A of `WIDE` in it.
     pub const RAGGED: Stages = Stages { blocks: 2, max_rows: 128, num_stages: 4 };
-    /// Of `gemm_split_bf16`.
-    pub const SPLIT: Stages = Stages { blocks: 1, max_rows: 128, num_stages: 6 };
+}
+
+/// The tiles and stages of the kernels of few tokens.
+pub mod stream {
+    use cuda_std::wgmma::SwizzledTile;
+    use half::bf16;
+
+    /// Warps that multiply, 16 rows of B each.
+    pub const NUM_WARPS: u32 = 8;
+    /// Threads of a block: those, and a warp that loads.
+    pub const NUM_THREADS: u32 = (NUM_WARPS + 1) * 32;
+    /// Rows of B of a tile.
+    pub const WEIGHT_ROWS: usize = 128;
+    /// Rows of A that a tile may have.
+    pub const TILE_ROWS: [u32; 4] = [16, 32, 64, 128];
+    /// Most stages.
+    pub const MAX_STAGES: u32 = 12;
+    /// Bytes of the barriers of as many.
+    pub const BARRIERS_BYTES: usize = 2 * MAX_STAGES as usize * size_of::<u64>();
+
+    /// Bytes of a stage.
+    pub const fn stage_bytes(tile_rows: usize) -> usize {
+        SwizzledTile::<bf16>::bytes(WEIGHT_ROWS + tile_rows)
+    }
 }

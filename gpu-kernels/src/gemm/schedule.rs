@@ -1,5 +1,8 @@
 //! Which tile comes when: plain arithmetic, the same on the host and on the device.
 
+use super::stream::WEIGHT_ROWS;
+use super::tma::STAGE_COLUMNS;
+
 /// Rows of A after which a tile may end: the columns of `wgmma` come in such steps.
 pub const ROW_STEP: u32 = 16;
 
@@ -66,9 +69,47 @@ impl RowTiles {
     }
 }
 
-/// Steps of k, dealt to `num_splits` blocks evenly: where the steps of block `split` begin. Those
-/// of the next begin where they end.
-#[inline(always)]
-pub const fn split_begin(num_steps: u32, num_splits: u32, split: u32) -> u32 {
-    (num_steps as u64 * split as u64 / num_splits as u64) as u32
+/// Steps of k of all tiles, one tile after the other, dealt to blocks in equal shares. So blocks that
+/// follow each other may share a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shares {
+    /// Tiles of C.
+    pub num_tiles: u32,
+    /// Steps of a tile.
+    pub num_steps: u32,
+    /// Steps of a block, the last one's apart.
+    pub steps_per_block: u32,
+}
+
+impl Shares {
+    /// Of a product of B of `b_rows` rows and A of `m_tiles` tiles, both of `k` columns.
+    #[inline(always)]
+    pub const fn of_product(b_rows: u32, m_tiles: u32, k: u32, steps_per_block: u32) -> Self {
+        Self {
+            num_tiles: b_rows.div_ceil(WEIGHT_ROWS as u32) * m_tiles,
+            num_steps: k.div_ceil(STAGE_COLUMNS as u32),
+            steps_per_block,
+        }
+    }
+
+    /// Blocks that have a share.
+    #[inline(always)]
+    pub const fn num_blocks(&self) -> u32 {
+        (self.num_tiles * self.num_steps).div_ceil(self.steps_per_block)
+    }
+
+    /// Steps of block `block`: from, to.
+    #[inline(always)]
+    pub const fn steps_of(&self, block: u32) -> [u32; 2] {
+        let (begin, all) = (block * self.steps_per_block, self.num_tiles * self.num_steps);
+        let left = all - begin;
+        [begin, begin + if left < self.steps_per_block { left } else { self.steps_per_block }]
+    }
+
+    /// The first and the last block that have steps of tile `tile`.
+    #[inline(always)]
+    pub const fn blocks_of(&self, tile: u32) -> [u32; 2] {
+        let begin = tile * self.num_steps;
+        [begin / self.steps_per_block, (begin + self.num_steps - 1) / self.steps_per_block]
+    }
 }

@@ -6,10 +6,11 @@ use cuda_std::tensor_map::TensorMap;
 use half::bf16;
 use proptest::prelude::*;
 
-use super::contract::{GemmPlan, GemmShape, GemmVariant};
+use super::contract::GemmShape;
 use super::device::*;
+use super::plan::{GemmKernel, GemmPlan, GemmVariant, StreamPlan};
 use super::reference::{Tolerance, cases, check, operands, product, random};
-use super::schedule::{Raster, RowTiles, split_begin};
+use super::schedule::{Raster, RowTiles, Shares};
 use crate::testing::{DeviceMemory, TestDevice, digest, tensor_maps};
 
 /// Operands in device memory, and C as poison.
@@ -38,55 +39,70 @@ fn baseline(device: &TestDevice, shape: GemmShape, a: &[bf16], b: &[bf16]) -> Ve
     on.c.to_vec()
 }
 
-/// As `plan` says, on workspaces of the sizes that it states.
-fn tma(device: &TestDevice, plan: GemmPlan, a: &[bf16], b: &[bf16]) -> Vec<bf16> {
-    let on = OnDevice::new(plan.shape, a, b);
-    let GemmShape { m, n, k } = plan.shape;
-    let sums = DeviceMemory::<f32>::poisoned(plan.sums_elements());
-    let arrived = DeviceMemory::from_slice(&vec![0_u32; plan.meeting_elements()]);
+fn wide(device: &TestDevice, shape: GemmShape, a: &[bf16], b: &[bf16]) -> Vec<bf16> {
+    let plan = GemmPlan::new(shape, GemmVariant::Tma, NUM_SMS);
+    let on = OnDevice::new(shape, a, b);
+    let GemmShape { m, n, k } = shape;
+    let a = TensorMap::new(on.a.view(), &plan.a_tiling()).unwrap();
     let b = TensorMap::new(on.b.view(), &plan.b_tiling()).unwrap();
-    let c_maps = tensor_maps(&on.c, &plan.c_tilings());
-    let (c, dims) = (on.c.view_mut(), plan.dims());
-    match plan.variant {
-        GemmVariant::Baseline => panic!("it takes no maps"),
-        GemmVariant::Tma => {
-            let a = TensorMap::new(on.a.view(), &plan.a_tiling()).unwrap();
-            device.launch(dims, gemm_tma_bf16 { a, b, c_maps, m, n, k, c });
-        }
-        GemmVariant::Split => {
-            let a = tensor_maps(&on.a, &plan.ragged_a_tilings());
-            let (num_splits, sums, arrived) =
-                (plan.num_splits, sums.view_mut(), arrived.view_mut());
-            let kernel = gemm_split_bf16 { a, b, c_maps, m, n, k, num_splits, sums, arrived, c };
-            device.launch(dims, kernel);
-        }
-    }
+    let (c_maps, c) = (tensor_maps(&on.c, &plan.c_tilings()), on.c.view_mut());
+    device.launch(plan.dims(), gemm_tma_bf16 { a, b, c_maps, m, n, k, c });
+    on.c.to_vec()
+}
+
+/// As `plan` says, on workspaces of the sizes that it states.
+fn streamed(
+    device: &TestDevice,
+    shape: GemmShape,
+    plan: StreamPlan,
+    ab: [&[bf16]; 2],
+) -> Vec<bf16> {
+    let [a, b] = ab;
+    let on = OnDevice::new(shape, a, b);
+    let sums = DeviceMemory::<f32>::poisoned(plan.sums_elements());
+    let arrived = DeviceMemory::from_slice(&vec![0_u32; plan.arrived_elements()]);
+    let kernel = gemm_stream_bf16 {
+        a: TensorMap::new(on.a.view(), &plan.rows_tiling(shape)).unwrap(),
+        b: TensorMap::new(on.b.view(), &plan.weights_tiling(shape)).unwrap(),
+        m: shape.m,
+        n: shape.n,
+        k: shape.k,
+        tile_rows: plan.tile_rows,
+        steps_per_block: plan.shares.steps_per_block,
+        num_stages: plan.num_stages,
+        sums: sums.view_mut(),
+        arrived: arrived.view_mut(),
+        c: on.c.view_mut(),
+    };
+    device.launch(plan.dims(), kernel);
     assert!(arrived.to_vec().iter().all(|&count| count == 0), "{plan:?}");
     on.c.to_vec()
 }
 
 /// SMs of the GPU that tests plan for: fewer than there are tiles, in most cases.
 const NUM_SMS: u32 = 3;
-/// SMs of one on which blocks can share tiles.
-const MANY_SMS: u32 = 40;
 
-fn wide(device: &TestDevice, shape: GemmShape, a: &[bf16], b: &[bf16]) -> Vec<bf16> {
-    tma(device, GemmPlan::new(shape, GemmVariant::Tma, NUM_SMS), a, b)
+fn stream(device: &TestDevice, shape: GemmShape, a: &[bf16], b: &[bf16]) -> Vec<bf16> {
+    streamed(device, shape, StreamPlan::new(shape, 1, NUM_SMS), [a, b])
 }
 
-fn split(device: &TestDevice, shape: GemmShape, a: &[bf16], b: &[bf16]) -> Vec<bf16> {
-    tma(device, GemmPlan::with_splits(shape, GemmVariant::Split, 1, NUM_SMS), a, b)
-}
-
-fn split_3(device: &TestDevice, shape: GemmShape, a: &[bf16], b: &[bf16]) -> Vec<bf16> {
-    tma(device, GemmPlan::with_splits(shape, GemmVariant::Split, 3, MANY_SMS), a, b)
+/// A block for every two steps: most tiles are the sum of several, and blocks have steps of two tiles.
+fn stream_in_twos(device: &TestDevice, shape: GemmShape, a: &[bf16], b: &[bf16]) -> Vec<bf16> {
+    let mut plan = StreamPlan::new(shape, 1, NUM_SMS);
+    plan.shares.steps_per_block = 2;
+    plan.num_stages = 2;
+    streamed(device, shape, plan, [a, b])
 }
 
 type Run = fn(&TestDevice, GemmShape, &[bf16], &[bf16]) -> Vec<bf16>;
 
 /// Every kernel whose C is bf16, by name.
-const RUNS: [(&str, Run); 4] =
-    [("baseline", baseline), ("wide", wide), ("split", split), ("split in 3", split_3)];
+const RUNS: [(&str, Run); 4] = [
+    ("baseline", baseline),
+    ("wide", wide),
+    ("stream", stream),
+    ("stream in twos", stream_in_twos),
+];
 
 #[test]
 fn every_case_is_right_in_every_lane_order() {
@@ -173,22 +189,38 @@ fn work_counts_each_operand_once() {
     assert_eq!(work.flops, 2 * 2 * 8 * 16);
 }
 
+/// The plans of linear layers of common models, for the row counts of decoding and of prefill.
 #[test]
-fn blocks_share_tiles_as_long_as_all_run_at_once() {
-    let plan = |m, n, k| GemmPlan::fastest(GemmShape { m, n, k }, 132);
-    let few = plan(128, 4096, 7168);
-    assert_eq!((few.variant, few.num_splits, few.num_blocks), (GemmVariant::Split, 3, 96));
-    let short = plan(128, 7168, 2048);
-    assert_eq!((short.variant, short.num_splits, short.num_blocks), (GemmVariant::Split, 1, 56));
-    let many = plan(4096, 4096, 4096);
-    assert_eq!((many.variant, many.num_splits, many.num_blocks), (GemmVariant::Tma, 1, 132));
-    assert_eq!((many.sums_elements(), many.meeting_elements()), (0, 0));
-    let wide = plan(16, 129_280, 7168);
-    assert_eq!((wide.variant, wide.num_splits, wide.num_blocks), (GemmVariant::Split, 1, 132));
-    let asked = |splits| {
-        GemmPlan::with_splits(GemmShape { m: 9, n: 640, k: 200 }, GemmVariant::Split, splits, 132)
-    };
-    assert_eq!([0, 1, 3, 9].map(|splits| asked(splits).num_splits), [1, 1, 3, 4]);
+fn plans_of_common_layers() {
+    let layers = [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336), (1024, 4096)];
+    let deepseek = [(4096, 7168), (7168, 2048), (129_280, 7168)];
+    let mut table = std::string::String::new();
+    for (n, k) in layers.into_iter().chain(deepseek) {
+        for m in [1, 16, 64, 128, 256, 512, 1024, 4096] {
+            let plan = GemmPlan::fastest(GemmShape { m, n, k }, 132);
+            plan.check().unwrap();
+            let how = match plan.kernel {
+                GemmKernel::Baseline => "baseline".into(),
+                GemmKernel::Tma { num_blocks } => std::format!("tma, {num_blocks} blocks"),
+                GemmKernel::Stream(StreamPlan { tile_rows, shares, num_stages, .. }) => {
+                    std::format!(
+                        "stream, {} blocks of {} steps, tiles of {tile_rows} rows and {} steps, {num_stages} stages",
+                        shares.num_blocks(),
+                        shares.steps_per_block,
+                        shares.num_steps,
+                    )
+                }
+            };
+            table.push_str(&std::format!("{m} x {n} x {k}: {how}\n"));
+        }
+    }
+    insta::assert_snapshot!(table);
+}
+
+#[test]
+fn streamed_products_have_few_rows() {
+    let plan = GemmPlan::new(GemmShape { m: 1025, n: 8, k: 8 }, GemmVariant::Stream, 132);
+    insta::assert_snapshot!(plan.check().unwrap_err(), @"`m` must be at most 1024 of a streamed product, got 1025");
 }
 
 #[test]
@@ -226,14 +258,28 @@ proptest! {
     }
 
     #[test]
-    fn splits_cover_all_steps_and_none_is_empty(num_steps in 1_u32..2000, num_splits in 1_u32..64) {
-        prop_assume!(num_splits <= num_steps);
-        prop_assert_eq!(split_begin(num_steps, num_splits, 0), 0);
-        prop_assert_eq!(split_begin(num_steps, num_splits, num_splits), num_steps);
-        for split in 0..num_splits {
-            let share = split_begin(num_steps, num_splits, split + 1)
-                - split_begin(num_steps, num_splits, split);
-            prop_assert!(share == num_steps / num_splits || share == num_steps.div_ceil(num_splits));
+    fn every_step_is_of_one_block(
+        num_tiles in 1_u32..40, num_steps in 1_u32..60, steps_per_block in 1_u32..100,
+    ) {
+        let shares = Shares { num_tiles, num_steps, steps_per_block };
+        let mut next = 0;
+        for block in 0..shares.num_blocks() {
+            let [begin, end] = shares.steps_of(block);
+            prop_assert!(begin == next && end > begin);
+            for step in begin..end {
+                let [first, last] = shares.blocks_of(step / num_steps);
+                prop_assert!((first..=last).contains(&block));
+            }
+            next = end;
+        }
+        prop_assert_eq!(next, num_tiles * num_steps);
+        for tile in 0..num_tiles {
+            let has_steps = |block| {
+                let [begin, end] = shares.steps_of(block);
+                begin < (tile + 1) * num_steps && tile * num_steps < end
+            };
+            let [first, last] = shares.blocks_of(tile);
+            prop_assert!(has_steps(first) && has_steps(last));
         }
     }
 }

@@ -6,6 +6,7 @@ use cuda_std::tensor_map::Tiling;
 use super::device::{PIECE, SILU_MUL_THREADS};
 use crate::contract::{ContractError, Work};
 use crate::gemm::contract::{GemmShape, row_tilings, rows_tiling, weights_tiling};
+use crate::gemm::plan::StreamPlan;
 use crate::gemm::tma::{BLOCK_ROWS, NUM_THREADS, PANEL_STEPS, RAGGED};
 
 /// Sizes of a shared expert.
@@ -64,6 +65,16 @@ impl SharedExpertShape {
             block: [NUM_THREADS, 1, 1],
             shared_bytes: RAGGED.shared_bytes() as u32,
         }
+    }
+
+    /// Sizes of h as a product: what a [`StreamPlan`] of two parts is made for.
+    pub fn h_product(&self) -> GemmShape {
+        GemmShape { m: self.num_tokens, n: self.intermediate, k: self.hidden }
+    }
+
+    /// A plan for few tokens: at most [`StreamPlan::MAX_ROWS`].
+    pub fn stream_plan(&self, num_sms: u32) -> StreamPlan {
+        StreamPlan::new(self.h_product(), 2, num_sms)
     }
 
     /// How the copy engine loads x.

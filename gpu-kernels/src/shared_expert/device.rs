@@ -10,8 +10,10 @@ use half::bf16;
 
 use crate::gemm::device::activation::silu;
 use crate::gemm::device::dense::DenseTiles;
-use crate::gemm::device::output::{Meeting, Output};
+use crate::gemm::device::output::Output;
 use crate::gemm::device::pipeline::{Operands, run};
+use crate::gemm::device::stream::{self, Rounded, Store, Streamed};
+use crate::gemm::schedule::Shares;
 use crate::gemm::tma::BLOCK_ROWS;
 
 /// Threads of a block of the gate alone.
@@ -54,7 +56,42 @@ pub unsafe fn shared_expert_gate_up_bf16(
     h: GlobalMut<bf16>, // [num_tokens, n]
 ) {
     let operands = Operands { a: x, b: gate_up, second_block: n };
-    let output = Output { maps: h_maps, c: h, n, meeting: Meeting::none() };
-    let tiles = DenseTiles::<128>::new(num_tokens, n, k, BLOCK_ROWS as u32, 1);
-    run::<_, _, 2, 64, 4, true, false>(operands, output, tiles);
+    let output = Output { maps: h_maps, c: h, n };
+    let tiles = DenseTiles::<128>::new(num_tokens, n, k, BLOCK_ROWS as u32);
+    run::<_, _, 2, 64, 4, true>(operands, output, tiles);
+}
+
+/// Rows of gates beside those of what they scale: 8 of the one, 8 of the other.
+#[derive(Clone, Copy)]
+struct Gated(Rounded);
+
+impl Store for Gated {
+    const PARTS: u32 = 2;
+
+    #[inline(always)]
+    unsafe fn store(&self, [g0, g1, u0, u1]: [f32; 4], first_row: u32, first_column: u32) {
+        self.0.store([silu(g0) * u0, silu(g1) * u1], first_row, first_column);
+    }
+}
+
+/// `h = silu(x g^T) * (x u^T)` for few tokens.
+#[kernel(target = "sm_90a", threads = 288, min_blocks = 1, early = true)]
+pub unsafe fn shared_expert_stream_bf16(
+    x: TensorMap<bf16, 2>,       // [num_tokens, k]
+    gate_up: TensorMap<bf16, 4>, // [n / 8, 2, 8, k]
+    num_tokens: u32,
+    n: u32,
+    k: u32,
+    tile_rows: u32,
+    steps_per_block: u32,
+    num_stages: u32,
+    sums: GlobalMut<f32>,    // [blocks, 2, 128, tile_rows]
+    arrived: GlobalMut<u32>, // [tiles, 8], 0 before and after
+    h: GlobalMut<bf16>,      // [num_tokens, n]
+) {
+    let m_tiles = num_tokens.div_ceil(tile_rows);
+    let shares = Shares::of_product(Gated::PARTS * n, m_tiles, k, steps_per_block);
+    let (a, b) = (x, gate_up);
+    let work = Streamed { a, b, tile_rows, m_tiles, shares, num_stages, sums, arrived };
+    stream::run(work, Gated(Rounded { c: h, m: num_tokens, n }));
 }

@@ -11,7 +11,7 @@
 //! # Who does what
 //! Both products are those of the room [`gemm`](crate::gemm). What is added here is the gate:
 //!
-//! *separate* ([`silu_mul`](device::shared_expert_silu_mul_bf16)): a kernel of its own between the
+//! *baseline* ([`silu_mul`](device::shared_expert_silu_mul_bf16)): a kernel of its own between the
 //! products, eight elements a thread, which reads gates and what they scale from memory.
 //!
 //! *fused* ([`gate_up`](device::shared_expert_gate_up_bf16), sm_90a): the persistent product, in
@@ -19,9 +19,12 @@
 //! of each, so that a gate and what it scales are in one thread, and only their product leaves it:
 //! a third of the bytes, and a launch less.
 //!
+//! *stream* ([`stream`](device::shared_expert_stream_bf16), sm_90a): the streamed product, for few
+//! tokens. The tensor map puts 8 rows of G beside the same 8 of U, so that a thread of the last block
+//! of a tile, which adds up, holds both.
+//!
 //! # What bounds it
-//! The tensor cores with thousands of tokens; with a hundred, the weights: there the first product is
-//! split over k, which the gate cannot cross, and the gate is separate.
+//! The tensor cores with thousands of tokens; with a hundred, reading the weights.
 //!
 //! # Whose idea
 //! Gate and up in one product: everybody's; interleaved by tile for the epilogue's sake: CUTLASS's

@@ -1,3 +1,4 @@
+use std::vec;
 use std::vec::Vec;
 
 use cuda_std::tensor_map::TensorMap;
@@ -11,6 +12,8 @@ use crate::testing::{DeviceMemory, TestDevice, tensor_maps};
 
 /// SMs of the GPU that tests plan for: fewer than there are tiles.
 const NUM_SMS: u32 = 3;
+/// SMs of one on which blocks share tiles.
+const MANY_SMS: u32 = 40;
 
 fn fused(
     device: &TestDevice,
@@ -34,16 +37,49 @@ fn fused(
     h.to_vec()
 }
 
+fn streamed(
+    device: &TestDevice,
+    shape: &SharedExpertShape,
+    x: &[bf16],
+    gate_up: &[bf16],
+) -> Vec<bf16> {
+    shape.check().unwrap();
+    let (x, gate_up) = (DeviceMemory::from_slice(x), DeviceMemory::from_slice(gate_up));
+    let h = DeviceMemory::<bf16>::poisoned(shape.h_elements());
+    let plan = shape.stream_plan(MANY_SMS);
+    let sums = DeviceMemory::<f32>::poisoned(plan.sums_elements());
+    let arrived = DeviceMemory::from_slice(&vec![0_u32; plan.arrived_elements()]);
+    let kernel = shared_expert_stream_bf16 {
+        x: TensorMap::new(x.view(), &plan.rows_tiling(shape.h_product())).unwrap(),
+        gate_up: TensorMap::new(gate_up.view(), &plan.weights_tiling(shape.h_product())).unwrap(),
+        num_tokens: shape.num_tokens,
+        n: shape.intermediate,
+        k: shape.hidden,
+        tile_rows: plan.tile_rows,
+        steps_per_block: plan.shares.steps_per_block,
+        num_stages: plan.num_stages,
+        sums: sums.view_mut(),
+        arrived: arrived.view_mut(),
+        h: h.view_mut(),
+    };
+    device.launch(plan.dims(), kernel);
+    h.to_vec()
+}
+
 #[test]
-fn the_fused_gate_is_right_in_every_case() {
+fn gates_in_the_product_are_right_in_every_case() {
     for (seed, shape) in (0..).zip(cases()) {
         let [x, gate_up, down] = operands(&shape, seed);
         let [want, _] = outputs(&shape, &x, &gate_up, &down);
-        let h = fused(&TestDevice::seeded(seed), &shape, &x, &gate_up);
-        check(&h, &want, shape.intermediate as usize, Tolerance::BF16)
-            .unwrap_or_else(|off| panic!("{shape:?}: {off}"));
+        for (name, run) in [("fused", fused as Run), ("streamed", streamed)] {
+            let h = run(&TestDevice::seeded(seed), &shape, &x, &gate_up);
+            check(&h, &want, shape.intermediate as usize, Tolerance::BF16)
+                .unwrap_or_else(|off| panic!("{name}, {shape:?}: {off}"));
+        }
     }
 }
+
+type Run = fn(&TestDevice, &SharedExpertShape, &[bf16], &[bf16]) -> Vec<bf16>;
 
 #[test]
 fn the_separate_gate_is_right_in_every_case() {

@@ -2,8 +2,9 @@
 
 use cuda_std::tensor_map::{TensorMaps, Tiling};
 use gpu_kernels::contract::require_len;
-use gpu_kernels::gemm::contract::{GemmPlan, GemmShape, GemmVariant};
+use gpu_kernels::gemm::contract::GemmShape;
 use gpu_kernels::gemm::device as entries;
+use gpu_kernels::gemm::plan::{GemmKernel, GemmPlan, GemmVariant, StreamPlan};
 use half::bf16;
 
 use super::KernelError;
@@ -75,13 +76,10 @@ impl Gemm {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn with_plan(stream: &Stream, plan: GemmPlan) -> Result<Self, KernelError> {
-        plan.shape.check()?;
+        plan.check()?;
         let device = stream.device();
-        Ok(Self {
-            plan,
-            sums: device.alloc(plan.sums_elements())?,
-            arrived: device.alloc_zeroed(plan.meeting_elements())?,
-        })
+        let [sums, arrived] = plan.workspace_elements();
+        Ok(Self { plan, sums: device.alloc(sums)?, arrived: device.alloc_zeroed(arrived)? })
     }
 
     /// How the products are launched.
@@ -89,7 +87,8 @@ impl Gemm {
         self.plan
     }
 
-    /// `c = a b^T`. Runs of one `Gemm` share its workspace: one after the other, on one stream.
+    /// `c = a b^T`. `b` may be read before the kernels before this one on the stream have ended: a copy
+    /// writes it, or a kernel that has. Runs of one `Gemm` share its workspace: one after the other, on one stream.
     ///
     /// # Errors
     /// Before any launch: arguments of the wrong length.
@@ -99,13 +98,27 @@ impl Gemm {
         require_len("a", plan.shape.a_elements(), args.a.len())?;
         require_len("b", plan.shape.b_elements(), args.b.len())?;
         require_len("c", plan.shape.c_elements(), args.c.len())?;
-        if plan.variant == GemmVariant::Baseline {
-            let (a, b, c) = (args.a.view(), args.b.view(), args.c.view_mut());
-            let kernel = entries::gemm_baseline_bf16 { a, b, m, n, k, c };
-            // SAFETY: the contract was checked, for these lengths.
-            unsafe { stream.launch(plan.dims(), kernel) }?;
-        } else {
-            self.launch_with_maps(stream, args)?;
+        match plan.kernel {
+            GemmKernel::Baseline => {
+                let (a, b, c) = (args.a.view(), args.b.view(), args.c.view_mut());
+                let kernel = entries::gemm_baseline_bf16 { a, b, m, n, k, c };
+                // SAFETY: the contract was checked, for these lengths.
+                unsafe { stream.launch(plan.dims(), kernel) }?;
+            }
+            GemmKernel::Tma { .. } => {
+                let kernel = entries::gemm_tma_bf16 {
+                    a: args.a.tensor_map(&plan.a_tiling())?,
+                    b: args.b.tensor_map(&plan.b_tiling())?,
+                    c_maps: tensor_maps(args.c, &plan.c_tilings())?,
+                    m,
+                    n,
+                    k,
+                    c: args.c.view_mut(),
+                };
+                // SAFETY: the contract was checked, for these lengths.
+                unsafe { stream.launch(plan.dims(), kernel) }?;
+            }
+            GemmKernel::Stream(streams) => self.launch_stream(stream, streams, args)?,
         }
         for buffer in [args.a, args.b, args.c] {
             stream.keep(buffer);
@@ -115,40 +128,28 @@ impl Gemm {
         Ok(())
     }
 
-    fn launch_with_maps(&self, stream: &Stream, args: GemmArgs<'_>) -> Result<(), KernelError> {
-        let plan = &self.plan;
-        let GemmShape { m, n, k } = plan.shape;
-        let b = args.b.tensor_map(&plan.b_tiling())?;
-        let c_maps = tensor_maps(args.c, &plan.c_tilings())?;
-        let (c, dims) = (args.c.view_mut(), plan.dims());
-        match plan.variant {
-            GemmVariant::Baseline => unreachable!("it takes no maps"),
-            GemmVariant::Tma => {
-                let a = args.a.tensor_map(&plan.a_tiling())?;
-                let kernel = entries::gemm_tma_bf16 { a, b, c_maps, m, n, k, c };
-                // SAFETY: the contract was checked, for these lengths.
-                unsafe { stream.launch(dims, kernel) }?;
-            }
-            GemmVariant::Split => {
-                let a = tensor_maps(args.a, &plan.ragged_a_tilings())?;
-                let (sums, arrived) = (self.sums.view_mut(), self.arrived.view_mut());
-                let num_splits = plan.num_splits;
-                let kernel = entries::gemm_split_bf16 {
-                    a,
-                    b,
-                    c_maps,
-                    m,
-                    n,
-                    k,
-                    num_splits,
-                    sums,
-                    arrived,
-                    c,
-                };
-                // SAFETY: as above; the workspace is the plan's.
-                unsafe { stream.launch(dims, kernel) }?;
-            }
-        }
+    fn launch_stream(
+        &self,
+        stream: &Stream,
+        plan: StreamPlan,
+        args: GemmArgs<'_>,
+    ) -> Result<(), KernelError> {
+        let shape = self.plan.shape;
+        let kernel = entries::gemm_stream_bf16 {
+            a: args.a.tensor_map(&plan.rows_tiling(shape))?,
+            b: args.b.tensor_map(&plan.weights_tiling(shape))?,
+            m: shape.m,
+            n: shape.n,
+            k: shape.k,
+            tile_rows: plan.tile_rows,
+            steps_per_block: plan.shares.steps_per_block,
+            num_stages: plan.num_stages,
+            sums: self.sums.view_mut(),
+            arrived: self.arrived.view_mut(),
+            c: args.c.view_mut(),
+        };
+        // SAFETY: the contract was checked, for these lengths; the workspace is the plan's.
+        unsafe { stream.launch(plan.dims(), kernel) }?;
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Launches of the room `shared_expert`: two products of the room `gemm`, and a gate between them.
 
 use gpu_kernels::contract::{ContractError, require, require_len};
-use gpu_kernels::gemm::contract::{GemmPlan, GemmVariant};
+use gpu_kernels::gemm::plan::{GemmKernel, GemmPlan, GemmVariant, StreamPlan};
 use gpu_kernels::shared_expert::contract::SharedExpertShape;
 use gpu_kernels::shared_expert::device as entries;
 use half::bf16;
@@ -15,10 +15,10 @@ use crate::device::{Buffer, Stream};
 pub enum SharedExpertVariant {
     /// The products' baselines, the gate between them: Ampere and later.
     Baseline,
-    /// The fastest products, the gate between them.
-    Separate,
-    /// The gate in the first product: Hopper.
+    /// The gate in the first product, in tiles for many tokens: Hopper.
     Fused,
+    /// The gate in the first product, whose weights stream through all SMs, for few: Hopper.
+    Stream,
 }
 
 impl SharedExpertVariant {
@@ -26,13 +26,13 @@ impl SharedExpertVariant {
     fn fastest(shape: SharedExpertShape, has_hopper_kernels: bool) -> Self {
         match has_hopper_kernels {
             true if shape.num_tokens >= FUSED_FROM_TOKENS => Self::Fused,
-            _ => Self::Separate,
+            true => Self::Stream,
+            false => Self::Baseline,
         }
     }
 }
 
-/// Tokens from which on the first product has its gate: fewer leave its tiles to too few SMs, and
-/// splitting them over k is worth more.
+/// Tokens from which on the first product is in tiles for many: fewer leave them to too few SMs.
 const FUSED_FROM_TOKENS: u32 = 512;
 
 /// A shared expert of one shape: plans and workspace, made once.
@@ -45,8 +45,9 @@ pub struct SharedExpert {
 }
 
 enum GateUp {
+    Baseline { product: Gemm, gate_up: Buffer<bf16> },
     Fused,
-    Separate { product: Gemm, gate_up: Buffer<bf16> },
+    Stream { plan: StreamPlan, sums: Buffer<f32>, arrived: Buffer<u32> },
 }
 
 /// What one run of [`SharedExpert`] reads and writes.
@@ -88,7 +89,7 @@ impl SharedExpert {
     /// An expert by kernels of one's choice.
     ///
     /// # Errors
-    /// As [`new`](Self::new); a fused gate on a GPU before Hopper.
+    /// As [`new`](Self::new); a variant that the GPU does not have, or not for as many tokens.
     pub fn with_variant(
         stream: &Stream,
         shape: SharedExpertShape,
@@ -108,25 +109,30 @@ impl SharedExpert {
         let device = stream.device();
         let num_sms = num_sms.clamp(1, device.properties()?.num_multiprocessors);
         let [first, second] = shape.products();
-        let has_fast_products =
-            variant != SharedExpertVariant::Baseline && runs_hopper_kernels(device)?;
+        let is_baseline = variant == SharedExpertVariant::Baseline;
+        let has_it = is_baseline || runs_hopper_kernels(device)?;
+        let got = format!("{variant:?}, which is Hopper's");
+        require(has_it, "variant", "one that this GPU has", got)?;
         let product = |shape| {
-            let plan = match has_fast_products {
-                true => GemmPlan::fastest(shape, num_sms),
-                false => GemmPlan::new(shape, GemmVariant::Baseline, num_sms),
+            let plan = match is_baseline {
+                true => GemmPlan::new(shape, GemmVariant::Baseline, num_sms),
+                false => GemmPlan::fastest(shape, num_sms),
             };
             Gemm::with_plan(stream, plan)
         };
         let gate_up = match variant {
-            SharedExpertVariant::Fused => {
-                let has_it = runs_hopper_kernels(device)?;
-                require(has_it, "variant", "one that this GPU has", "Fused, which is Hopper's")?;
-                GateUp::Fused
-            }
-            _ => GateUp::Separate {
+            SharedExpertVariant::Baseline => GateUp::Baseline {
                 product: product(first)?,
                 gate_up: device.alloc(first.c_elements())?,
             },
+            SharedExpertVariant::Fused => GateUp::Fused,
+            SharedExpertVariant::Stream => {
+                StreamPlan::check(first)?;
+                let plan = shape.stream_plan(num_sms);
+                let sums = device.alloc(plan.sums_elements())?;
+                let arrived = device.alloc_zeroed(plan.arrived_elements())?;
+                GateUp::Stream { plan, sums, arrived }
+            }
         };
         Ok(Self {
             shape,
@@ -143,20 +149,19 @@ impl SharedExpert {
         num_sms: u32,
         has_hopper_kernels: bool,
     ) -> [Vec<&'static str>; 2] {
-        let product = |shape| match has_hopper_kernels {
-            true => match GemmPlan::fastest(shape, num_sms).variant {
-                GemmVariant::Baseline => "gemm_baseline_bf16",
-                GemmVariant::Tma => "gemm_tma_bf16",
-                GemmVariant::Split => "gemm_split_bf16",
-            },
-            false => "gemm_baseline_bf16",
+        let [_, second] = shape.products();
+        let down = match has_hopper_kernels {
+            true => GemmPlan::fastest(second, num_sms).kernel.name(),
+            false => GemmKernel::Baseline.name(),
         };
-        let [first, second] = shape.products();
         let gate_up = match SharedExpertVariant::fastest(shape, has_hopper_kernels) {
+            SharedExpertVariant::Baseline => {
+                vec![GemmKernel::Baseline.name(), "shared_expert_silu_mul_bf16"]
+            }
             SharedExpertVariant::Fused => vec!["shared_expert_gate_up_bf16"],
-            _ => vec![product(first), "shared_expert_silu_mul_bf16"],
+            SharedExpertVariant::Stream => vec!["shared_expert_stream_bf16"],
         };
-        [gate_up, vec![product(second)]]
+        [gate_up, vec![down]]
     }
 
     /// The sizes this was made for.
@@ -169,7 +174,8 @@ impl SharedExpert {
         &self.h
     }
 
-    /// `y = (silu(x g^T) * (x u^T)) down^T`. Runs of one `SharedExpert` share its workspace: one
+    /// `y = (silu(x g^T) * (x u^T)) down^T`. Weights may be read before the kernels before this one on
+    /// the stream have ended: a copy writes them, or a kernel that has. Runs of one `SharedExpert` share its workspace: one
     /// after the other, on one stream.
     ///
     /// # Errors
@@ -191,7 +197,10 @@ impl SharedExpert {
         self.check(args)?;
         match &self.gate_up {
             GateUp::Fused => self.multiply_with_gate(stream, args),
-            GateUp::Separate { product, gate_up } => {
+            GateUp::Stream { plan, sums, arrived } => {
+                self.stream_with_gate(stream, args, *plan, sums, arrived)
+            }
+            GateUp::Baseline { product, gate_up } => {
                 product.run(stream, GemmArgs { a: args.x, b: args.gate_up, c: gate_up })?;
                 silu_mul(stream, self.shape, gate_up, &self.h)
             }
@@ -235,6 +244,38 @@ impl SharedExpert {
         for buffer in [args.x, args.gate_up, &self.h] {
             stream.keep(buffer);
         }
+        Ok(())
+    }
+
+    fn stream_with_gate(
+        &self,
+        stream: &Stream,
+        args: SharedExpertArgs<'_>,
+        plan: StreamPlan,
+        sums: &Buffer<f32>,
+        arrived: &Buffer<u32>,
+    ) -> Result<(), KernelError> {
+        let product = self.shape.h_product();
+        let kernel = entries::shared_expert_stream_bf16 {
+            x: args.x.tensor_map(&plan.rows_tiling(product))?,
+            gate_up: args.gate_up.tensor_map(&plan.weights_tiling(product))?,
+            num_tokens: product.m,
+            n: product.n,
+            k: product.k,
+            tile_rows: plan.tile_rows,
+            steps_per_block: plan.shares.steps_per_block,
+            num_stages: plan.num_stages,
+            sums: sums.view_mut(),
+            arrived: arrived.view_mut(),
+            h: self.h.view_mut(),
+        };
+        // SAFETY: the contract was checked, for these lengths; the workspace is the plan's.
+        unsafe { stream.launch(plan.dims(), kernel) }?;
+        for buffer in [args.x, args.gate_up, &self.h] {
+            stream.keep(buffer);
+        }
+        stream.keep(sums);
+        stream.keep(arrived);
         Ok(())
     }
 }

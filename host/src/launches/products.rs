@@ -3,7 +3,8 @@
 use anyhow::Result;
 use gpu_kernels::expert_gemm::contract::ExpertGemmShape;
 use gpu_kernels::expert_gemm::reference::{offsets, random_rows};
-use gpu_kernels::gemm::contract::{GemmShape, GemmVariant};
+use gpu_kernels::gemm::contract::GemmShape;
+use gpu_kernels::gemm::plan::GemmVariant;
 use gpu_kernels::shared_expert::contract::SharedExpertShape;
 use half::bf16;
 
@@ -19,13 +20,14 @@ pub(super) fn launches() -> Vec<KernelLaunch> {
     vec![
         kernel("gemm_baseline_bf16", product(GemmVariant::Baseline, 4096)),
         kernel("gemm_tma_bf16", product(GemmVariant::Tma, 4096)),
-        kernel("gemm_split_bf16", product(GemmVariant::Split, 128)),
+        kernel("gemm_stream_bf16", product(GemmVariant::Stream, 128)),
         kernel("gemm_exact_bf16", exact_product),
         kernel("expert_gemm_baseline_bf16", experts(ExpertGemmVariant::Baseline, false)),
         kernel("expert_gemm_grouped_bf16", experts(ExpertGemmVariant::Grouped, false)),
         kernel("expert_gemm_gated_bf16", experts(ExpertGemmVariant::Grouped, true)),
         kernel("shared_expert_silu_mul_bf16", separate_gate),
-        kernel("shared_expert_gate_up_bf16", fused_gate),
+        kernel("shared_expert_gate_up_bf16", gate_in_product(SharedExpertVariant::Fused, 4096)),
+        kernel("shared_expert_stream_bf16", gate_in_product(SharedExpertVariant::Stream, 128)),
     ]
 }
 
@@ -72,25 +74,31 @@ fn experts(variant: ExpertGemmVariant, is_gated: bool) -> impl Fn(&Setting<'_>) 
     }
 }
 
-fn shared_expert_shape(setting: &Setting<'_>) -> SharedExpertShape {
-    let (num_tokens, hidden, intermediate) = setting.pick((4096, 7168, 2048), (20, 40, 72));
+fn shared_expert_shape(setting: &Setting<'_>, real_tokens: u32) -> SharedExpertShape {
+    let (num_tokens, hidden, intermediate) = setting.pick((real_tokens, 7168, 2048), (20, 40, 72));
     SharedExpertShape { num_tokens, hidden, intermediate }
 }
 
 fn separate_gate(setting: &Setting<'_>) -> Result<()> {
-    let (stream, shape) = (setting.stream()?, shared_expert_shape(setting));
+    let (stream, shape) = (setting.stream()?, shared_expert_shape(setting, 4096));
     let gate_up = zeros(&stream, 2 * shape.h_elements())?;
     let h = zeros(&stream, shape.h_elements())?;
     setting.repeat(&stream, |_| Ok(silu_mul(&stream, shape, &gate_up, &h)?))
 }
 
-fn fused_gate(setting: &Setting<'_>) -> Result<()> {
-    let (stream, shape) = (setting.stream()?, shared_expert_shape(setting));
-    let expert = SharedExpert::with_variant(&stream, shape, SharedExpertVariant::Fused)?;
-    let [first, second] = shape.products();
-    let (x, y) = (zeros(&stream, shape.x_elements())?, zeros(&stream, shape.x_elements())?);
-    let gate_up = zeros(&stream, first.b_elements())?;
-    let down = zeros(&stream, second.b_elements())?;
-    let args = SharedExpertArgs { x: &x, gate_up: &gate_up, down: &down, y: &y };
-    setting.repeat(&stream, |_| Ok(expert.run(&stream, args)?))
+fn gate_in_product(
+    variant: SharedExpertVariant,
+    real_tokens: u32,
+) -> impl Fn(&Setting<'_>) -> Result<()> {
+    move |setting| {
+        let stream = setting.stream()?;
+        let shape = shared_expert_shape(setting, real_tokens);
+        let expert = SharedExpert::with_variant(&stream, shape, variant)?;
+        let [first, second] = shape.products();
+        let (x, y) = (zeros(&stream, shape.x_elements())?, zeros(&stream, shape.x_elements())?);
+        let gate_up = zeros(&stream, first.b_elements())?;
+        let down = zeros(&stream, second.b_elements())?;
+        let args = SharedExpertArgs { x: &x, gate_up: &gate_up, down: &down, y: &y };
+        setting.repeat(&stream, |_| Ok(expert.run(&stream, args)?))
+    }
 }

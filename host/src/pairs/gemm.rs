@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use gpu_kernels::contract::Work;
-use gpu_kernels::gemm::contract::{GemmShape, GemmVariant};
+use gpu_kernels::gemm::contract::GemmShape;
+use gpu_kernels::gemm::plan::GemmVariant;
 use gpu_kernels::gemm::reference::Tolerance;
 use half::bf16;
 
@@ -22,7 +23,7 @@ impl Pair for Gemm {
 
     fn about(&self) -> &'static str {
         "products of dense matrices: a block for each tile by cp.async and mma, against persistent \
-         blocks by the copy engine and wgmma, split over k for few tokens"
+         blocks by the copy engine and wgmma, in equal shares of the weights for few tokens"
     }
 
     fn side_name(&self, variant: Variant) -> &'static str {

@@ -1,5 +1,5 @@
 //! Pair `shared_expert`: products by `mma` with the gate between them, against products by `wgmma`
-//! with the gate in the first, where that pays.
+//! with the gate in the first.
 
 use anyhow::Result;
 use gpu_kernels::contract::Work;
@@ -26,7 +26,7 @@ impl Pair for SharedExpert {
 
     fn about(&self) -> &'static str {
         "the expert that every token visits, SwiGLU: products by mma and the gate between them, \
-         against products by wgmma, the gate in the first where tokens are many"
+         against products by wgmma, the gate in the first"
     }
 
     fn side_name(&self, variant: Variant) -> &'static str {

@@ -10,6 +10,7 @@ pub(crate) mod dense;
 mod exact;
 pub(crate) mod output;
 pub(crate) mod pipeline;
+pub(crate) mod stream;
 
 use cuda_std::prelude::*;
 use half::bf16;
@@ -19,6 +20,7 @@ use baseline::{Operands, multiply_tile};
 
 pub use dense::*;
 pub use exact::*;
+pub use stream::*;
 
 /// `c = a b^T`, a block for each tile of C.
 #[kernel(threads = 256, min_blocks = 2)]

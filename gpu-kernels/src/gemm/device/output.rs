@@ -7,16 +7,11 @@ use half::bf16;
 
 use super::pipeline::{ROWS, Tile};
 use crate::gemm::schedule::ROW_STEP;
-use crate::gemm::tma::{PANEL_ROWS, PANEL_STEPS, SPLIT, STAGING_BYTES};
+use crate::gemm::tma::{PANEL_ROWS, PANEL_STEPS, STAGING_BYTES};
 
 /// Elements of a 16-byte piece, and pieces of a panel's row.
 const PIECE: usize = 8;
 const PIECES: usize = ROWS / PIECE;
-
-/// Registers of the largest accumulator that is added up.
-const MAX_REGISTERS: usize = SPLIT.max_rows / 2;
-/// Sums of a warpgroup's threads that lie side by side, four a thread.
-const SUMS_ROW: usize = 4 * wgmma::NUM_THREADS as usize;
 
 /// Where products go.
 #[derive(Clone, Copy)]
@@ -27,26 +22,6 @@ pub(crate) struct Output {
     pub c: GlobalMut<bf16>,
     /// Columns of C.
     pub n: u32,
-    /// Where blocks that share tiles meet.
-    pub meeting: Meeting,
-}
-
-/// Where the blocks that share a tile leave their sums. Unused where none do.
-#[derive(Clone, Copy)]
-pub(crate) struct Meeting {
-    /// `[tiles, num_splits, 2 warpgroups, registers / 4, 128 threads, 4]`
-    pub sums: GlobalMut<f32>,
-    /// `[tiles, 2 warpgroups, 2]`: who came, and who left; 0 before and after
-    pub arrived: GlobalMut<u32>,
-    pub num_splits: u32,
-}
-
-impl Meeting {
-    /// For tiles that nobody shares.
-    #[inline(always)]
-    pub fn none() -> Self {
-        Self { sums: GlobalMut::null(), arrived: GlobalMut::null(), num_splits: 1 }
-    }
 }
 
 /// The output as one warpgroup writes it, through two panels of shared memory in turn.
@@ -161,83 +136,6 @@ impl OutputOf {
             let piece = staged.place(row as usize, column).load_x4(0);
             let row_of_c = (first_row + row) as usize;
             self.to.c.store_x4(row_of_c * self.to.n as usize + column_of_c as usize, piece);
-        }
-    }
-
-    /// Whether other blocks have sums of the same tiles.
-    #[inline(always)]
-    pub fn is_shared(&self) -> bool {
-        self.to.meeting.num_splits > 1
-    }
-
-    /// Adds these sums up with those of the other blocks that share the tile, and stores a share of
-    /// the tile's rows. The blocks wait for each other, so all of them must be running.
-    #[inline(always)]
-    pub unsafe fn add_up_and_store<const N: usize>(&mut self, d: &[f32; N], tile: &Tile) {
-        let Meeting { sums, num_splits, .. } = self.to.meeting;
-        let (first_slot, thread) =
-            (tile.number * num_splits * 2 + self.warpgroup, self.thread as usize);
-        let of_split = |split: u32| {
-            let slot = (first_slot + 2 * split) as usize;
-            sums.offset((slot * MAX_REGISTERS * 32 + thread) * 4)
-        };
-        let own = of_split(tile.split);
-        for i in 0..N / 4 {
-            let four = [
-                d[4 * i].to_bits(),
-                d[4 * i + 1].to_bits(),
-                d[4 * i + 2].to_bits(),
-                d[4 * i + 3].to_bits(),
-            ];
-            own.store_x4(i * SUMS_ROW, four);
-        }
-        self.sync();
-        if self.thread == 0 {
-            self.meet(tile.number);
-        }
-        self.sync();
-
-        let first_column = tile.first_column + self.warpgroup * ROWS as u32;
-        let mut group = tile.split;
-        while group * ROW_STEP < tile.num_rows {
-            // Eight registers of a thread are its share of 16 rows.
-            let mut sum = [0.0; 8];
-            let mut split = 0;
-            while split < num_splits {
-                let theirs = of_split(split).offset(2 * group as usize * SUMS_ROW);
-                let (low, high) = (theirs.load_x4(0), theirs.load_x4(SUMS_ROW));
-                for i in 0..4 {
-                    sum[i] += f32::from_bits(low[i]);
-                    sum[4 + i] += f32::from_bits(high[i]);
-                }
-                split += 1;
-            }
-            let first = group * ROW_STEP;
-            let staged = self.next_panel();
-            self.stage(staged, 0, |i| sum[i]);
-            bulk::fence_proxy_async();
-            self.sync();
-            let left = (tile.num_rows - first).min(ROW_STEP);
-            self.store_panel(staged, tile.first_row + first, first_column, left);
-            group += num_splits;
-        }
-    }
-
-    /// Waits until all blocks that share the tile have left their sums. The last to know sets the
-    /// counters back.
-    #[inline(always)]
-    unsafe fn meet(&self, tile: u32) {
-        let Meeting { arrived, num_splits, .. } = self.to.meeting;
-        let came = (tile * 4 + self.warpgroup * 2) as usize;
-        let left = came + 1;
-        if atomic::fetch_add_acq_rel_gpu(arrived, came, 1) + 1 < num_splits {
-            while atomic::load_acquire_sys(arrived.as_const(), came) < num_splits {
-                thread::spin_pause();
-            }
-        }
-        if atomic::fetch_add_relaxed_gpu(arrived, left, 1) + 1 == num_splits {
-            arrived.store(came, 0);
-            arrived.store(left, 0);
         }
     }
 

@@ -12,8 +12,6 @@
 //! warps that multiply have done so. Loads run on across tiles, so the tensor cores wait for memory
 //! at the first tile only; they do wait for the epilogue, some microseconds a tile.
 
-use core::hint::assert_unchecked;
-
 use cuda_std::bulk::Mbarrier;
 use cuda_std::prelude::*;
 use cuda_std::tensor_map::{TensorMap, TensorMaps};
@@ -23,14 +21,14 @@ use half::bf16;
 use super::activation::silu;
 use super::output::{Output, OutputOf};
 use crate::gemm::schedule::ROW_STEP;
-use crate::gemm::tma::{BLOCK_ROWS, NUM_THREADS, STAGE_COLUMNS, Stages};
+use crate::gemm::tma::{BLOCK_ROWS, NUM_THREADS, STAGE_COLUMNS, Stages, TALL_ROWS};
 
 /// Rows of B of a warpgroup's accumulator.
 pub(super) const ROWS: usize = 64;
 /// Warps that multiply.
 const NUM_WARPS: u32 = 8;
 
-/// A tile of C, or of the sums that make it.
+/// A tile of C.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile {
     /// Which B.
@@ -41,25 +39,25 @@ pub(crate) struct Tile {
     pub num_rows: u32,
     /// First row of B, column of C.
     pub first_column: u32,
-    /// Steps of k: from, to.
-    pub steps: [u32; 2],
-    /// The tile's number, where several blocks share tiles.
-    pub number: u32,
-    /// Which of them this is.
-    pub split: u32,
+    /// Steps of k.
+    pub num_steps: u32,
+    /// Whether it has up to 256 rows of A and 128 of B, in a ring for half as many and twice as many.
+    pub is_tall: bool,
 }
 
 /// The tiles of a block, one after the other.
 pub(crate) trait Tiles: Copy {
     /// Whether tiles take the rows that they have, rounded up to 16; else all are of full size.
     const RAGGED: bool;
+    /// Whether some tiles are tall.
+    const TALL: bool;
 
     /// The next tile, if there is one. All lanes of a warp call it together.
     unsafe fn next(&mut self) -> Option<Tile>;
 }
 
 /// A as the copy engine loads it, in boxes of 64 columns and all rows of a tile: one map if all tiles
-/// have as many, else one for each number of steps of 16 rows.
+/// have as many, else one for each number of steps of 16 rows, and the last one for tall tiles.
 pub(crate) trait RowBoxes: Copy {
     /// The map for boxes of so many steps.
     unsafe fn of_steps(&self, num_steps: u32) -> TensorMap<bf16, 2>;
@@ -83,7 +81,7 @@ impl RowBoxes for TensorMap<bf16, 2> {
 impl<const N: usize> RowBoxes for TensorMaps<bf16, 2, N> {
     #[inline(always)]
     unsafe fn of_steps(&self, num_steps: u32) -> TensorMap<bf16, 2> {
-        self.get(num_steps - 1)
+        self.get((num_steps - 1).min(N as u32 - 1))
     }
 
     #[inline(always)]
@@ -150,9 +148,10 @@ impl<const BLOCKS: usize, const REGISTERS: usize, const STAGES: usize>
         self.stages.offset(self.stage as usize * Self::LAYOUT.stage_bytes())
     }
 
+    /// A, after so many blocks of B.
     #[inline(always)]
-    unsafe fn a(&self) -> Shared<u8> {
-        self.b().offset(Self::LAYOUT.b_bytes())
+    unsafe fn a(&self, num_blocks: usize) -> Shared<u8> {
+        self.b().offset(num_blocks * SwizzledTile::<bf16>::bytes(BLOCK_ROWS))
     }
 
     #[inline(always)]
@@ -166,7 +165,7 @@ impl<const BLOCKS: usize, const REGISTERS: usize, const STAGES: usize>
 }
 
 /// All tiles of a block. With `GATED`, the two blocks of 128 rows of B are gates and what they let
-/// pass; with `SPLIT`, tiles are sums of several blocks.
+/// pass.
 #[inline(always)]
 pub(crate) unsafe fn run<
     A: RowBoxes,
@@ -175,7 +174,6 @@ pub(crate) unsafe fn run<
     const REGISTERS: usize,
     const STAGES: usize,
     const GATED: bool,
-    const SPLIT: bool,
 >(
     operands: Operands<A>,
     output: Output,
@@ -200,7 +198,7 @@ pub(crate) unsafe fn run<
         let staging = shared::dynamic_shared_mem::<u8>()
             .offset(Ring::<BLOCKS, REGISTERS, STAGES>::LAYOUT.staging_at());
         let output = output.of_warpgroup(staging, thread - wgmma::NUM_THREADS);
-        let mut warpgroup = Warpgroup::<BLOCKS, REGISTERS, STAGES, GATED, SPLIT> { ring, output };
+        let mut warpgroup = Warpgroup::<BLOCKS, REGISTERS, STAGES, GATED> { ring, output };
         warpgroup.run(tiles);
     }
 }
@@ -225,7 +223,11 @@ unsafe fn fill<
         if !is_first_lane {
             continue;
         }
-        let row_steps = if T::RAGGED {
+        let is_tall = T::TALL && tile.is_tall;
+        let num_blocks = if is_tall { 1 } else { BLOCKS };
+        let row_steps = if is_tall {
+            TALL_ROWS as u32 / ROW_STEP
+        } else if T::RAGGED {
             tile.num_rows.div_ceil(ROW_STEP)
         } else {
             2 * REGISTERS as u32 / ROW_STEP
@@ -233,19 +235,19 @@ unsafe fn fill<
         let a = a.of_steps(row_steps);
         let a_bytes = SwizzledTile::<bf16>::bytes((row_steps * ROW_STEP) as usize);
         let b_bytes = SwizzledTile::<bf16>::bytes(BLOCK_ROWS);
-        let bytes = (a_bytes + BLOCKS * b_bytes) as u32;
-        let [mut step, end] = tile.steps;
-        while step < end {
+        let bytes = (a_bytes + num_blocks * b_bytes) as u32;
+        let mut step = 0;
+        while step < tile.num_steps {
             ring.empty(ring.stage).wait(ring.parity ^ 1);
             let full = ring.full();
             full.arrive_expect_bytes(bytes);
             let column = (step * STAGE_COLUMNS as u32) as i32;
-            for block in 0..BLOCKS {
+            for block in 0..num_blocks {
                 let row = tile.first_column + block as u32 * second_block;
                 let place = ring.b().offset(block * b_bytes);
                 bulk::load_tile(place, &b, [column, row as i32, tile.expert as i32], full);
             }
-            bulk::load_tile(ring.a(), &a, [column, tile.first_row as i32], full);
+            bulk::load_tile(ring.a(num_blocks), &a, [column, tile.first_row as i32], full);
             ring.advance();
             step += 1;
         }
@@ -258,24 +260,22 @@ struct Warpgroup<
     const REGISTERS: usize,
     const STAGES: usize,
     const GATED: bool,
-    const SPLIT: bool,
 > {
     ring: Ring<BLOCKS, REGISTERS, STAGES>,
     output: OutputOf,
 }
 
-impl<
-    const BLOCKS: usize,
-    const REGISTERS: usize,
-    const STAGES: usize,
-    const GATED: bool,
-    const SPLIT: bool,
-> Warpgroup<BLOCKS, REGISTERS, STAGES, GATED, SPLIT>
+impl<const BLOCKS: usize, const REGISTERS: usize, const STAGES: usize, const GATED: bool>
+    Warpgroup<BLOCKS, REGISTERS, STAGES, GATED>
 {
     #[inline(always)]
     unsafe fn run<T: Tiles>(&mut self, mut tiles: T) {
         while let Some(tile) = tiles.next() {
-            if T::RAGGED {
+            if T::TALL && tile.is_tall {
+                let mut d = [[0.0; TALL_ROWS / 2]];
+                self.multiply(&mut d, tile.num_steps);
+                self.output.store::<{ TALL_ROWS / 2 }>(|register| d[0][register], &tile, 0);
+            } else if T::RAGGED {
                 match tile.num_rows.div_ceil(ROW_STEP) {
                     1 => self.tile::<8>(tile),
                     2 => self.tile::<16>(tile),
@@ -297,10 +297,8 @@ impl<
     #[inline(always)]
     unsafe fn tile<const N: usize>(&mut self, tile: Tile) {
         let mut d = [[0.0; N]; BLOCKS];
-        self.multiply(&mut d, tile.steps[1] - tile.steps[0]);
-        if SPLIT && self.output.is_shared() {
-            self.output.add_up_and_store(&d[0], &tile);
-        } else if GATED {
+        self.multiply(&mut d, tile.num_steps);
+        if GATED {
             let [gates, ups] = [&d[0], &d[BLOCKS - 1]];
             self.output.store::<N>(|register| silu(gates[register]) * ups[register], &tile, 0);
         } else {
@@ -312,29 +310,32 @@ impl<
     }
 
     #[inline(always)]
-    unsafe fn multiply<const N: usize>(&mut self, d: &mut [[f32; N]; BLOCKS], num_steps: u32) {
-        // The contract's word; without it ptxas keeps a path on which nothing is multiplied, and
-        // serializes.
-        assert_unchecked(num_steps > 0);
+    unsafe fn multiply<const N: usize, const NUM_BLOCKS: usize>(
+        &mut self,
+        d: &mut [[f32; N]; NUM_BLOCKS],
+        num_steps: u32,
+    ) {
         let first_row = self.output.warpgroup as usize * ROWS;
         let mut step = 0;
         let mut previous = self.ring.stage;
-        while step < num_steps {
+        // There is a step. Were the loop one that asks first, ptxas would see a path on which nothing
+        // is multiplied, and serialize.
+        loop {
             let ring = self.ring;
             ring.full().wait(ring.parity);
-            let a = SwizzledTile::<bf16>::at(ring.a().cast());
+            let a = SwizzledTile::<bf16>::at(ring.a(NUM_BLOCKS).cast());
             let b = SwizzledTile::<bf16>::at(ring.b().cast()).from_row(first_row);
-            for block in 0..BLOCKS {
+            for block in 0..NUM_BLOCKS {
                 wgmma::fence(&mut d[block]);
             }
             for k in (0..STAGE_COLUMNS).step_by(16) {
-                for block in 0..BLOCKS {
+                for block in 0..NUM_BLOCKS {
                     let b = b.from_row(block * BLOCK_ROWS).from_column(k);
                     wgmma::multiply(&mut d[block], b, a.from_column(k), step > 0 || k > 0);
                 }
             }
             wgmma::commit_group();
-            for block in 0..BLOCKS {
+            for block in 0..NUM_BLOCKS {
                 wgmma::wait_group::<1, _>(&mut d[block]);
             }
             if step > 0 {
@@ -343,8 +344,11 @@ impl<
             previous = ring.stage;
             self.ring.advance();
             step += 1;
+            if step == num_steps {
+                break;
+            }
         }
-        for block in 0..BLOCKS {
+        for block in 0..NUM_BLOCKS {
             wgmma::wait_group::<0, _>(&mut d[block]);
         }
         self.release(previous);

@@ -1,0 +1,283 @@
+//! How a product is launched: which kernel, in which tiles, on how many blocks.
+
+use cuda_std::cpu::LaunchDims;
+use cuda_std::tensor_map::Tiling;
+
+use super::contract::{GemmShape, parts_tiling, row_tilings, rows_tiling, weights_tiling};
+use super::schedule::Shares;
+use super::stream::{self, BARRIERS_BYTES, MAX_STAGES, TILE_ROWS, WEIGHT_ROWS, stage_bytes};
+use super::tma::{BLOCK_ROWS, NUM_THREADS, PANEL_STEPS, WIDE};
+use crate::contract::{ContractError, require};
+
+/// Which kernel multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GemmVariant {
+    /// A block for each tile, `cp.async` and `mma`: Ampere and later.
+    Baseline,
+    /// Persistent blocks, tiles of 256 rows of A and 128 of B: Hopper.
+    Tma,
+    /// Tiles of up to 128 rows of A and 128 of B, dealt to blocks by steps of k: Hopper.
+    Stream,
+}
+
+impl GemmVariant {
+    /// All of them, baseline first.
+    pub const ALL: [Self; 3] = [Self::Baseline, Self::Tma, Self::Stream];
+}
+
+/// How a product is launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GemmPlan {
+    /// Its sizes.
+    pub shape: GemmShape,
+    /// The kernel, and how it goes about it.
+    pub kernel: GemmKernel,
+}
+
+/// A kernel's part of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GemmKernel {
+    /// Of [`GemmVariant::Baseline`].
+    Baseline,
+    /// Of [`GemmVariant::Tma`].
+    Tma {
+        /// Blocks, each of which takes one tile after the other.
+        num_blocks: u32,
+    },
+    /// Of [`GemmVariant::Stream`].
+    Stream(StreamPlan),
+}
+
+impl GemmKernel {
+    /// Its name, as profilers show it.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Baseline => "gemm_baseline_bf16",
+            Self::Tma { .. } => "gemm_tma_bf16",
+            Self::Stream(_) => "gemm_stream_bf16",
+        }
+    }
+}
+
+/// How weights stream through the SMs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamPlan {
+    /// Rows of weights that make a column of C.
+    pub parts: u32,
+    /// Rows of A of a tile: one of [`TILE_ROWS`].
+    pub tile_rows: u32,
+    /// Tiles that A's rows take.
+    pub m_tiles: u32,
+    /// What each block does.
+    pub shares: Shares,
+    /// Stages of the ring.
+    pub num_stages: u32,
+}
+
+/// What an SM gets done, roughly: enough to choose a plan by.
+mod cost {
+    /// Multiply-adds in a cycle.
+    pub const MULTIPLY_ADDS: u64 = 2048;
+    /// Bytes from L2 in a cycle, if few SMs ask.
+    pub const L2_BYTES: u64 = 56;
+    /// Its share of them, if all SMs do.
+    pub const L2_BYTES_SHARED: u64 = 45;
+    /// Bytes from memory in a cycle, its share.
+    pub const HBM_BYTES: u64 = 18;
+    /// Cycles of a tile but for its multiplications.
+    pub const TILE: u64 = 3000;
+    /// Cycles of a streamed step, and as many more as tiles have rows.
+    pub const STEP: u64 = 600;
+    /// Cycles in which sums of blocks that share a tile are added up, and those for each row.
+    pub const SHARED_TILE: u64 = 1000;
+    pub const SHARED_ROW: u64 = 75;
+}
+
+impl StreamPlan {
+    /// Shared memory that a block may have.
+    const SHARED_BYTES: usize = 227 * 1024;
+    /// Fewer steps are not worth a block of their own.
+    const MIN_STEPS: u32 = 8;
+    /// Most rows: steps of all tiles are counted in 32 bits.
+    pub const MAX_ROWS: u32 = 1024;
+
+    /// The plan that should be the fastest on a GPU of `num_sms` SMs. `parts` rows of B make a column
+    /// of C.
+    pub fn new(shape: GemmShape, parts: u32, num_sms: u32) -> Self {
+        let [smallest, .., largest] = TILE_ROWS;
+        let tile_rows = shape.m.next_power_of_two().clamp(smallest, largest);
+        let half = if tile_rows == largest { tile_rows / 2 } else { tile_rows };
+        let plans = [tile_rows, half].into_iter().flat_map(|tile_rows| {
+            let shared = Self::in_shares(shape, parts, tile_rows, num_sms);
+            let whole_tiles = shared.shares.num_tiles.div_ceil(num_sms);
+            [shared, shared.with_steps(shared.shares.num_steps.saturating_mul(whole_tiles))]
+        });
+        let bytes = 2 * u64::from(parts) * shape.b_elements() as u64;
+        plans.min_by_key(|plan| plan.cycles(bytes, num_sms)).expect("there are some")
+    }
+
+    /// Equal shares for all SMs, in tiles of `tile_rows` rows of A, one of [`TILE_ROWS`].
+    pub fn in_shares(shape: GemmShape, parts: u32, tile_rows: u32, num_sms: u32) -> Self {
+        let m_tiles = shape.m.div_ceil(tile_rows);
+        let shares = Shares::of_product(parts * shape.n, m_tiles, shape.k, 1);
+        let all_steps = u64::from(shares.num_tiles) * u64::from(shares.num_steps);
+        let share = all_steps.div_ceil(num_sms.into()).min(u32::MAX.into()) as u32;
+        let share = share.max(Self::MIN_STEPS.min(shares.num_steps));
+        // Shares that end with their tiles, if they are hardly longer: fewer blocks share a tile.
+        let whole = shares.num_steps.div_ceil((shares.num_steps / share).max(1)).max(share);
+        let fits = whole - share <= share / 10
+            && shares.num_tiles.saturating_mul(shares.num_steps.div_ceil(whole)) <= num_sms;
+        let plan = Self { parts, tile_rows, m_tiles, shares, num_stages: 0 };
+        plan.with_steps(if fits { whole } else { share })
+    }
+
+    /// The same plan for blocks of so many steps.
+    pub fn with_steps(self, steps_per_block: u32) -> Self {
+        let room = (Self::SHARED_BYTES - BARRIERS_BYTES) / stage_bytes(self.tile_rows as usize);
+        let num_stages = steps_per_block.min(room as u32).min(MAX_STAGES);
+        Self { shares: Shares { steps_per_block, ..self.shares }, num_stages, ..self }
+    }
+
+    /// Refuses shapes of more rows than a streamed product takes.
+    pub fn check(shape: GemmShape) -> Result<(), ContractError> {
+        let needed = std::format!("at most {} of a streamed product", Self::MAX_ROWS);
+        require(shape.m <= Self::MAX_ROWS, "m", needed, shape.m)
+    }
+
+    /// How the copy engine loads the rows of tokens, `[m, k]`.
+    pub fn rows_tiling(&self, shape: GemmShape) -> Tiling<2> {
+        rows_tiling(shape.m, shape.k, self.tile_rows)
+    }
+
+    /// How the copy engine loads the weights of `shape`.
+    pub fn weights_tiling(&self, shape: GemmShape) -> Tiling<4> {
+        parts_tiling(self.parts, shape.n, shape.k)
+    }
+
+    /// The launch.
+    pub fn dims(&self) -> LaunchDims {
+        let ring = self.num_stages as usize * stage_bytes(self.tile_rows as usize);
+        LaunchDims {
+            grid: [self.shares.num_blocks(), 1, 1],
+            block: [stream::NUM_THREADS, 1, 1],
+            shared_bytes: (ring + BARRIERS_BYTES) as u32,
+        }
+    }
+
+    /// Elements of the workspace for what blocks have of tiles that they share.
+    pub fn sums_elements(&self) -> usize {
+        if self.shares_tiles() {
+            2 * self.shares.num_blocks() as usize * WEIGHT_ROWS * self.tile_rows as usize
+        } else {
+            0
+        }
+    }
+
+    /// Elements of the workspace in which warps count who has come; zeros before and after.
+    pub fn arrived_elements(&self) -> usize {
+        if self.shares_tiles() { (self.shares.num_tiles * stream::NUM_WARPS) as usize } else { 0 }
+    }
+
+    fn shares_tiles(&self) -> bool {
+        !self.shares.steps_per_block.is_multiple_of(self.shares.num_steps)
+    }
+
+    /// Roughly what it takes, in cycles of an SM, for `weight_bytes` of weights.
+    fn cycles(&self, weight_bytes: u64, num_sms: u32) -> u64 {
+        let (rows, all_sms) = (u64::from(self.tile_rows), u64::from(num_sms));
+        let steps = u64::from(self.shares.steps_per_block) * (cost::STEP + rows);
+        let all_steps = u64::from(self.shares.num_tiles) * u64::from(self.shares.num_steps);
+        let l2 = all_steps * stage_bytes(self.tile_rows as usize) as u64
+            / (all_sms * cost::L2_BYTES_SHARED);
+        let memory = weight_bytes / (all_sms * cost::HBM_BYTES);
+        let shared =
+            if self.shares_tiles() { cost::SHARED_TILE + cost::SHARED_ROW * rows } else { 0 };
+        steps.max(l2).max(memory) + shared + cost::TILE
+    }
+}
+
+impl GemmPlan {
+    /// A plan of this variant for a GPU of `num_sms` SMs.
+    pub fn new(shape: GemmShape, variant: GemmVariant, num_sms: u32) -> Self {
+        let kernel = match variant {
+            GemmVariant::Baseline => GemmKernel::Baseline,
+            GemmVariant::Tma => GemmKernel::Tma { num_blocks: wide_tiles(shape).min(num_sms) },
+            GemmVariant::Stream => GemmKernel::Stream(StreamPlan::new(shape, 1, num_sms)),
+        };
+        Self { shape, kernel }
+    }
+
+    /// The plan that should be the fastest on a Hopper GPU of `num_sms` SMs.
+    pub fn fastest(shape: GemmShape, num_sms: u32) -> Self {
+        let streams = shape.m <= StreamPlan::MAX_ROWS && {
+            let bytes = 2 * shape.b_elements() as u64;
+            StreamPlan::new(shape, 1, num_sms).cycles(bytes, num_sms) < wide_cycles(shape, num_sms)
+        };
+        let variant = if streams { GemmVariant::Stream } else { GemmVariant::Tma };
+        Self::new(shape, variant, num_sms)
+    }
+
+    /// Refuses what the kernel does not take.
+    pub fn check(&self) -> Result<(), ContractError> {
+        self.shape.check()?;
+        match self.kernel {
+            GemmKernel::Stream(_) => StreamPlan::check(self.shape),
+            _ => Ok(()),
+        }
+    }
+
+    /// The launch.
+    pub fn dims(&self) -> LaunchDims {
+        match self.kernel {
+            GemmKernel::Baseline => self.shape.baseline_dims(),
+            GemmKernel::Tma { num_blocks } => LaunchDims {
+                grid: [num_blocks, 1, 1],
+                block: [NUM_THREADS, 1, 1],
+                shared_bytes: WIDE.shared_bytes() as u32,
+            },
+            GemmKernel::Stream(stream) => stream.dims(),
+        }
+    }
+
+    /// How the copy engine loads A, of [`GemmVariant::Tma`].
+    pub fn a_tiling(&self) -> Tiling<2> {
+        rows_tiling(self.shape.m, self.shape.k, WIDE.max_rows as u32)
+    }
+
+    /// How the copy engine loads B, of [`GemmVariant::Tma`].
+    pub fn b_tiling(&self) -> Tiling<3> {
+        weights_tiling(1, self.shape.n, self.shape.k)
+    }
+
+    /// How the copy engine stores C, of [`GemmVariant::Tma`].
+    pub fn c_tilings(&self) -> [Tiling<2>; PANEL_STEPS] {
+        row_tilings(self.shape.m, self.shape.n)
+    }
+
+    /// Elements of the workspaces that blocks share: for sums, and for counters, which are zeros
+    /// before and after.
+    pub fn workspace_elements(&self) -> [usize; 2] {
+        match self.kernel {
+            GemmKernel::Stream(stream) => [stream.sums_elements(), stream.arrived_elements()],
+            _ => [0, 0],
+        }
+    }
+}
+
+/// Tiles of [`GemmVariant::Tma`].
+fn wide_tiles(shape: GemmShape) -> u32 {
+    shape.m.div_ceil(WIDE.max_rows as u32) * shape.n.div_ceil(BLOCK_ROWS as u32)
+}
+
+/// Roughly what [`GemmVariant::Tma`] takes, in cycles of an SM.
+fn wide_cycles(shape: GemmShape, num_sms: u32) -> u64 {
+    let (rows, b_rows, k) = (WIDE.max_rows as u64, BLOCK_ROWS as u64, u64::from(shape.k));
+    let multiply = rows * b_rows * k / cost::MULTIPLY_ADDS;
+    let load = (rows + b_rows) * k * 2 / cost::L2_BYTES;
+    let waves = u64::from(wide_tiles(shape).div_ceil(num_sms));
+    let all_sms = u64::from(num_sms);
+    let memory = shape.work().read_bytes / (all_sms * cost::HBM_BYTES);
+    let bytes_of_tiles = u64::from(wide_tiles(shape)) * k * (rows + b_rows) * 2;
+    let l2 = bytes_of_tiles / (all_sms * cost::L2_BYTES_SHARED);
+    (waves * (multiply.max(load) + cost::TILE)).max(memory).max(l2)
+}
