@@ -80,14 +80,12 @@ pub enum DeviceError {
         embedded: String,
     },
     /// The driver refused a kernel's PTX.
-    #[error("{device} refused kernel {kernel} ({arch}): {source}\n{log}")]
+    #[error("{device} refused kernel {kernel}: {source}\n{log}")]
     PtxRefused {
         /// The device.
         device: DeviceId,
         /// The kernel.
         kernel: &'static str,
-        /// The module's architecture.
-        arch: &'static str,
         /// What the driver said.
         source: DriverFailure,
         /// The log of its PTX compiler.

@@ -93,7 +93,7 @@ impl Kernels {
 
     fn load(&self, gpu: &Gpu, name: &'static str) -> Result<Function> {
         let missing = DeviceError::KernelMissing { kernel: name, arch: self.ptx.arch };
-        let module = Module::compile(gpu, self.ptx, name, self.texts.module(name).ok_or(missing)?)?;
+        let module = Module::compile(gpu, name, self.texts.module(name).ok_or(missing)?)?;
         let c_name = CString::new(name).expect("a kernel's name holds no NUL");
         let mut handle = ptr::null_mut();
         // SAFETY: the module is loaded, the name ends in NUL, the context is bound.
@@ -109,7 +109,7 @@ struct Module(sys::CUmodule);
 
 impl Module {
     /// Loads one kernel's PTX into `gpu`'s context, and binds that.
-    fn compile(gpu: &Gpu, ptx: PtxModule, kernel: &'static str, text: String) -> Result<Self> {
+    fn compile(gpu: &Gpu, kernel: &'static str, text: String) -> Result<Self> {
         gpu.bind()?;
         let text = CString::new(text).expect("PTX holds no NUL");
         let mut log = vec![0u8; LOG_BYTES];
@@ -134,7 +134,7 @@ impl Module {
         done.map_err(|source| {
             let end = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());
             let log = String::from_utf8_lossy(&log[..end]).into_owned();
-            DeviceError::PtxRefused { device: gpu.id(), kernel, arch: ptx.arch, source, log }
+            DeviceError::PtxRefused { device: gpu.id(), kernel, source, log }
         })?;
         Ok(Self(module))
     }
