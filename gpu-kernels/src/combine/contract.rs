@@ -63,7 +63,7 @@ impl ExchangeShape {
         let num_adders = launch.num_blocks - launch.num_senders;
         let group_of = |token: u32| {
             let (chunk, i) = (token >> shift, token & ((1 << shift) - 1));
-            (chunk % num_adders, ((chunk / num_adders << shift) + i) % NUM_GROUPS)
+            (chunk % num_adders, (((chunk / num_adders) << shift) + i) % NUM_GROUPS)
         };
         let groups: BTreeSet<_> = tokens.map(group_of).collect();
         launch.num_senders + groups.len() as u32

@@ -410,9 +410,11 @@ macro_rules! attend {
             )
         };
         let null = GlobalMut::null();
-        // SAFETY: home has a place for the answer of each block of each owner.
-        let answered = owner
-            .map_or(null, |owner| unsafe { far.answered.view_mut().offset(owner.first_answer) });
+        let answered = match owner {
+            // SAFETY: home has a place for the answer of each block of each owner.
+            Some(owner) => unsafe { far.answered.view_mut().offset(owner.first_answer) },
+            None => null,
+        };
         let kernel = entries::$kernel {
             $($argument: $value,)*
             kv_indices: table.kv_indices.view(),
