@@ -301,8 +301,12 @@ pub unsafe fn floats(x: Global<f32>, packed: GlobalMut<u32>, out: GlobalMut<f32>
     let [low, high] = bf16::unpack(bf16::pack(low, high));
     let [h_low, h_high] = f16::unpack(f16::pack(low, high));
     out.store_x4(8 * i, [low, high, h_low, h_high].map(f32::to_bits));
-    let fast =
-        [float::exp2(low), float::log2(low), float::reciprocal(low), float::reciprocal_sqrt(high)];
+    let fast = [
+        float::exp2(low),
+        float::log2(low),
+        float::reciprocal(low),
+        float::reciprocal_sqrt(high.abs()),
+    ];
     out.store_x4(8 * i + 4, fast.map(f32::to_bits));
 }
 
@@ -321,7 +325,7 @@ fn floats_round_to_nearest_even() {
         let b = [0, 1].map(|k| bf16::from_f32(pair[k]).to_f32());
         assert_eq!(out[i][..2], b);
         assert_eq!(out[i][2..4], [0, 1].map(|k| f16::from_f32(b[k]).to_f32()));
-        assert_eq!(out[i][4..], [b[0].exp2(), b[0].log2(), 1.0 / b[0], 1.0 / b[1].sqrt()]);
+        assert_eq!(out[i][4..], [b[0].exp2(), b[0].log2(), 1.0 / b[0], 1.0 / b[1].abs().sqrt()]);
     }
     assert_eq!(packed[0][0], [0x3f80, 0x3f82], "ties go to the even neighbour");
 }

@@ -273,7 +273,8 @@ pub(crate) unsafe fn decode_tiles<
                 break;
             }
         }
-        if !next.is_idle() {
+        // Without the condition 16 heads fit the registers, and the next item may be none.
+        if HT > 1 || !next.is_idle() {
             // On its way while the result is stored.
             q_fragments = load_q::<T, Halves<T>, D, HT>(&params, q, &next, lane);
         }

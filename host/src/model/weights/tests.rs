@@ -142,8 +142,8 @@ fn broken_checkpoints_are_refused_by_the_tensors_name() {
             write(&file(folder), &tensors);
         }),
         refusal(|folder, mut tensors| {
-            let extra = (tensors[0].0.clone() + ".scale", Dtype::BF16, vec![1], vec![0, 0]);
-            tensors.push(extra);
+            let extra = "model.norm.weight.scale".to_owned();
+            tensors.push((extra, Dtype::BF16, vec![1], vec![0, 0]));
             write(&file(folder), &tensors);
         }),
         refusal(|folder, tensors| {
