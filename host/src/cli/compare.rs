@@ -4,7 +4,8 @@ use anyhow::Result;
 use clap::Args;
 use farpage::device::DeviceChoice;
 use farpage::harness::results::{
-    Entry, Estimate, Manifest, Measured, Metric, Outcome as Found, Planned, RunResults, Side,
+    Entry, Estimate, Manifest, Measured, Metric, Outcome as Found, Planned, PlannedTime,
+    RunResults, Side,
 };
 
 use super::run::{Measuring, measure, outcome};
@@ -75,7 +76,7 @@ pub fn report(results: &RunResults) -> String {
         match &entry.outcome {
             Found::Measured(measured) => {
                 if let Some(planned) = &measured.planned {
-                    text += &format!("\n{name}: {}", prediction(planned, &measured.optimized));
+                    text += &format!("\n{name}: {}", beside_plan(planned, &measured.optimized));
                 }
             }
             Found::Skipped { reason } => text += &format!("\n{name}: skipped: {reason}"),
@@ -102,12 +103,19 @@ fn metrics(found: &Measured) -> String {
     table(&["", &baseline.name, &optimized.name], 1, &rows)
 }
 
-/// What was planned, and how far off the planner's prediction was.
-fn prediction(planned: &Planned, optimized: &Side) -> String {
-    let Planned { choice, predicted_us } = planned;
+/// What was planned, and how far from the measured time its own is.
+fn beside_plan(planned: &Planned, optimized: &Side) -> String {
+    let Planned { choice, us, meaning } = planned;
     let measured_us = optimized.time_us.median;
-    let off = 100.0 * (predicted_us / measured_us - 1.0);
-    format!("predicted {predicted_us:.1} µs ({off:+.1} %): {choice}")
+    match meaning {
+        PlannedTime::Predicted => {
+            let off = 100.0 * (us / measured_us - 1.0);
+            format!("predicted {us:.1} µs ({off:+.1} %): {choice}")
+        }
+        PlannedTime::Floor => {
+            format!("{:.2} x its floor of {us:.1} µs: {choice}", measured_us / us)
+        }
+    }
 }
 
 fn row(entry: &Entry, found: &Measured) -> Vec<String> {

@@ -184,7 +184,7 @@ pub trait Prepared {
         Vec::new()
     }
 
-    /// What a planner chose for the optimized side, where there is one.
+    /// What a plan chose for the optimized side, where there is one, and a time to hold it against.
     fn planned(&self) -> Option<Planned> {
         None
     }

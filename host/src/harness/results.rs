@@ -173,13 +173,28 @@ pub struct Share {
     pub share: f64,
 }
 
-/// A planner's choice, and its prediction, which is to stand beside what was measured.
+/// What a plan chose, and a time that is to stand beside what was measured.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Planned {
     /// The plan in a line.
     pub choice: String,
-    /// Microseconds of one call, as predicted.
-    pub predicted_us: f64,
+    /// Microseconds of one call.
+    #[serde(alias = "predicted_us")]
+    pub us: f64,
+    /// What that time is.
+    #[serde(default)]
+    pub meaning: PlannedTime,
+}
+
+/// What the time of a plan is.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlannedTime {
+    /// What a planner's model expects.
+    #[default]
+    Predicted,
+    /// The least that the plan's steps allow, by their own measured times.
+    Floor,
 }
 
 /// A named part of a side's time.

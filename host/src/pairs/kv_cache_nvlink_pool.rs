@@ -17,7 +17,7 @@ use super::{DecodeBatch, DecodeWorkload, FarBench, FarRun, FarWay, is_far, measu
 use crate::device::Device;
 use crate::far::{FarPlan, Owner, Reads, plan};
 use crate::harness::ceilings::{HBM_READ, HOST_READ, NVLINK_READ};
-use crate::harness::results::Planned;
+use crate::harness::results::{Planned, PlannedTime};
 use crate::harness::{Batch, Demand, Pair, Prepared, Sampler, Shape, ShapeSet, Variant};
 use crate::kernels::far_decode::OwnerWaits;
 
@@ -242,8 +242,11 @@ impl Prepared for TwoGpus {
 
     fn planned(&self) -> Option<Planned> {
         // The costs are GPUs': they predict nothing of a CPU.
-        let predicted_us = self.plan.chosen.step_us;
-        let planned = || Planned { choice: self.plan.to_string(), predicted_us };
+        let planned = || Planned {
+            choice: self.plan.to_string(),
+            us: self.plan.chosen.step_us,
+            meaning: PlannedTime::Predicted,
+        };
         self.optimized.0.is_cuda().then(planned)
     }
 }

@@ -81,7 +81,7 @@ impl fmt::Display for Phases {
         let Self { communication_us, computation_us, remote_bytes, flops, .. } = self;
         write!(
             f,
-            "the floor of any overlap: computation {computation_us:.1} µs ({:.0} TFLOP/s), \
+            "computation {computation_us:.1} µs ({:.0} TFLOP/s), \
              communication {communication_us:.1} µs ({:.0} GB/s of remote rows), in turn {:.1} µs",
             *flops as f64 / computation_us / 1e6,
             *remote_bytes as f64 / communication_us / 1e3,

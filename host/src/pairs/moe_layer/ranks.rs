@@ -11,7 +11,7 @@ use super::{SideOptions, Workload};
 use crate::comm::{Rank, Team, TeamError, World};
 use crate::device::Device;
 use crate::harness::ceilings::{DENSE_BF16, HBM_READ, NVLINK_WRITE};
-use crate::harness::results::{Metric, Phase, Planned};
+use crate::harness::results::{Metric, Phase, Planned, PlannedTime};
 use crate::harness::{Batch, Demand, Prepared, Sampler, Variant};
 use crate::moe::layer::reference::{HostWeights, work};
 use crate::pairs::num_cold_inputs;
@@ -178,6 +178,10 @@ impl Prepared for LayerRanks {
 
     fn planned(&self) -> Option<Planned> {
         let phases = self.phases.get()?;
-        Some(Planned { choice: phases.to_string(), predicted_us: phases.floor_us() })
+        Some(Planned {
+            choice: phases.to_string(),
+            us: phases.floor_us(),
+            meaning: PlannedTime::Floor,
+        })
     }
 }
