@@ -7,6 +7,8 @@
 
 use std::env;
 
+use anyhow::{Result, bail};
+
 use super::cluster_bench::{ClusterBench, ClusterCase, Timed, paced_model};
 use crate::harness::{Pair, Shape, ShapeSet, Variant};
 use crate::serve::disagg::{ClusterOptions, HandOver, Roles, SimulatedNetwork};
@@ -41,15 +43,28 @@ impl Pair for DisaggregatedInference {
     }
 
     fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        let asked = env::var(WORLD_SIZE).ok().and_then(|size| size.parse().ok());
-        let sizes = asked.map_or(vec![2, 4], |size| vec![size]);
-        match set {
+        let requests_a_rank = match set {
             // Published for a model whose KV is never read.
-            ShapeSet::SeedParity => Vec::new(),
-            ShapeSet::Real => sizes.into_iter().map(|size| shape(size, 64)).collect(),
-            ShapeSet::Tiny => sizes.into_iter().map(|size| shape(size, 12)).collect(),
+            ShapeSet::SeedParity => return Vec::new(),
+            ShapeSet::Real => 64,
+            ShapeSet::Tiny => 12,
+        };
+        let Ok(asked) = env::var(WORLD_SIZE) else {
+            return [2, 4].map(|size| shape(size, requests_a_rank)).into();
+        };
+        match asked.parse() {
+            Ok(size) if size >= 2 && size % 2 == 0 => vec![shape(size, requests_a_rank)],
+            _ => vec![refused(asked)],
         }
     }
+}
+
+/// Stands for the shapes where their number of ranks is none, and says so when it is run.
+fn refused(asked: String) -> Shape {
+    let name = format!("{WORLD_SIZE}={asked}");
+    Shape::new(name, 1, move |_devices, _seed| -> Result<ClusterBench> {
+        bail!("{WORLD_SIZE} needs an even number of ranks, got `{asked}`")
+    })
 }
 
 /// A simulated network between ranks.
