@@ -35,6 +35,10 @@ fn both_commands_are_printed() {
     // A mirror waits for nobody.
     let (_, told) = host(&["profile", "combine_pull_bulk", "--tool", "ncu"]);
     assert!(told.starts_with("ncu --clock-control none "), "{told}");
+    // A room's kernels share a report.
+    let (_, told) = host(&["profile", "merge_states", "--tool", "ncu", "--launches", "1"]);
+    assert!(told.contains("host launch merge_states --times 1"), "{told}");
+    assert!(told.contains("'::regex:^merge_states_:1'"), "{told}");
     let (_, told) = host(&["profile", "memory_read_16", "--tool", "nsys"]);
     assert!(told.contains("host launch memory_read_16 "), "{told}");
     let (_, told) =
@@ -50,6 +54,8 @@ fn kernels_are_shown_and_launched_without_a_profiler() {
     let (code, told) = host(&["launch", KERNEL, "--device", "cpu", "--times", "1"]);
     assert_eq!(code, Some(0), "{told}");
     assert!(told.ends_with(&format!("launched 1 times: {KERNEL}\n")), "{told}");
+    let (_, told) = host(&["launch", "memory_write", "--device", "cpu", "--times", "2"]);
+    assert!(told.contains(": memory_write_16\n") && told.contains(": memory_write_check_16\n"));
     let (code, told) = host(&["launch", "memory_reed_16", "--device", "cpu"]);
     assert_eq!(code, Some(2), "{told}");
     assert!(told.contains("did you mean `memory_read_16`"), "{told}");

@@ -1,4 +1,4 @@
-//! `launch`: a kernel by its name, for profilers and sanitizers.
+//! `launch`: kernels by their names, for profilers and sanitizers.
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
@@ -11,14 +11,15 @@ use super::table::table;
 
 #[derive(Debug, Args)]
 pub struct LaunchArguments {
-    /// Name of the kernel, as profilers show it; without one, all kernels are shown.
+    /// Name of a kernel, as profilers show it, or how the names of several begin, such as that of
+    /// their room, or `all`; without one, all kernels are shown.
     kernel: Option<String>,
 
-    /// How often it is launched.
+    /// How often each is launched.
     #[arg(long, value_name = "N", default_value_t = 3)]
     times: usize,
 
-    /// How much there is to do for it; `real` on GPUs and `tiny` on the CPU unless given.
+    /// How much there is to do for each; `real` on GPUs and `tiny` on the CPU unless given.
     #[arg(long, value_enum)]
     shapes: Option<Shapes>,
 }
@@ -30,27 +31,26 @@ enum Shapes {
 }
 
 pub fn run(choice: DeviceChoice, arguments: &LaunchArguments) -> Result<Outcome> {
-    let launch = match &arguments.kernel {
-        Some(kernel) => Some(launches::find(kernel)?),
-        None => None,
-    };
+    let selected = arguments.kernel.as_deref().map(launches::select).transpose()?;
     let machine = Machine::open(choice, None)?;
     println!("{}", machine.describe());
-    let Some(launch) = launch else {
+    let Some(selected) = selected else {
         print!("\n{}", all_kernels(&machine));
         return Ok(Outcome::Passed);
     };
-    machine.check(launch.num_gpus)?;
+    selected.iter().try_for_each(|launch| machine.check(launch.num_gpus))?;
     let size = match arguments.shapes {
         Some(Shapes::Real) => Size::Real,
         Some(Shapes::Tiny) => Size::Tiny,
         None if machine.is_cuda() => Size::Real,
         None => Size::Tiny,
     };
-    launch
-        .run(&machine.devices(launch.num_gpus)?, size, arguments.times)
-        .with_context(|| format!("launching `{}`", launch.kernel))?;
-    println!("launched {} times: {}", arguments.times, launch.kernel);
+    for launch in selected {
+        launch
+            .run(&machine.devices(launch.num_gpus)?, size, arguments.times)
+            .with_context(|| format!("launching `{}`", launch.kernel))?;
+        println!("launched {} times: {}", arguments.times, launch.kernel);
+    }
     Ok(Outcome::Passed)
 }
 

@@ -1,4 +1,4 @@
-//! `profile`: a kernel under Nsight Compute, and what launches it under Nsight Systems.
+//! `profile`: kernels under Nsight Compute, and what launches them under Nsight Systems.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,8 @@ use super::selection::Selected;
 
 #[derive(Debug, Args)]
 pub struct ProfileArguments {
-    /// Name of the kernel, as profilers show it.
+    /// Name of a kernel, as profilers show it, or how the names of several begin, such as that of
+    /// their room, or `all`: they share a report.
     kernel: String,
 
     /// Runs the commands instead of only printing them.
@@ -30,7 +31,7 @@ pub struct ProfileArguments {
     #[arg(long, value_name = "DIR", default_value = "profiles")]
     out: PathBuf,
 
-    /// Launches of the kernel that Nsight Compute looks at.
+    /// Launches of each kernel that Nsight Compute looks at.
     #[arg(long, value_name = "N", default_value_t = 3)]
     launches: usize,
 
@@ -49,20 +50,27 @@ enum ToolArgument {
 pub fn run(choice: DeviceChoice, arguments: &ProfileArguments) -> Result<Outcome> {
     let archs = ptx::embedded_archs();
     ensure!(!archs.is_empty(), "this build has no GPU kernels: {}", ptx::HOW_TO_EMBED);
-    let launch = launches::find(&arguments.kernel)?;
-    let kernel = launch.kernel;
+    let kernel = arguments.kernel.as_str();
+    let launches = launches::select(kernel)?;
+    let num_gpus = launches.iter().map(|launch| launch.num_gpus).max().unwrap_or(1);
     let given = (!arguments.command.is_empty()).then(|| arguments.command.clone());
     let launching = launching(kernel, arguments.launches);
     let report = arguments.out.join(kernel);
+    let kernels = match &launches[..] {
+        [launch] => Kernels::Named(launch.kernel),
+        _ if kernel == launches::ALL => Kernels::All,
+        _ => Kernels::Beginning(kernel),
+    };
     let mut invocations = Vec::new();
     if !matches!(arguments.tool, Some(ToolArgument::Nsys)) {
         let command = of_host(given.clone().unwrap_or_else(|| launching.clone()));
-        let ncu = ncu(Kernels::Named(kernel), arguments.launches, &report, &command);
+        let ncu = ncu(kernels, arguments.launches, &report, &command);
         // A kernel that waits for another GPU's is replayed with what it waits for already there.
-        invocations.push(if launch.num_gpus > 1 { ncu.one_by_one() } else { ncu });
+        invocations.push(if num_gpus > 1 { ncu.one_by_one() } else { ncu });
     }
     if !matches!(arguments.tool, Some(ToolArgument::Ncu)) {
-        let command = given.or_else(|| around(kernel, &registry())).unwrap_or(launching);
+        let command =
+            given.or_else(|| around(launches[0].kernel, &registry())).unwrap_or(launching);
         invocations.push(nsys(&report, &of_host(command)));
     }
     if !arguments.run {
@@ -70,7 +78,7 @@ pub fn run(choice: DeviceChoice, arguments: &ProfileArguments) -> Result<Outcome
         return Ok(Outcome::Passed);
     }
     require(&invocations)?;
-    require_gpus(&Machine::open(choice, None)?, launch.num_gpus)?;
+    require_gpus(&Machine::open(choice, None)?, num_gpus)?;
     run_all(&invocations)
 }
 

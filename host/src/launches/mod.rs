@@ -1,8 +1,8 @@
 //! Every kernel, launched by its name with as little else as possible: what profilers and
 //! sanitizers want to look at.
 //!
-//! `host launch KERNEL` runs one, `host profile KERNEL` does so under Nsight Compute. Nothing is
-//! measured or compared with an oracle here: that is what [pairs](crate::pairs) and tests are for.
+//! `host launch KERNEL` runs one, or all of a room by the room's name, `host profile KERNEL` does so
+//! under Nsight Compute. Nothing is measured or compared with an oracle here: that is what [pairs](crate::pairs) and tests are for.
 //!
 //! Nsight Compute replays a kernel many times, and in between puts back what memory held before it.
 //! So what a kernel waits for must be there when it is launched: those of `far_decode` are issued in
@@ -53,25 +53,38 @@ pub fn all() -> Vec<KernelLaunch> {
     .collect()
 }
 
-/// The launch of the kernel of this name.
+/// The launch of the kernel of this name, or those of all kernels whose names begin with it and a
+/// `_`, such as a room's; all of them for [`ALL`].
 ///
 /// # Errors
-/// A name that is none's.
-pub fn find(kernel: &str) -> Result<KernelLaunch, UnknownKernel> {
-    let mut launches = all();
-    match launches.iter().position(|launch| launch.kernel == kernel) {
-        Some(i) => Ok(launches.swap_remove(i)),
-        None => Err(UnknownKernel {
-            got: kernel.to_owned(),
-            near: near(kernel, launches.iter().map(|launch| launch.kernel)),
-            num_kernels: launches.len(),
-        }),
+/// A name that is none's, nor how one begins.
+pub fn select(kernels: &str) -> Result<Vec<KernelLaunch>, UnknownKernel> {
+    let (mut chosen, others): (Vec<_>, Vec<_>) = all().into_iter().partition(|launch| {
+        let rest = launch.kernel.strip_prefix(kernels);
+        kernels == ALL || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    });
+    if let Some(named) = chosen.iter().position(|launch| launch.kernel == kernels) {
+        return Ok(vec![chosen.swap_remove(named)]);
     }
+    if chosen.is_empty() {
+        return Err(UnknownKernel {
+            got: kernels.to_owned(),
+            near: near(kernels, others.iter().map(|launch| launch.kernel)),
+            num_kernels: others.len(),
+        });
+    }
+    Ok(chosen)
 }
+
+/// What [`select`] takes for the name of every kernel.
+pub const ALL: &str = "all";
 
 /// A name that no kernel has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`KERNEL` must be one of the {num_kernels} that `host launch` shows, got `{got}`{}", meant(.near))]
+#[error(
+    "`KERNEL` must be one of the {num_kernels} that `host launch` shows, how the names of some begin, \
+     or `{ALL}`, got `{got}`{}", meant(.near)
+)]
 pub struct UnknownKernel {
     /// What was asked for.
     pub got: String,

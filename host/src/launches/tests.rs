@@ -31,17 +31,30 @@ fn every_launch_launches_its_kernel() {
 
 #[test]
 fn a_launch_of_something_else_is_noticed() {
-    let other = find("memory_read_16").unwrap();
+    let other = select("memory_read_16").unwrap().remove(0);
     let launch = KernelLaunch { kernel: "memory_write_16", ..other };
     let error = launch.run(&[Device::cpu()], Size::Tiny, 1).unwrap_err().to_string();
     assert_eq!(error, "`memory_write_16` was not launched, but memory_read_16");
 }
 
 #[test]
+fn kernels_are_selected_by_name_by_how_it_begins_or_all_together() {
+    let selected = |kernels| -> Vec<&str> {
+        select(kernels).unwrap().iter().map(|launch| launch.kernel).collect()
+    };
+    assert_eq!(selected("memory_read_16"), ["memory_read_16"]);
+    assert_eq!(selected("memory_write"), ["memory_write_16", "memory_write_check_16"]);
+    // One that others begin with is itself.
+    assert_eq!(selected("rms_norm_add_bf16"), ["rms_norm_add_bf16"]);
+    assert_eq!(selected(ALL).len(), all().len());
+}
+
+#[test]
 fn an_unknown_kernel_is_refused_with_the_near_names() {
-    assert_eq!(find("memory_read_16").unwrap().kernel, "memory_read_16");
-    let unknown = |kernel| find(kernel).err().expect("no such kernel");
+    let unknown = |kernels| select(kernels).err().expect("no such kernel");
     let error = unknown("memory_reed_16").to_string();
     assert!(error.contains("got `memory_reed_16`; did you mean `memory_read_16`"), "{error}");
     assert!(unknown("zzz").near.is_empty());
+    // Names begin with whole words.
+    assert_eq!(unknown("memory_rea").got, "memory_rea");
 }

@@ -17,8 +17,33 @@ use std::path::Path;
 pub enum Kernels<'a> {
     /// The one of this name.
     Named(&'a str),
-    /// All of these rooms.
+    /// Each whose name begins with this and a `_`.
+    Beginning(&'a str),
+    /// Each.
+    All,
+    /// All of these rooms, as they come.
     OfRooms(&'a [&'static str]),
+}
+
+impl Kernels<'_> {
+    /// What Nsight Compute is told to look at: the first `num_launches` launches of all of them
+    /// together, or of each.
+    fn filter(self, num_launches: usize) -> Vec<String> {
+        let together = |kernels: String| {
+            let count = num_launches.to_string();
+            vec!["--kernel-name".to_owned(), kernels, "--launch-count".to_owned(), count]
+        };
+        let each = |kernels: String| {
+            let calls: Vec<String> = (1..=num_launches).map(|call| call.to_string()).collect();
+            vec!["--kernel-id".to_owned(), format!("::{kernels}:{}", calls.join("|"))]
+        };
+        match self {
+            Self::Named(name) => together(name.to_owned()),
+            Self::OfRooms(rooms) => together(format!("regex:^({})_", rooms.join("|"))),
+            Self::Beginning(begin) => each(format!("regex:^{begin}_")),
+            Self::All => each(String::new()),
+        }
+    }
 }
 
 /// Nsight Compute on the first `num_launches` launches of some kernels by a command; its report is
@@ -29,23 +54,10 @@ pub fn ncu(
     report: &Path,
     command: &[String],
 ) -> Invocation {
-    let kernels = match kernels {
-        Kernels::Named(name) => name.to_owned(),
-        Kernels::OfRooms(rooms) => format!("regex:^({})_", rooms.join("|")),
-    };
-    let num_launches = num_launches.to_string();
-    let arguments = [
-        "--clock-control",
-        "none",
-        "--set",
-        "full",
-        "--kernel-name",
-        &kernels,
-        "--launch-count",
-        &num_launches,
-        "--force-overwrite",
-        "--export",
-    ];
+    let filter = kernels.filter(num_launches);
+    let mut arguments = vec!["--clock-control", "none", "--set", "full"];
+    arguments.extend(filter.iter().map(String::as_str));
+    arguments.extend(["--force-overwrite", "--export"]);
     Invocation::new(Tool::Ncu, &arguments, report, command)
 }
 
@@ -89,6 +101,8 @@ mod tests {
                     &command()
                 ),
                 ncu(Kernels::OfRooms(&rooms), 12, report, &command()),
+                ncu(Kernels::Beginning("paged_attention_decode"), 2, report, &command()),
+                ncu(Kernels::All, 1, report, &command()),
                 nsys(report, &command()),
             ]
             .map(|invocation| invocation.to_string())
