@@ -108,9 +108,8 @@ impl StreamPlan {
         let tile_rows = shape.m.next_power_of_two().clamp(smallest, largest);
         let half = if tile_rows == largest { tile_rows / 2 } else { tile_rows };
         let plans = [tile_rows, half].into_iter().flat_map(|tile_rows| {
-            let shared = Self::in_shares(shape, parts, tile_rows, num_sms);
-            let whole_tiles = shared.shares.num_tiles.div_ceil(num_sms);
-            [shared, shared.with_steps(shared.shares.num_steps.saturating_mul(whole_tiles))]
+            [Self::in_shares, Self::in_whole_tiles]
+                .map(|plan| plan(shape, parts, tile_rows, num_sms))
         });
         let bytes = 2 * u64::from(parts) * shape.b_elements() as u64;
         plans.min_by_key(|plan| plan.cycles(bytes, num_sms)).expect("there are some")
@@ -129,6 +128,13 @@ impl StreamPlan {
             && shares.num_tiles.saturating_mul(shares.num_steps.div_ceil(whole)) <= num_sms;
         let plan = Self { parts, tile_rows, m_tiles, shares, num_stages: 0 };
         plan.with_steps(if fits { whole } else { share })
+    }
+
+    /// Tiles of up to `tile_rows` rows of A, each of which one block adds up from first to last.
+    pub fn in_whole_tiles(shape: GemmShape, parts: u32, tile_rows: u32, num_sms: u32) -> Self {
+        let plan = Self::in_shares(shape, parts, tile_rows, num_sms);
+        let Shares { num_tiles, num_steps, .. } = plan.shares;
+        plan.with_steps(num_steps.saturating_mul(num_tiles.div_ceil(num_sms)))
     }
 
     /// The same plan for blocks of so many steps.
@@ -215,6 +221,24 @@ impl GemmPlan {
         };
         let variant = if streams { GemmVariant::Stream } else { GemmVariant::Tma };
         Self::new(shape, variant, num_sms)
+    }
+
+    /// The fastest of those plans for a Hopper GPU of `num_sms` SMs in which one block adds up an
+    /// element, in the order of k: a row of C then depends on its row of A alone, and not on how many
+    /// others there are.
+    pub fn batch_invariant(shape: GemmShape, num_sms: u32) -> Self {
+        let wide = Self::new(shape, GemmVariant::Tma, num_sms);
+        if shape.m > StreamPlan::MAX_ROWS {
+            return wide;
+        }
+        let bytes = 2 * shape.b_elements() as u64;
+        let streams = TILE_ROWS.map(|rows| StreamPlan::in_whole_tiles(shape, 1, rows, num_sms));
+        let stream = streams.into_iter().min_by_key(|plan| plan.cycles(bytes, num_sms));
+        let stream = stream.expect("there are some");
+        match stream.cycles(bytes, num_sms) < wide_cycles(shape, num_sms) {
+            true => Self { shape, kernel: GemmKernel::Stream(stream) },
+            false => wide,
+        }
     }
 
     /// Refuses what the kernel does not take.

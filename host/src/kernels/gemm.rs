@@ -58,6 +58,22 @@ impl Gemm {
         Self::with_plan(stream, plan)
     }
 
+    /// Products of which each row of C depends on its row of A alone, to the last bit, and not on how
+    /// many others there are: by the fastest kernel that adds up in one order.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn batch_invariant(stream: &Stream, shape: GemmShape) -> Result<Self, KernelError> {
+        shape.check()?;
+        let device = stream.device();
+        let num_sms = device.properties()?.num_multiprocessors;
+        let plan = match runs_hopper_kernels(device)? {
+            true => GemmPlan::batch_invariant(shape, num_sms),
+            false => GemmPlan::new(shape, GemmVariant::Baseline, num_sms),
+        };
+        Self::with_plan(stream, plan)
+    }
+
     /// Products by a kernel of one's choice.
     ///
     /// # Errors

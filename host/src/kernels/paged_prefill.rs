@@ -42,6 +42,13 @@ impl PrefillVariant {
             Self::Wgmma => WGMMA,
         }
     }
+
+    fn num_max_blocks(self, device: &Device) -> Result<u32, KernelError> {
+        Ok(match self {
+            Self::Baseline => u32::MAX,
+            Self::Wgmma => device.properties()?.num_multiprocessors,
+        })
+    }
 }
 
 /// Prefill attention for batches of one shape and one set of lengths: a plan, made once, run for
@@ -89,10 +96,7 @@ impl Prefill {
         require(is_taken, "head_dim", "128 for `wgmma`", shape.page.head_dim)?;
         let qo_lens = qo_lens(qo_indptr)?;
         shape.check_lengths(&qo_lens, kv_lens)?;
-        let num_max_blocks = match variant {
-            PrefillVariant::Baseline => u32::MAX,
-            PrefillVariant::Wgmma => stream.device().properties()?.num_multiprocessors,
-        };
+        let num_max_blocks = variant.num_max_blocks(stream.device())?;
         let plan = PrefillPlan::new(&shape, &qo_lens, kv_lens, variant.block(), num_max_blocks);
         Ok(Self {
             variant,
@@ -103,6 +107,25 @@ impl Prefill {
             block_items: Buffer::from_slice(stream, &plan.block_items)?,
             plan,
         })
+    }
+
+    /// Plans as many queries of each request, of other lengths, into the same device memory, which a
+    /// captured graph goes on reading: after the work that `stream` has, and before what it is given
+    /// from now on. Waits for `stream`.
+    ///
+    /// # Errors
+    /// Before anything changes: lengths that the kernel does not take.
+    pub fn replan(&mut self, stream: &Stream, kv_lens: &[u32]) -> Result<(), KernelError> {
+        self.shape.check_lengths(&self.qo_lens, kv_lens)?;
+        let (block, num_max_blocks) =
+            (self.variant.block(), self.variant.num_max_blocks(stream.device())?);
+        // Items and blocks are as many for any lengths.
+        let plan = PrefillPlan::new(&self.shape, &self.qo_lens, kv_lens, block, num_max_blocks);
+        stream.upload(bytemuck::cast_slice(&plan.items), &self.items)?;
+        stream.upload(&plan.block_items, &self.block_items)?;
+        self.kv_lens = kv_lens.to_vec();
+        self.plan = plan;
+        Ok(())
     }
 
     /// Elements of `q`, and of `out`.

@@ -45,9 +45,17 @@ pub struct SharedExpert {
 }
 
 enum GateUp {
-    Baseline { product: Gemm, gate_up: Buffer<bf16> },
+    /// The gate behind the product.
+    Baseline {
+        product: Gemm,
+        gate_up: Buffer<bf16>,
+    },
     Fused,
-    Stream { plan: StreamPlan, sums: Buffer<f32>, arrived: Buffer<u32> },
+    Stream {
+        plan: StreamPlan,
+        sums: Buffer<f32>,
+        arrived: Buffer<u32>,
+    },
 }
 
 /// What one run of [`SharedExpert`] reads and writes.
@@ -70,6 +78,27 @@ impl SharedExpert {
     /// A shape that the kernels do not take, in words; no memory for the workspace.
     pub fn new(stream: &Stream, shape: SharedExpertShape) -> Result<Self, KernelError> {
         Self::on_sms(stream, shape, stream.device().properties()?.num_multiprocessors)
+    }
+
+    /// An expert of which each row of y depends on its row of x alone, to the last bit, and not on how
+    /// many others there are.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn batch_invariant(stream: &Stream, shape: SharedExpertShape) -> Result<Self, KernelError> {
+        shape.check()?;
+        let device = stream.device();
+        let [first, second] = shape.products();
+        Ok(Self {
+            shape,
+            num_sms: device.properties()?.num_multiprocessors,
+            gate_up: GateUp::Baseline {
+                product: Gemm::batch_invariant(stream, first)?,
+                gate_up: device.alloc(first.c_elements())?,
+            },
+            down: Gemm::batch_invariant(stream, second)?,
+            h: device.alloc(shape.h_elements())?,
+        })
     }
 
     /// As [`new`](Self::new), on at most `num_sms` multiprocessors, which leaves the others to what

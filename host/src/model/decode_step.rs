@@ -3,6 +3,7 @@
 use gpu_kernels::kv_append::contract::{Rope, RopeStyle};
 use gpu_kernels::paged_attention::contract::{BatchMaxima, DecodeShape, PageTable};
 use gpu_kernels::paged_attention::plan::SplitPolicy;
+use gpu_kernels::paged_prefill::contract::PrefillShape;
 use half::bf16;
 
 use super::engine::EngineError;
@@ -13,18 +14,27 @@ use crate::device::{Graph, PinnedBuffer, Stream};
 use crate::kernels::KernelError;
 use crate::kernels::kv_append::Append;
 use crate::kernels::paged_attention::Decode;
+use crate::kernels::paged_prefill::{Prefill, PrefillVariant};
 use crate::kernels::sampling::SamplingRule;
 
 /// A decode step of a number of sequences.
 pub(super) struct DecodeStep {
     pass: Pass,
     append: Append,
-    decode: Decode,
+    attention: PlannedAttention,
     graph: Option<Graph>,
     token_ids: PinnedBuffer<i32>,
     rules: PinnedBuffer<SamplingRule>,
     chosen_ids: PinnedBuffer<i32>,
     logprobs: PinnedBuffer<f32>,
+}
+
+/// Attention whose plan follows the lengths of a batch.
+enum PlannedAttention {
+    /// Contexts are split by how many there are and how long.
+    Decode(Decode),
+    /// As for prompts, whatever else is in the batch.
+    Prefill(Prefill),
 }
 
 /// The tokens that were chosen for a batch, and the logarithms of their probabilities.
@@ -54,17 +64,28 @@ impl DecodeStep {
         kv: &LayeredKv,
         batch: u32,
         num_max_pages: u32,
+        is_batch_invariant: bool,
     ) -> Result<Self, KernelError> {
         let (device, page) = (stream.device(), kv.shape());
         let maxima = BatchMaxima { num_max_requests: batch, num_max_pages };
         let num_qo_heads = model.config().num_qo_heads;
-        let decode = DecodeShape { batch, num_qo_heads, page, sm_scale: sm_scale(model) };
-        let memory = kv.layer(0);
-        let pass = PassShape { num_tokens: batch, num_logit_rows: batch };
+        let (memory, sm_scale) = (kv.layer(0), sm_scale(model));
+        let attention = if is_batch_invariant {
+            let shape = PrefillShape { num_qo_heads, page, sm_scale };
+            let qo_indptr: Vec<i32> = (0..=batch as i32).collect();
+            let (variant, kv_lens) =
+                (PrefillVariant::fastest(device, &shape)?, vec![1; batch as usize]);
+            PlannedAttention::Prefill(Prefill::plan(stream, variant, shape, &qo_indptr, &kv_lens)?)
+        } else {
+            let decode = DecodeShape { batch, num_qo_heads, page, sm_scale };
+            let policy = SplitPolicy::Balanced;
+            PlannedAttention::Decode(Decode::for_replay(stream, decode, num_max_pages, policy)?)
+        };
+        let pass = PassShape { num_tokens: batch, num_logit_rows: batch, is_batch_invariant };
         Ok(Self {
             pass: Pass::new(stream, model.config(), pass)?,
             append: Append::for_replay(stream, rope(model), maxima, memory)?,
-            decode: Decode::for_replay(stream, decode, num_max_pages, SplitPolicy::Balanced)?,
+            attention,
             graph: None,
             token_ids: device.alloc_pinned(batch as usize)?,
             rules: device.alloc_pinned(batch as usize)?,
@@ -91,7 +112,11 @@ impl DecodeStep {
         self.token_ids.write(0, &inputs.token_ids)?;
         self.rules.write(0, &inputs.rules)?;
         self.append.update(stream, table, kv.layer(0))?;
-        self.decode.replan(stream, self.append.table())?;
+        let table = self.append.table();
+        match &mut self.attention {
+            PlannedAttention::Decode(decode) => decode.replan(stream, table)?,
+            PlannedAttention::Prefill(prefill) => prefill.replan(stream, table.kv_lens())?,
+        }
         if !as_graph {
             self.issue(stream, model, kv)?;
         } else if let Some(graph) = &self.graph {
@@ -121,7 +146,10 @@ impl DecodeStep {
         const ALL: &str = "logits of every token are wanted";
         stream.copy(&self.token_ids, self.pass.token_ids())?;
         stream.copy(&self.rules, self.pass.rules().expect(ALL))?;
-        let attention = Attention::Decode(&self.decode);
+        let attention = match &self.attention {
+            PlannedAttention::Decode(decode) => Attention::Decode(decode),
+            PlannedAttention::Prefill(prefill) => Attention::Prefill(prefill),
+        };
         self.pass.run(stream, model, kv, &self.append, &attention, &mut |_, _| Ok(()))?;
         let (ids, logprobs) = self.pass.chosen().expect(ALL);
         stream.copy(ids, &self.chosen_ids)?;

@@ -4,6 +4,9 @@
 //! when a batch of that size came first, and page tables and lengths change in place. Any other step
 //! is issued kernel by kernel, prompts and decode steps mixed, its attention by the kernels of
 //! `paged_prefill`.
+//!
+//! Launchers and memory are made for a number of tokens and sequences, and are soon there for every
+//! size: a step is filled up to one of few, with sequences of nobody in pages of nobody.
 
 use std::sync::Arc;
 
@@ -14,7 +17,7 @@ use half::bf16;
 
 use super::decode_step::{Chosen, DecodeStep, StepInputs, rope, sm_scale};
 use super::engine::{
-    Engine, EngineError, EngineLimits, KvPages, Sampled, Sampling, Step, StepSequence,
+    Engine, EngineError, EngineLimits, KvPages, RequestId, Sampled, Sampling, Step, StepSequence,
 };
 use super::pages::LayeredKv;
 use super::pass::{Attention, Pass, PassShape};
@@ -24,9 +27,12 @@ use crate::device::Stream;
 use crate::kernels::kv_append::Append;
 use crate::kernels::paged_prefill::{Prefill, PrefillVariant};
 use crate::kernels::sampling::SamplingRule;
+use crate::kv::Location;
 
 /// Passes that are kept for steps of the same size.
-const NUM_KEPT_PASSES: usize = 4;
+const NUM_KEPT_PASSES: usize = 24;
+/// The first token of most vocabularies, for sequences of nobody.
+const FILLER: u32 = 0;
 
 /// How much an engine takes at once, and how it decodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +64,7 @@ pub struct DeviceEngine {
     /// Of the last step, for those who ask.
     logits: Vec<bf16>,
     keeps_logits: bool,
+    is_batch_invariant: bool,
 }
 
 /// A page table's lists, as a step says them.
@@ -69,14 +76,14 @@ struct TableLists {
 }
 
 impl TableLists {
-    fn new(step: &Step, page_size: usize) -> Self {
+    fn new(sequences: &[&StepSequence], page_size: usize) -> Self {
         let mut lists = Self {
             kv_indptr: vec![0],
             kv_indices: Vec::new(),
             kv_page_rank: Vec::new(),
             kv_last_page_len: Vec::new(),
         };
-        for sequence in &step.sequences {
+        for sequence in sequences {
             lists.kv_indices.extend(sequence.pages.iter().map(|page| page.slot as i32));
             lists.kv_page_rank.extend(sequence.pages.iter().map(|page| page.rank as i32));
             lists.kv_indptr.push(lists.kv_indices.len() as i32);
@@ -118,7 +125,17 @@ impl DeviceEngine {
             passes: Vec::new(),
             logits: Vec::new(),
             keeps_logits: false,
+            is_batch_invariant: false,
         })
+    }
+
+    /// The same engine, whose answers to a request are the same to the last bit whatever else is in
+    /// its steps, however its prompt is cut, and whether its KV was computed at once, again, or token
+    /// by token: products are added up in one order, and all attention is the prompts'. It takes
+    /// longer.
+    #[must_use]
+    pub fn batch_invariant(self) -> Self {
+        Self { is_batch_invariant: true, decode_steps: Vec::new(), passes: Vec::new(), ..self }
     }
 
     /// The model.
@@ -136,27 +153,40 @@ impl DeviceEngine {
         &self.logits
     }
 
-    fn decode(&mut self, step: &Step, lists: &TableLists) -> Result<Chosen, EngineError> {
-        let batch = step.sequences.len();
+    fn decode(&mut self, step: &Step) -> Result<Chosen, EngineError> {
+        let batch = padded_sequences(step.sequences.len());
         let made = self.decode_steps.iter().position(|made| made.batch() == batch);
         let index = match made {
             Some(index) => index,
             None => {
-                let num_max_pages = self.num_max_pages(batch);
-                let (stream, kv) = (&self.stream, &self.kv);
-                let made = DecodeStep::new(stream, &self.model, kv, batch as u32, num_max_pages)?;
-                self.decode_steps.push(made);
+                let (stream, kv, num_max_pages) =
+                    (&self.stream, &self.kv, self.num_max_pages(batch));
+                self.decode_steps.push(DecodeStep::new(
+                    stream,
+                    &self.model,
+                    kv,
+                    batch as u32,
+                    num_max_pages,
+                    self.is_batch_invariant,
+                )?);
                 self.decode_steps.len() - 1
             }
         };
-        let token_ids = step.sequences.iter().map(|sequence| sequence.tokens[0] as i32).collect();
-        let inputs = StepInputs { token_ids, rules: rules(step) };
+        let fillers: Vec<StepSequence> = (self.kv.scratch())
+            .take(batch - step.sequences.len())
+            .map(|page| filler(1, vec![page], Some(Sampling::GREEDY)))
+            .collect();
+        let sequences: Vec<&StepSequence> = step.sequences.iter().chain(&fillers).collect();
+        let token_ids = sequences.iter().map(|sequence| sequence.tokens[0] as i32).collect();
+        let inputs = StepInputs { token_ids, rules: rules(&sequences) };
+        let lists = TableLists::new(&sequences, self.options.page_size as usize);
         let Self { stream, model, kv, options, .. } = self;
         let decode_step = &mut self.decode_steps[index];
         let table = lists.table();
         let chosen = decode_step.run(stream, model, kv, &inputs, &table, options.uses_graphs)?;
         if self.keeps_logits {
             self.logits = decode_step.logits(stream)?;
+            self.logits.truncate(step.sequences.len() * model.config().vocab_size as usize);
         }
         Ok(chosen)
     }
@@ -171,34 +201,54 @@ impl DeviceEngine {
     fn prefill(
         &mut self,
         step: &Step,
-        lists: &TableLists,
         after_layer: &mut dyn FnMut(usize, &mut dyn KvPages) -> Result<(), EngineError>,
     ) -> Result<Chosen, EngineError> {
-        let sequences = &step.sequences;
+        let filler = self.filler_of_tokens(step);
+        let sequences: Vec<&StepSequence> = step.sequences.iter().chain(&filler).collect();
         let mut append_indptr = vec![0];
         let (mut token_ids, mut logit_rows) = (Vec::new(), Vec::new());
-        for sequence in sequences {
+        for sequence in &sequences {
             token_ids.extend(sequence.tokens.iter().map(|&token| token as i32));
             append_indptr.push(token_ids.len() as i32);
             if sequence.sampling.is_some() {
                 logit_rows.push(token_ids.len() as i32 - 1);
             }
         }
-        let num_tokens = token_ids.len() as u32;
-        let shape = PassShape { num_tokens, num_logit_rows: logit_rows.len() as u32 };
+        let (num_tokens, num_answers) = (token_ids.len(), logit_rows.len());
+        let num_logit_rows = padded_sequences(num_answers).min(num_tokens);
+        let shape = PassShape {
+            num_tokens: num_tokens as u32,
+            num_logit_rows: num_logit_rows as u32,
+            is_batch_invariant: self.is_batch_invariant,
+        };
         self.prepare_pass(shape)?;
         let Self { stream, model, kv, passes, .. } = self;
         let pass = passes.last().expect("it was prepared");
         stream.upload(&token_ids, pass.token_ids())?;
-        if let Some(row_ids) = pass.logit_rows() {
-            stream.upload(&logit_rows, row_ids)?;
+        // Where answers are among the rows that have logits.
+        let mut places: Vec<usize> = (0..num_answers).collect();
+        match pass.logit_rows() {
+            Some(row_ids) => {
+                logit_rows.resize(num_logit_rows, 0);
+                stream.upload(&logit_rows, row_ids)?;
+            }
+            None => places = logit_rows.iter().map(|&row| row as usize).collect(),
         }
         if let Some(of_pass) = pass.rules() {
-            stream.upload(&rules(step), of_pass)?;
+            let mut of_rows = vec![rule(0, &Sampling::GREEDY); num_logit_rows];
+            for (&place, rule) in places.iter().zip(rules(&sequences)) {
+                of_rows[place] = rule;
+            }
+            stream.upload(&of_rows, of_pass)?;
         }
         let page = kv.shape();
-        let append =
-            AppendShape { batch: sequences.len() as u32, num_tokens, page, rope: rope(model) };
+        let append = AppendShape {
+            batch: sequences.len() as u32,
+            num_tokens: num_tokens as u32,
+            page,
+            rope: rope(model),
+        };
+        let lists = TableLists::new(&sequences, page.page_size as usize);
         let append_lists = AppendLists { append_indptr: &append_indptr, table: lists.table() };
         let append = Append::upload(stream, append, &append_lists, kv.layer(0))?;
         let num_qo_heads = model.config().num_qo_heads;
@@ -208,17 +258,30 @@ impl DeviceEngine {
         let prefill = Prefill::plan(stream, variant, prefill, &append_indptr, kv_lens)?;
         let attention = Attention::Prefill(&prefill);
         pass.run(stream, model, kv, &append, &attention, after_layer)?;
-        let chosen = match pass.chosen() {
-            Some((ids, logprobs)) => (ids.to_vec(stream)?, logprobs.to_vec(stream)?),
-            None => {
-                stream.synchronize()?;
-                Chosen::default()
-            }
+        let Some((ids, logprobs)) = pass.chosen() else {
+            stream.synchronize()?;
+            return Ok(Chosen::default());
         };
+        let (ids, logprobs) = (ids.to_vec(stream)?, logprobs.to_vec(stream)?);
         if let Some(logits) = pass.logits().filter(|_| self.keeps_logits) {
-            self.logits = logits.to_vec(stream)?;
+            let (logits, row_len) = (logits.to_vec(stream)?, model.config().vocab_size as usize);
+            let rows = places.iter().map(|place| &logits[place * row_len..][..row_len]);
+            self.logits = rows.collect::<Vec<_>>().concat();
         }
-        Ok(chosen)
+        Ok(places.iter().map(|&place| (ids[place], logprobs[place])).unzip())
+    }
+
+    /// A sequence that fills a step up to a size that a pass is made for, if the pages of nobody and
+    /// the model's positions suffice.
+    fn filler_of_tokens(&self, step: &Step) -> Option<StepSequence> {
+        let num_tokens = step.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
+        let num_missing = padded_tokens(num_tokens) - num_tokens;
+        let num_pages = num_missing.div_ceil(self.options.page_size as usize);
+        let scratch = self.kv.scratch();
+        let fits =
+            num_pages <= scratch.len() && num_missing <= self.model.num_max_positions() as usize;
+        (num_missing > 0 && fits)
+            .then(|| filler(num_missing, scratch.take(num_pages).collect(), None))
     }
 
     /// Puts a pass of this shape at the end of those kept.
@@ -236,21 +299,51 @@ impl DeviceEngine {
     }
 }
 
+/// Sequences that launchers of a decode step, and of logits, are made for.
+fn padded_sequences(num_sequences: usize) -> usize {
+    match num_sequences {
+        0 => 0,
+        1..=16 => num_sequences.next_power_of_two(),
+        _ => num_sequences.next_multiple_of(16),
+    }
+}
+
+/// Tokens that passes are made for.
+fn padded_tokens(num_tokens: usize) -> usize {
+    num_tokens.next_multiple_of(match num_tokens {
+        ..=128 => 16,
+        ..=1024 => 64,
+        _ => 128,
+    })
+}
+
+/// A sequence of nobody.
+fn filler(num_tokens: usize, pages: Vec<Location>, sampling: Option<Sampling>) -> StepSequence {
+    let (request, tokens) = (RequestId(u64::MAX), vec![FILLER; num_tokens]);
+    StepSequence { request, tokens, num_cached_tokens: 0, pages, sampling }
+}
+
 /// Who sampled, and how.
 fn sampling(step: &Step) -> impl Iterator<Item = (&StepSequence, &Sampling)> {
     step.sequences.iter().filter_map(|sequence| Some((sequence, sequence.sampling.as_ref()?)))
 }
 
-/// One for each sequence that samples, in order.
-fn rules(step: &Step) -> Vec<SamplingRule> {
-    let rule = |(sequence, sampling): (&StepSequence, &Sampling)| SamplingRule {
+fn rule(position: usize, sampling: &Sampling) -> SamplingRule {
+    SamplingRule {
         seed: sampling.seed,
-        position: sequence.num_tokens_after() as u32,
+        position: position as u32,
         top_k: sampling.top_k,
         temperature: sampling.temperature,
         top_p: sampling.top_p,
+    }
+}
+
+/// One for each sequence that samples, in order.
+fn rules(sequences: &[&StepSequence]) -> Vec<SamplingRule> {
+    let of_sequence = |sequence: &&StepSequence| {
+        Some(rule(sequence.num_tokens_after(), sequence.sampling.as_ref()?))
     };
-    sampling(step).map(rule).collect()
+    sequences.iter().filter_map(of_sequence).collect()
 }
 
 fn answers(step: &Step, (ids, logprobs): &Chosen) -> Result<Vec<Sampled>, EngineError> {
@@ -299,13 +392,12 @@ impl Engine for DeviceEngine {
         if step.sequences.is_empty() {
             return Ok(Vec::new());
         }
-        let lists = TableLists::new(step, limits.page_size);
         let chosen = if step.sequences.iter().all(is_decode) {
-            let chosen = self.decode(step, &lists)?;
+            let chosen = self.decode(step)?;
             (0..limits.num_layers).try_for_each(|layer| after_layer(layer, &mut self.kv))?;
             chosen
         } else {
-            self.prefill(step, &lists, after_layer)?
+            self.prefill(step, after_layer)?
         };
         answers(step, &chosen)
     }

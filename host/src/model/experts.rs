@@ -11,6 +11,7 @@ use gpu_kernels::token_unpack::contract::UnpackShape;
 use half::bf16;
 
 use super::config::Experts;
+use super::pass::PassShape;
 use super::weights::SwigluWeights;
 use crate::device::{Buffer, PtxModule, Stream};
 use crate::kernels::KernelError;
@@ -51,10 +52,11 @@ impl ExpertsPass {
     pub(super) fn new(
         stream: &Stream,
         experts: Experts,
-        num_tokens: u32,
+        pass: PassShape,
         hidden: u32,
     ) -> Result<Self, KernelError> {
         let device = stream.device();
+        let num_tokens = pass.num_tokens;
         let Experts { top_k, intermediate, .. } = experts;
         let num_experts = experts.num_experts + experts.num_shared();
         let num_slots = top_k + experts.num_shared();
@@ -79,7 +81,7 @@ impl ExpertsPass {
             ExpertGemmShape { num_rows, num_experts, n: intermediate, k: hidden, is_gated: true };
         let down = ExpertGemmShape { n: hidden, k: intermediate, is_gated: false, ..gated };
         Ok(Self {
-            router: Gemm::new(stream, router)?,
+            router: pass.product(stream, router)?,
             topk: Topk::stacked(stacked)?,
             permute: Permute::new(device, sorted)?,
             permutation: Permutation::new(device, sorted)?,

@@ -15,10 +15,16 @@ use crate::kv::memory::KvMemory;
 /// Bytes of the words that pages are made of.
 const WORD_BYTES: usize = 2;
 
+/// Pages behind those of the pool, in the device's memory: of what fills a batch up to a size that
+/// launchers were made for.
+const SCRATCH_PAGES: usize = 16;
+
 /// A slot stands for the same page of every layer.
 pub struct LayeredKv {
     stream: Arc<Stream>,
     layers: Vec<KvMemory>,
+    /// Without those of nobody.
+    num_pages: [usize; 2],
 }
 
 impl LayeredKv {
@@ -42,15 +48,16 @@ impl LayeredKv {
             element: KvElement::Half,
         };
         let devices = [stream.device().clone()];
+        let all_pages = device_pages + SCRATCH_PAGES;
         let layers = (0..config.num_layers())
-            .map(|_| KvMemory::new(&stream, &devices, shape, &[device_pages], host_pages))
+            .map(|_| KvMemory::new(&stream, &devices, shape, &[all_pages], host_pages))
             .collect::<Result<Vec<_>, _>>()?;
         // Whole pages are copied and handed over, also those that are not full yet.
         for memory in &layers {
-            stream.fill_bytes(memory.pages(0, 0, device_pages), 0)?;
+            stream.fill_bytes(memory.pages(0, 0, all_pages), 0)?;
         }
         stream.synchronize()?;
-        Ok(Self { stream, layers })
+        Ok(Self { stream, layers, num_pages: [device_pages, host_pages] })
     }
 
     /// The pages of a layer.
@@ -61,6 +68,12 @@ impl LayeredKv {
     /// Shape of the pages of every layer.
     pub fn shape(&self) -> KvPageShape {
         self.layers[0].shape()
+    }
+
+    /// Pages that no request has: what is written there, nobody reads.
+    pub(super) fn scratch(&self) -> impl ExactSizeIterator<Item = Location> + use<> {
+        let first = self.num_pages[0];
+        (first..first + SCRATCH_PAGES).map(|slot| Location { rank: 0, slot: slot as u32 })
     }
 
     /// A layer's memory, if it and the pages are there.
@@ -115,7 +128,7 @@ fn runs(pages: &[Location]) -> Vec<(Location, usize)> {
 
 impl KvPages for LayeredKv {
     fn num_pages(&self) -> &[usize] {
-        self.layers[0].pool_pages()
+        &self.num_pages
     }
 
     fn copy(&mut self, copies: &[PageCopy]) -> Result<(), EngineError> {

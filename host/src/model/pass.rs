@@ -52,6 +52,29 @@ pub(super) struct PassShape {
     pub num_tokens: u32,
     /// If as many as tokens: of every token, in order.
     pub num_logit_rows: u32,
+    /// Whether what comes of a token must not depend on what else is in the pass.
+    pub is_batch_invariant: bool,
+}
+
+impl PassShape {
+    /// A product of the pass.
+    pub fn product(&self, stream: &Stream, shape: GemmShape) -> Result<Gemm, KernelError> {
+        match self.is_batch_invariant {
+            true => Gemm::batch_invariant(stream, shape),
+            false => Gemm::new(stream, shape),
+        }
+    }
+
+    fn swiglu(
+        &self,
+        stream: &Stream,
+        shape: SharedExpertShape,
+    ) -> Result<SharedExpert, KernelError> {
+        match self.is_batch_invariant {
+            true => SharedExpert::batch_invariant(stream, shape),
+            false => SharedExpert::new(stream, shape),
+        }
+    }
 }
 
 /// Launchers and memory of a pass.
@@ -102,7 +125,7 @@ impl Pass {
         shape: PassShape,
     ) -> Result<Self, KernelError> {
         let device = stream.device();
-        let PassShape { num_tokens, num_logit_rows } = shape;
+        let PassShape { num_tokens, num_logit_rows, .. } = shape;
         let ModelConfig { hidden, .. } = *config;
         let of_hidden = |n| GemmShape { m: num_tokens, n, k: hidden };
         let qkv = of_hidden(config.q_len() + 2 * config.kv_len());
@@ -112,13 +135,13 @@ impl Pass {
             match *layer {
                 FeedForward::Dense { intermediate } => {
                     if find(&dense, intermediate).is_none() {
-                        let shape = SharedExpertShape { num_tokens, hidden, intermediate };
-                        dense.push((intermediate, SharedExpert::new(stream, shape)?));
+                        let swiglu = SharedExpertShape { num_tokens, hidden, intermediate };
+                        dense.push((intermediate, shape.swiglu(stream, swiglu)?));
                     }
                 }
                 FeedForward::Experts(of_layer) => {
                     if find(&experts, of_layer).is_none() {
-                        let pass = ExpertsPass::new(stream, of_layer, num_tokens, hidden)?;
+                        let pass = ExpertsPass::new(stream, of_layer, shape, hidden)?;
                         experts.push((of_layer, pass));
                     }
                 }
@@ -129,8 +152,8 @@ impl Pass {
         Ok(Self {
             shape,
             norm: RmsNormShape { num_rows: num_tokens, row_len: hidden, eps: config.norm_eps },
-            qkv_product: Gemm::new(stream, qkv)?,
-            o_product: Gemm::new(stream, o)?,
+            qkv_product: shape.product(stream, qkv)?,
+            o_product: shape.product(stream, o)?,
             dense,
             experts,
             token_ids: device.alloc(num_tokens as usize)?,
@@ -303,7 +326,7 @@ fn find<K: PartialEq, V>(made: &[(K, V)], key: K) -> Option<&V> {
 impl Head {
     fn new(stream: &Stream, config: &ModelConfig, shape: PassShape) -> Result<Self, KernelError> {
         let device = stream.device();
-        let PassShape { num_tokens, num_logit_rows } = shape;
+        let PassShape { num_tokens, num_logit_rows, .. } = shape;
         let ModelConfig { hidden, vocab_size, .. } = *config;
         let product = GemmShape { m: num_logit_rows, n: vocab_size, k: hidden };
         let gathered = match num_logit_rows == num_tokens {
@@ -313,7 +336,7 @@ impl Head {
             }
         };
         Ok(Self {
-            product: Gemm::new(stream, product)?,
+            product: shape.product(stream, product)?,
             gathered,
             logits: device.alloc(product.c_elements())?,
             sampling: SamplingShape { batch: num_logit_rows, vocab_size },

@@ -37,8 +37,9 @@ impl Softmax {
         }
     }
 
-    /// Weighs from now on against maxima that some row of the warp has outgrown with a tile's
-    /// scores; returns by what the rows' outputs so far shrink, if they do.
+    /// Weighs from now on against the maxima of a tile's scores those rows that have outgrown theirs;
+    /// returns by what the rows' outputs so far shrink, if some row of the warp has. What a row comes
+    /// to depends on its own scores alone, not on its neighbours in the warp.
     #[inline(always)]
     pub(super) unsafe fn raise<const REGISTERS: usize>(
         &mut self,
@@ -51,7 +52,8 @@ impl Softmax {
         }
         let mut rescale = [0.0; 2];
         for row in 0..2 {
-            let maximum = maximum_of_row(found[row].max(self.maximum[row]));
+            let found = maximum_of_row(found[row]);
+            let maximum = if found > self.limit[row] { found } else { self.maximum[row] };
             let growth = (maximum - self.maximum[row]) * self.sm_scale_log2;
             // Of nothing it is 0, also if the maximum is minus infinity still.
             rescale[row] = float::exp2(if growth >= 0.0 { -growth } else { f32::NEG_INFINITY });
