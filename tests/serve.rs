@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use farpage::kv::trace::{GeneratorOptions, generate};
 
 fn serve(arguments: &[&str]) -> Output {
-    let arguments = ["serve"].iter().chain(arguments);
+    let arguments = ["serve", "--device", "cpu"].iter().chain(arguments);
     Command::new(env!("CARGO_BIN_EXE_host")).args(arguments).output().expect("the command starts")
 }
 
@@ -19,8 +19,17 @@ fn json(arguments: &[&str]) -> serde_json::Value {
     serde_json::from_str(&text(&serve(&[&["--json"], arguments].concat()))).unwrap()
 }
 
-const SMALL: [&str; 8] =
-    ["--requests", "24", "--slots", "6", "--prompts", "64x256", "--answers", "24x96"];
+const SMALL: [&str; 9] = [
+    "--simulated",
+    "--requests",
+    "24",
+    "--slots",
+    "6",
+    "--prompts",
+    "64x256",
+    "--answers",
+    "24x96",
+];
 
 #[test]
 fn says_first_that_it_is_simulated() {
@@ -52,12 +61,12 @@ fn traces_are_served_and_broken_ones_refused_with_their_line() {
     let lines: String = lines.map(|line| serde_json::to_string(&line).unwrap() + "\n").collect();
     fs::write(&file, &lines).unwrap();
     let path = file.to_str().unwrap();
-    let report = json(&["--trace", path, "--shrink", "8"]);
+    let report = json(&["--simulated", "--trace", path, "--shrink", "8"]);
     assert_eq!(report["summary"]["num_served"], 20);
     assert!(report["summary"]["page_hit_rate"].as_f64().unwrap() > 0.1, "prompts begin alike");
 
     fs::write(&file, "{}\n").unwrap();
-    let output = serve(&["--trace", path]);
+    let output = serve(&["--simulated", "--trace", path]);
     assert_eq!(output.status.code(), Some(2));
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("line 1: field 'timestamp' is missing"), "{error}");
@@ -65,26 +74,63 @@ fn traces_are_served_and_broken_ones_refused_with_their_line() {
 
 #[test]
 fn plans_can_be_read_and_what_does_not_fit_is_refused() {
-    let few = ["--requests", "2", "--prompts", "40x40", "--answers", "3x3", "--plans"];
+    let few =
+        ["--simulated", "--requests", "2", "--prompts", "40x40", "--answers", "3x3", "--plans"];
     let said = text(&serve(&few));
     assert!(said.contains("admit 0: 0 of 40 tokens cached"), "{said}");
-    let refused = text(&serve(&["--requests", "1", "--pages", "2", "--prompts", "100x100"]));
+    let refused =
+        text(&serve(&["--simulated", "--requests", "1", "--pages", "2", "--prompts", "100x100"]));
     assert!(refused.contains("requests served, refused, failed"), "{refused}");
     assert!(refused.contains("request 0: Refused(\"KV: "), "{refused}");
-    let output = serve(&["--slots", "8", "--step-tokens", "8"]);
+    let output = serve(&["--simulated", "--slots", "8", "--step-tokens", "8"]);
     assert_eq!(output.status.code(), Some(2));
 }
 
 #[test]
 fn ranks_serve_in_every_role_and_worlds_of_halves_are_even() {
-    let few = ["--requests", "4", "--prompts", "32x32", "--answers", "4x4"];
+    let few = ["--simulated", "--requests", "4", "--prompts", "32x32", "--answers", "4x4"];
     for roles in ["monolithic", "disaggregated", "in-series"] {
         let ranks = ["--world-size", "2", "--roles", roles, "--simulate-network", "10x20"];
         let report = json(&[&few[..], &ranks].concat());
         assert_eq!(report["summary"]["num_served"], 4, "{roles}");
     }
-    let output = serve(&["--world-size", "3"]);
+    let output = serve(&["--simulated", "--world-size", "3"]);
     assert_eq!(output.status.code(), Some(2));
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("world size: needs an even number of ranks"), "{error}");
+}
+
+#[test]
+fn models_are_served_alone_and_on_ranks() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/checkpoints/llama");
+    let few = [
+        "--requests",
+        "3",
+        "--prompts",
+        "20x30",
+        "--answers",
+        "3x4",
+        "--slots",
+        "4",
+        "--pages",
+        "16",
+    ];
+    let report = json(&[&["--model", folder, "--step-tokens", "24"], &few[..]].concat());
+    assert_eq!(report["summary"]["num_served"], 3);
+    assert_eq!(report["engine"], folder);
+    let of_shape = [&["--shape", "tiny", "--batch-invariant"], &few[..]].concat();
+    let printed = text(&serve(&of_shape));
+    assert!(printed.contains("model: tiny, seeded"), "{printed}");
+    let on_ranks = json(&[&of_shape[..], &["--world-size", "2"]].concat());
+    assert_eq!(on_ranks["summary"]["num_served"], 3);
+}
+
+#[test]
+fn an_engine_must_be_named_and_only_one() {
+    for engine in [&[][..], &["--shape", "tiny", "--simulated"]] {
+        let output = serve(engine);
+        assert_eq!(output.status.code(), Some(2), "{engine:?}");
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(error.contains("--simulated"), "{error}");
+    }
 }

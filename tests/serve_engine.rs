@@ -5,12 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use farpage::comm::{Rank, World};
 use farpage::device::Device;
 use farpage::kv::Location;
 use farpage::model::config::{FeedForward, NamedShape};
 use farpage::model::engine::{Engine, RequestId, Sampling, Step, StepSequence};
 use farpage::model::weights::{Checkpoint, Seeded, WeightSource};
 use farpage::model::{DeviceEngine, EngineOptions, ModelConfig, Transformer};
+use farpage::serve::disagg::{
+    ClusterOptions, ClusterServed, HandOver, Roles, SimulatedNetwork, StopRank, serve_on,
+};
 use farpage::serve::{Clock, Ending, Policy, Request, Served, Server, alone};
 use half::bf16;
 use safetensors::SafeTensors;
@@ -38,8 +42,7 @@ fn engine(
     options: EngineOptions,
 ) -> DeviceEngine {
     let stream = Arc::new(device.new_stream().unwrap());
-    let model =
-        Transformer::load(&stream, config, source, NUM_MAX_POSITIONS, &mut |_| {}).unwrap();
+    let model = Transformer::load(&stream, config, source, NUM_MAX_POSITIONS, &mut |_| {}).unwrap();
     DeviceEngine::new(stream, model, options).unwrap()
 }
 
@@ -139,15 +142,10 @@ fn checkpoints_are_served(device: &Device) {
             .collect();
         let want: Vec<Vec<u32>> =
             references.iter().chain(&references).map(|(_, tokens)| tokens.clone()).collect();
-        for is_invariant in [false, true] {
-            let mut engine = of_fixture(family, device, OPTIONS);
-            if is_invariant {
-                engine = engine.batch_invariant();
-            }
-            for (name, policy) in policies() {
-                let what = format!("{family}, {name}, batch-invariant: {is_invariant}");
-                assert_tokens(&serve(&mut engine, policy, &requests), &want, &what);
-            }
+        let mut engine = of_fixture(family, device, OPTIONS);
+        let [fixed, .., in_chunks] = policies();
+        for (name, policy) in [fixed, in_chunks] {
+            assert_tokens(&serve(&mut engine, policy, &requests), &want, name);
         }
     }
 }
@@ -163,7 +161,9 @@ fn checkpoints_give_the_tokens_of_transformers_by_every_schedule_on_a_gpu() {
     checkpoints_are_served(&Device::cuda(0).unwrap());
 }
 
-const LENS: [(usize, usize); 6] = [(70, 6), (33, 12), (5, 9), (64, 4), (18, 14), (41, 7)];
+const LENS: [(usize, usize); 5] = [(70, 3), (33, 7), (5, 5), (64, 2), (18, 6)];
+/// Three that start in a page each and end in three.
+const GROWING: [(usize, usize); 3] = [(15, 20), (14, 20), (13, 20)];
 
 fn schedules_agree(device: &Device) {
     for config in shapes(device) {
@@ -179,14 +179,16 @@ fn schedules_agree(device: &Device) {
         let (_, policy) = policies()[2];
         assert_tokens(&serve(&mut single, policy, &requests), &want, "kernel by kernel");
 
-        // With 11 pages hardly two fit to their ends: evicted to the host's memory, or dropped and
-        // computed again.
-        for (host_pages, shares_prefixes) in [(32, true), (0, true), (0, false)] {
-            let few = EngineOptions { device_pages: 11, host_pages, ..OPTIONS };
+        // Evicted to the host's memory, or dropped and computed again.
+        let growing = self::requests(&config, &GROWING);
+        let want: Vec<Vec<u32>> =
+            growing.iter().map(|request| alone(&mut engine, request).unwrap()).collect();
+        for (host_pages, shares_prefixes) in [(8, true), (1, false)] {
+            let few = EngineOptions { device_pages: 5, host_pages, ..OPTIONS };
             let mut engine = seeded(&config, device, few);
             let policy = Policy { shares_prefixes, ..Policy::continuous(4, 40) };
-            let served = serve(&mut engine, policy, &requests);
-            let what = format!("preempted, {host_pages} pages of the host, {shares_prefixes}");
+            let served = serve(&mut engine, policy, &growing);
+            let what = format!("preempted, prefixes shared: {shares_prefixes}");
             assert_tokens(&served, &want, &what);
             assert!(num_preemptions(&served) > 0, "{what}: nobody was");
         }
@@ -241,7 +243,8 @@ fn logits_do_not_depend_on_the_batch(device: &Device) {
             let lens: Vec<_> = lens.iter().map(|&len| (len, 1)).collect();
             requests(&config, &lens).into_iter().map(|request| request.prompt).collect()
         };
-        for tokens in prompts(&[1, 16, 43, 90]) {
+        let lens: &[usize] = if device.is_cuda() { &[1, 16, 43, 90, 200] } else { &[16, 43] };
+        for tokens in prompts(lens) {
             let want = logits(&mut engine, &tokens, 0, &[]);
             let beside = logits(&mut engine, &tokens, 0, &prompts(&[1, 30]));
             assert_eq!(beside, want, "{} tokens beside others", tokens.len());
@@ -275,7 +278,7 @@ fn what_cannot_be_served_ends_alone() {
     let device = Device::cpu();
     let config = NamedShape::Tiny.config();
     let mut all = requests(&config, &LENS[..3]);
-    let few = EngineOptions { device_pages: 8, host_pages: 0, ..OPTIONS };
+    let few = EngineOptions { device_pages: 8, host_pages: 1, ..OPTIONS };
     let mut engine = seeded(&config, &device, few);
     let want: Vec<Vec<u32>> =
         all.iter().map(|request| alone(&mut engine, request).unwrap()).collect();
@@ -305,14 +308,109 @@ fn what_cannot_be_served_ends_alone() {
 fn sampled_tokens_follow_from_the_seed_in_every_batch() {
     let config = NamedShape::Tiny.config();
     let mut engine = seeded(&config, &Device::cpu(), OPTIONS);
-    let mut all = requests(&config, &LENS);
+    let mut all = requests(&config, &LENS[1..4]);
     for request in &mut all {
-        request.sampling =
-            Sampling { temperature: 1.5, top_k: 20, top_p: 0.9, seed: request.id.0 };
+        request.sampling = Sampling { temperature: 1.5, top_k: 20, top_p: 0.9, seed: request.id.0 };
     }
     let want: Vec<Vec<u32>> =
         all.iter().map(|request| alone(&mut engine, request).unwrap()).collect();
     for (name, policy) in policies() {
         assert_tokens(&serve(&mut engine, policy, &all), &want, name);
     }
+}
+
+const BY_LAYER: Roles = Roles::Disaggregated(HandOver::ByLayer);
+
+fn options(roles: Roles) -> ClusterOptions {
+    ClusterOptions {
+        roles,
+        policy: Policy::continuous(4, 64),
+        prefill_policy: Policy::continuous(4, 24),
+        network: None,
+        stop: None,
+    }
+}
+
+/// Serves on ranks, of which the last has so many pages. Whoever is left at the end holds nothing.
+fn serve_on_ranks(
+    world: &World,
+    config: &ModelConfig,
+    options: &ClusterOptions,
+    pages_of_last: usize,
+    requests: &[Request],
+) -> ClusterServed {
+    let make_engine = |rank: &Rank, _: &Clock| -> Result<Box<dyn Engine>, String> {
+        let is_last = rank.index() + 1 == rank.size();
+        let device_pages = if is_last { pages_of_last } else { OPTIONS.device_pages };
+        let options = EngineOptions { device_pages, ..OPTIONS };
+        Ok(Box::new(seeded(config, rank.device(), options)))
+    };
+    let cluster = serve_on(world, options, &make_engine, requests.to_vec()).unwrap();
+    for report in cluster.ranks.iter().flatten() {
+        assert_eq!(report.num_held, 0);
+    }
+    assert_eq!(cluster.served.requests.len(), requests.len());
+    cluster
+}
+
+fn ranks_agree(world: &World) {
+    let device = &world.devices()[0];
+    for config in shapes(device) {
+        let requests = requests(&config, &LENS);
+        let mut engine = seeded(&config, device, OPTIONS);
+        let mut tokens_alone = |requests: &[Request]| -> Vec<Vec<u32>> {
+            requests.iter().map(|request| alone(&mut engine, request).unwrap()).collect()
+        };
+        let want = tokens_alone(&requests);
+        let network = Some(SimulatedNetwork { gb_s: 1.0, latency_us: 100.0 });
+        for (roles, network) in [
+            (Roles::Monolithic, None),
+            (Roles::Disaggregated(HandOver::ThroughHost), None),
+            (Roles::Disaggregated(HandOver::AfterPrefill), None),
+            (BY_LAYER, None),
+            (BY_LAYER, network),
+        ] {
+            let options = ClusterOptions { network, ..options(roles) };
+            let cluster = serve_on_ranks(world, &config, &options, 48, &requests);
+            assert_tokens(&cluster.served, &want, &format!("{roles:?}"));
+            assert!(cluster.ranks.iter().all(Result::is_ok), "{:?}", cluster.ranks);
+        }
+
+        // A decode rank with room for hardly two at their ends: prompts wait for room, and who
+        // decodes is preempted.
+        let growing = self::requests(&config, &GROWING);
+        let cluster = serve_on_ranks(world, &config, &options(BY_LAYER), 5, &growing);
+        assert_tokens(&cluster.served, &tokens_alone(&growing), "a full decode rank");
+
+        // One that stops: who was not served by then hears why.
+        let stop = Some(StopRank { rank: 1, num_steps: 2 });
+        let options = ClusterOptions { stop, ..options(BY_LAYER) };
+        let cluster = serve_on_ranks(world, &config, &options, 48, &requests);
+        let stopped = cluster.ranks[1].as_ref().unwrap_err();
+        assert!(stopped.contains("it was to stop after 2 steps"), "{stopped}");
+        assert!(cluster.ranks[0].is_ok());
+        let mut num_failed = 0;
+        for ((answer, _), want) in cluster.served.requests.iter().zip(&want) {
+            match &answer.ending {
+                Ending::Failed(reason) => {
+                    let names_it = reason.starts_with("rank 1 stopped (");
+                    assert!(names_it || reason.starts_with("no rank"), "{reason}");
+                    num_failed += 1;
+                }
+                ending => assert!(ending.is_served() && answer.tokens == *want, "{answer:?}"),
+            }
+        }
+        assert!(num_failed > 0);
+    }
+}
+
+#[test]
+fn ranks_agree_whatever_they_do_for_each_other() {
+    ranks_agree(&World::cpu(2));
+}
+
+#[test]
+#[ignore = "needs 2 GPUs"]
+fn ranks_agree_whatever_they_do_for_each_other_on_gpus() {
+    ranks_agree(&World::cuda(2).unwrap());
 }

@@ -7,15 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
-use farpage::device::{Device, DeviceChoice, Stream};
+use farpage::device::{Device, DeviceChoice};
 use farpage::kv::Location;
 use farpage::model::config::NamedShape;
 use farpage::model::engine::{Engine, RequestId, Sampling, Step, StepSequence};
-use farpage::model::weights::{Checkpoint, LoadProgress, Seeded, WeightSource};
-use farpage::model::{DeviceEngine, EngineOptions, ModelConfig, Tokenizer, Transformer};
-use indicatif::{ProgressBar, ProgressStyle};
+use farpage::model::{DeviceEngine, EngineOptions, Tokenizer};
 
 use super::Outcome;
+use super::model_source::{self, ModelSource};
 
 /// Tokens of a page.
 const PAGE_SIZE: u32 = 16;
@@ -32,7 +31,7 @@ pub struct GenerateArguments {
     model: Option<PathBuf>,
 
     /// Without a folder: weights from a seed, in this shape; tokens are then bytes, and mean nothing.
-    #[arg(long, value_name = "SHAPE", value_parser = shape)]
+    #[arg(long, value_name = "SHAPE", value_parser = model_source::shape)]
     shape: Option<NamedShape>,
 
     /// What the model goes on from.
@@ -64,44 +63,16 @@ pub struct GenerateArguments {
     no_graph: bool,
 }
 
-fn shape(name: &str) -> Result<NamedShape, String> {
-    NamedShape::of_name(name).ok_or_else(|| {
-        let names = NamedShape::ALL.map(NamedShape::name).join(", ");
-        format!("must be one of {names}")
-    })
-}
-
-/// A model's parts, before its weights are loaded.
-struct Source {
-    config: ModelConfig,
-    weights: Box<dyn WeightSource>,
-    tokenizer: Tokenizer,
-}
-
-impl Source {
-    fn open(arguments: &GenerateArguments) -> Result<Self> {
-        if let Some(folder) = &arguments.model {
-            ensure!(folder.is_dir(), "`--model` must be a folder, got `{}`", folder.display());
-            return Ok(Self {
-                config: ModelConfig::from_folder(folder)?,
-                weights: Box::new(Checkpoint::open(folder)?),
-                tokenizer: Tokenizer::from_folder(folder)?,
-            });
-        }
-        let config = arguments.shape.context("`--model` or `--shape` must be given")?.config();
-        Ok(Self {
-            weights: Box::new(Seeded::new(arguments.seed, config.num_layers())),
-            tokenizer: Tokenizer::bytes(config.vocab_size),
-            config,
-        })
-    }
-}
-
 pub fn run(choice: DeviceChoice, arguments: &GenerateArguments) -> Result<Outcome> {
     let GenerateArguments { temperature, top_k, top_p, seed, .. } = *arguments;
     let sampling = Sampling { temperature, top_k, top_p, seed };
     sampling.check().map_err(|problem| anyhow!(problem))?;
-    let Source { config, weights, tokenizer } = Source::open(arguments)?;
+    let source = ModelSource::open(arguments.model.as_deref(), arguments.shape, arguments.seed)?;
+    let config = &source.config;
+    let tokenizer = match &source.folder {
+        Some(folder) => Tokenizer::from_folder(folder)?,
+        None => Tokenizer::bytes(config.vocab_size),
+    };
     let prompt = tokenizer.encode(&arguments.prompt).map_err(|problem| anyhow!(problem))?;
     ensure!(!prompt.is_empty(), "`--prompt` must have a token at least");
     let num_max_tokens = prompt.len() + arguments.max_tokens as usize;
@@ -114,8 +85,7 @@ pub fn run(choice: DeviceChoice, arguments: &GenerateArguments) -> Result<Outcom
     let device = Device::select(choice)?;
     println!("{}", device.describe());
     let stream = Arc::new(device.new_stream()?);
-    let end_tokens = config.end_tokens.clone();
-    let model = load(&stream, config, &*weights, num_max_tokens as u32)?;
+    let model = source.load(&stream, num_max_tokens as u32)?;
     let options = EngineOptions {
         num_max_sequences: 1,
         num_max_tokens_per_step: CHUNK_TOKENS,
@@ -126,27 +96,8 @@ pub fn run(choice: DeviceChoice, arguments: &GenerateArguments) -> Result<Outcom
     };
     let engine = DeviceEngine::new(stream, model, options)?;
     let mut generation = Generation { engine, sampling, tokens: Vec::new() };
-    generation.generate(&prompt, arguments.max_tokens, &end_tokens, &tokenizer)?;
+    generation.generate(&prompt, arguments.max_tokens, &config.end_tokens, &tokenizer)?;
     Ok(Outcome::Passed)
-}
-
-fn load(
-    stream: &Arc<Stream>,
-    config: ModelConfig,
-    weights: &dyn WeightSource,
-    num_max_positions: u32,
-) -> Result<Transformer> {
-    let style = ProgressStyle::with_template(
-        "{bar:40} {bytes}/{total_bytes} of weights, {bytes_per_sec}, {eta} to go",
-    )?;
-    let bar = ProgressBar::new(0).with_style(style);
-    let show = &mut |progress: LoadProgress| {
-        bar.set_length(progress.total_bytes);
-        bar.set_position(progress.loaded_bytes);
-    };
-    let model = Transformer::load(stream, config, weights, num_max_positions, show);
-    bar.finish_and_clear();
-    Ok(model?)
 }
 
 /// One sequence under way.

@@ -12,6 +12,7 @@ mod generate;
 mod kv_validate;
 mod launch;
 mod list;
+mod model_source;
 mod profile;
 mod progress;
 mod report;
@@ -73,7 +74,7 @@ enum Command {
     /// Replays requests through the KV pool and the kernels, and checks every answer.
     KvValidate(Box<kv_validate::KvValidateArguments>),
     /// Serves many requests with one policy, and says how long they waited.
-    Serve(serve::ServeArguments),
+    Serve(Box<serve::ServeArguments>),
     /// Launches one kernel by its name, for profilers and sanitizers; without a name, shows all.
     Launch(launch::LaunchArguments),
     /// Prints or runs the profilers' commands for a kernel.
@@ -129,7 +130,7 @@ pub fn run() -> ExitCode {
         Command::Generate(arguments) => generate::run(choice, &arguments),
         Command::Expectations(arguments) => expectations::run(choice, arguments),
         Command::KvValidate(arguments) => kv_validate::run(choice, *arguments),
-        Command::Serve(arguments) => serve::run(&arguments),
+        Command::Serve(arguments) => serve::run(choice, &arguments),
         Command::Launch(arguments) => launch::run(choice, &arguments),
         Command::Profile(arguments) => profile::run(choice, &arguments),
         Command::Report(arguments) => report::run(arguments),

@@ -4,11 +4,15 @@ use std::env;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
 use farpage::comm::{Rank, World};
-use farpage::model::engine::Engine;
+use farpage::device::{Device, DeviceChoice, Stream};
+use farpage::model::config::NamedShape;
+use farpage::model::engine::{Engine, Sampling};
+use farpage::model::{DeviceEngine, EngineOptions, Transformer};
 use farpage::serve::disagg::{ClusterOptions, HandOver, Roles, SimulatedNetwork, serve_on};
 use farpage::serve::load::{LogNormal, PoissonLoad, TraceLoad};
 use farpage::serve::timeline::RequestMetrics;
@@ -19,10 +23,13 @@ use farpage::serve::{
 use serde::Serialize;
 
 use super::Outcome;
+use super::model_source::{self, ModelSource};
 
-/// On engines that are simulated: their tokens are no text, and their times follow from stated costs.
 #[derive(Debug, Args)]
 pub struct ServeArguments {
+    #[command(flatten)]
+    engine: EngineArguments,
+
     /// A trace in the Mooncake format (JSON lines); without one, requests arrive independently.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -55,7 +62,7 @@ pub struct ServeArguments {
     #[arg(long, value_name = "TOKENS", default_value_t = 0)]
     shared: usize,
 
-    /// What all requests follow from.
+    /// What all requests follow from, and weights without a folder.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 
@@ -79,16 +86,40 @@ pub struct ServeArguments {
     #[arg(long)]
     whole_contexts: bool,
 
+    /// What a prompt's token takes, about, for `--order deadline`, µs.
+    #[arg(long, value_name = "US", default_value_t = 27.0)]
+    prompt_token_us: f64,
+
     /// Computes equal beginnings again for each request.
     #[arg(long)]
     no_sharing: bool,
+
+    /// Answers that are the same to the last bit by every schedule; takes longer.
+    #[arg(long)]
+    batch_invariant: bool,
+
+    /// Issues decode steps kernel by kernel, instead of replaying them as one graph.
+    #[arg(long)]
+    no_graph: bool,
+
+    /// Logits are divided by it; 0 takes the likeliest token.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f32,
+
+    /// Only the N likeliest tokens; 0 for all.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    top_k: u32,
+
+    /// Only the likeliest tokens that together reach this probability.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
 
     /// Pages of 16 tokens in local memory.
     #[arg(long, default_value_t = 4096)]
     pages: usize,
 
-    /// Pages in the host's memory, to which cached ones go when room is wanted.
-    #[arg(long, default_value_t = 4096)]
+    /// Pages in the host's memory, to which cached ones go when room is wanted; at least 1.
+    #[arg(long, default_value_t = 512, value_parser = positive)]
     host_pages: usize,
 
     /// Most time to first token that users were promised, ms.
@@ -99,8 +130,9 @@ pub struct ServeArguments {
     #[arg(long, value_name = "MS", default_value_t = 50.0)]
     tpot_ms: f64,
 
-    /// Serves on so many ranks, on the wall's clock instead of a virtual one; by default as many as
-    /// AISP_DISAGG_WORLD_SIZE says, or one.
+    /// Serves on so many ranks, a GPU each, or on the CPU's cores; by default as many as
+    /// AISP_DISAGG_WORLD_SIZE says, or one. Several ranks are always on the wall's clock, a simulated
+    /// one on a virtual one.
     #[arg(long, value_name = "RANKS", value_parser = positive)]
     world_size: Option<usize>,
 
@@ -145,13 +177,34 @@ enum RolesArgument {
     Disaggregated,
     /// The same, with KV handed over after prefill.
     InSeries,
+    /// The same, through the host's memory.
+    ThroughHost,
+}
+
+/// What computes.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct EngineArguments {
+    /// A folder with config.json and safetensors: Llama, Qwen2, Qwen3, Mixtral, Qwen2-MoE or
+    /// Qwen3-MoE.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+
+    /// Weights from the seed, in this shape.
+    #[arg(long, value_name = "SHAPE", value_parser = model_source::shape)]
+    shape: Option<NamedShape>,
+
+    /// No model: tokens are hashes, and times follow from stated costs of about 8B dense on an H200.
+    #[arg(long)]
+    simulated: bool,
 }
 
 /// What `--json` prints.
 #[derive(Serialize)]
 struct JsonReport<'a> {
-    engine: &'static str,
-    model: SimulatedModel,
+    engine: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    simulated: Option<SimulatedModel>,
     policy: Policy,
     summary: &'a Summary,
     requests: Vec<RequestMetrics>,
@@ -180,30 +233,65 @@ fn network(text: &str) -> Result<SimulatedNetwork, &'static str> {
 /// What says how many ranks there are, if no argument does.
 const WORLD_SIZE: &str = "AISP_DISAGG_WORLD_SIZE";
 
-pub fn run(arguments: &ServeArguments) -> Result<Outcome> {
-    let model = SimulatedModel::dense_8b();
-    let requests = arguments.load(&model)?;
-    let policy = arguments.policy(&model);
-    let num_ranks = arguments.num_ranks()?;
-    if !arguments.json {
-        let ranks = match num_ranks {
-            1 => "virtual time".to_owned(),
-            ranks => format!("{ranks} ranks in real time"),
+/// Tokens of a page.
+const PAGE_SIZE: u32 = 16;
+/// Tokens of prompts that a step of a static batch takes, which has no other limit.
+const STATIC_STEP_TOKENS: usize = 2048;
+
+/// What computes, before it is there.
+enum EngineSource {
+    Simulated(SimulatedModel),
+    Model { source: ModelSource, name: String, num_max_positions: u32 },
+}
+
+impl EngineSource {
+    fn open(arguments: &ServeArguments) -> Result<Self> {
+        let EngineArguments { model, shape, simulated } = &arguments.engine;
+        if *simulated {
+            return Ok(Self::Simulated(SimulatedModel::dense_8b()));
+        }
+        let source = ModelSource::open(model.as_deref(), *shape, arguments.seed)?;
+        let name = match (model, shape) {
+            (Some(folder), _) => folder.display().to_string(),
+            (None, shape) => format!("{}, seeded", shape.map_or("", NamedShape::name)),
         };
-        println!(
-            "device: none, a {SIMULATED}: about 8B dense on an H200, by stated costs; {ranks}"
-        );
+        let num_max_positions = source.config.num_max_positions.min(arguments.num_max_context());
+        Ok(Self::Model { source, name, num_max_positions })
     }
-    let served = match num_ranks {
-        1 => arguments.serve(model, policy, requests)?,
-        ranks => arguments.serve_on(&World::cpu(ranks), model, policy, requests)?,
+
+    fn vocab_size(&self) -> u32 {
+        match self {
+            Self::Simulated(model) => model.vocab_size,
+            Self::Model { source, .. } => source.config.vocab_size,
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Simulated(_) => SIMULATED,
+            Self::Model { name, .. } => name,
+        }
+    }
+}
+
+pub fn run(choice: DeviceChoice, arguments: &ServeArguments) -> Result<Outcome> {
+    let source = EngineSource::open(arguments)?;
+    let requests = arguments.load(source.vocab_size())?;
+    let policy = arguments.policy();
+    let served = match arguments.num_ranks()? {
+        1 => arguments.serve(choice, &source, policy, requests)?,
+        ranks => arguments.serve_on(choice, ranks, &source, policy, requests)?,
     };
     let slo = Slo { ttft_us: arguments.ttft_ms * 1e3, tpot_us: arguments.tpot_ms * 1e3 };
     let summary = served.summary(slo);
     if arguments.json {
         let requests = served.requests.iter().map(|(answer, timeline)| timeline.metrics(answer));
+        let simulated = match source {
+            EngineSource::Simulated(model) => Some(model),
+            EngineSource::Model { .. } => None,
+        };
         let (requests, summary) = (requests.collect(), &summary);
-        let report = JsonReport { engine: SIMULATED, model, policy, summary, requests };
+        let report = JsonReport { engine: source.name(), simulated, policy, summary, requests };
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         print!("\n{summary}");
@@ -225,16 +313,74 @@ impl ServeArguments {
         }
     }
 
+    /// Tokens of the longest request that can come; of a trace, what the model has.
+    fn num_max_context(&self) -> u32 {
+        match self.trace {
+            Some(_) => u32::MAX,
+            None => (self.shared + self.prompts.1 + self.answers.1) as u32,
+        }
+    }
+
+    fn say(&self, line: &str) {
+        if !self.json {
+            println!("{line}");
+        }
+    }
+
+    fn device_engine(
+        &self,
+        device: &Device,
+        load: impl FnOnce(&Arc<Stream>) -> Result<Transformer>,
+    ) -> Result<DeviceEngine> {
+        let stream = Arc::new(device.new_stream()?);
+        let model = load(&stream)?;
+        let options = EngineOptions {
+            num_max_sequences: self.slots,
+            num_max_tokens_per_step: self.step_tokens.max(STATIC_STEP_TOKENS),
+            page_size: PAGE_SIZE,
+            device_pages: self.pages,
+            host_pages: self.host_pages,
+            uses_graphs: !self.no_graph,
+        };
+        let engine = DeviceEngine::new(stream, model, options)?;
+        Ok(if self.batch_invariant { engine.batch_invariant() } else { engine })
+    }
+
     fn serve(
         &self,
-        model: SimulatedModel,
+        choice: DeviceChoice,
+        source: &EngineSource,
         policy: Policy,
         requests: Vec<Request>,
     ) -> Result<Served> {
-        let clock = Clock::simulated();
         let num_pages = [self.pages, self.host_pages];
-        let mut engine = SimulatedEngine::new(model, &num_pages, clock.clone());
-        let mut server = Server::new(&mut engine, policy, clock)?;
+        match source {
+            EngineSource::Simulated(model) => {
+                self.say(&format!(
+                    "device: none, a {SIMULATED}: about 8B dense on an H200, by stated costs; virtual time"
+                ));
+                let clock = Clock::simulated();
+                let mut engine = SimulatedEngine::new(*model, &num_pages, clock.clone());
+                self.serve_with(&mut engine, clock, policy, requests)
+            }
+            EngineSource::Model { source, name, num_max_positions } => {
+                let device = Device::select(choice)?;
+                self.say(&format!("{}\nmodel: {name}", device.describe()));
+                let load = |stream: &_| source.load(stream, *num_max_positions);
+                let mut engine = self.device_engine(&device, load)?;
+                self.serve_with(&mut engine, Clock::wall(), policy, requests)
+            }
+        }
+    }
+
+    fn serve_with(
+        &self,
+        engine: &mut dyn Engine,
+        clock: Clock,
+        policy: Policy,
+        requests: Vec<Request>,
+    ) -> Result<Served> {
+        let mut server = Server::new(engine, policy, clock)?;
         Ok(server.serve_watched(requests, &mut |now_us, plan| {
             if self.plans {
                 println!("\nat {:.3} ms\n{}", now_us / 1e3, plan.to_string().trim_end());
@@ -244,8 +390,9 @@ impl ServeArguments {
 
     fn serve_on(
         &self,
-        world: &World,
-        model: SimulatedModel,
+        choice: DeviceChoice,
+        num_ranks: usize,
+        source: &EngineSource,
         policy: Policy,
         requests: Vec<Request>,
     ) -> Result<Served> {
@@ -254,18 +401,53 @@ impl ServeArguments {
                 RolesArgument::Monolithic => Roles::Monolithic,
                 RolesArgument::Disaggregated => Roles::Disaggregated(HandOver::ByLayer),
                 RolesArgument::InSeries => Roles::Disaggregated(HandOver::AfterPrefill),
+                RolesArgument::ThroughHost => Roles::Disaggregated(HandOver::ThroughHost),
             },
             policy,
             prefill_policy: Policy::continuous(self.slots, self.step_tokens),
             network: self.simulate_network,
             stop: None,
         };
-        let num_pages = [self.pages, self.host_pages];
-        let make_engine = |_: &Rank, clock: &Clock| {
-            let engine = SimulatedEngine::new(model, &num_pages, clock.clone());
-            Ok(Box::new(engine) as Box<dyn Engine>)
+        let world = match source {
+            EngineSource::Simulated(_) => {
+                self.say(&format!(
+                    "device: none, a {SIMULATED}: about 8B dense on an H200, by stated costs; {num_ranks} ranks in real time"
+                ));
+                World::cpu(num_ranks)
+            }
+            EngineSource::Model { name, .. } => {
+                let device = Device::select(choice)?;
+                self.say(&format!("{}\nmodel: {name}, on {num_ranks} ranks", device.describe()));
+                if device.is_cuda() { World::cuda(num_ranks)? } else { World::cpu(num_ranks) }
+            }
         };
-        let cluster = serve_on(world, &options, &make_engine, requests)?;
+        let make_engine = |rank: &Rank, clock: &Clock| -> Result<Box<dyn Engine>, String> {
+            match source {
+                EngineSource::Simulated(model) => {
+                    let num_pages = [self.pages, self.host_pages];
+                    Ok(Box::new(SimulatedEngine::new(*model, &num_pages, clock.clone())))
+                }
+                EngineSource::Model {
+                    source: ModelSource { config, weights, .. },
+                    num_max_positions,
+                    ..
+                } => {
+                    let load = |stream: &Arc<Stream>| {
+                        let (config, weights) = (config.clone(), &**weights);
+                        Ok(Transformer::load(
+                            stream,
+                            config,
+                            weights,
+                            *num_max_positions,
+                            &mut |_| {},
+                        )?)
+                    };
+                    let engine = self.device_engine(rank.device(), load);
+                    Ok(Box::new(engine.map_err(|error| format!("{error:#}"))?))
+                }
+            }
+        };
+        let cluster = serve_on(&world, &options, &make_engine, requests)?;
         for (rank, report) in cluster.ranks.iter().enumerate() {
             if let Err(reason) = report {
                 eprintln!("rank {rank} stopped: {reason}");
@@ -274,8 +456,18 @@ impl ServeArguments {
         Ok(cluster.served)
     }
 
-    fn load(&self, model: &SimulatedModel) -> Result<Vec<Request>> {
-        let vocab_size = model.vocab_size;
+    fn load(&self, vocab_size: u32) -> Result<Vec<Request>> {
+        let Self { temperature, top_k, top_p, seed, .. } = *self;
+        let sampling = Sampling { temperature, top_k, top_p, seed };
+        sampling.check().map_err(|problem| anyhow!(problem))?;
+        let sampled = |request: Request| Request {
+            sampling: Sampling { seed: seed ^ request.id.0, ..sampling },
+            ..request
+        };
+        Ok(self.greedy_load(vocab_size)?.into_iter().map(sampled).collect())
+    }
+
+    fn greedy_load(&self, vocab_size: u32) -> Result<Vec<Request>> {
         if let Some(path) = &self.trace {
             ensure!(self.speed > 0.0, "`--speed` must be above 0, got {}", self.speed);
             let in_file = || format!("the trace {}", path.display());
@@ -306,12 +498,12 @@ impl ServeArguments {
         Ok(load.requests())
     }
 
-    fn policy(&self, model: &SimulatedModel) -> Policy {
+    fn policy(&self) -> Policy {
         let order = match self.order {
             OrderArgument::Arrival => Order::Arrival,
             OrderArgument::Deadline => Order::FirstTokenDeadline {
                 ttft_us: self.ttft_ms * 1e3,
-                prompt_token_us: model.costs.flops_per_token / (model.costs.tflops * 1e6),
+                prompt_token_us: self.prompt_token_us,
             },
         };
         let policy = match self.batching {

@@ -311,8 +311,8 @@ fn padded_sequences(num_sequences: usize) -> usize {
 /// Tokens that passes are made for.
 fn padded_tokens(num_tokens: usize) -> usize {
     num_tokens.next_multiple_of(match num_tokens {
-        ..=128 => 16,
-        ..=1024 => 64,
+        0..=128 => 16,
+        129..=1024 => 64,
         _ => 128,
     })
 }

@@ -13,6 +13,7 @@
 //! }
 //! ```
 
+use super::pages::{PageWindow, StagedPages};
 use crate::device::DeviceError;
 use crate::kernels::KernelError;
 use crate::kv::Location;
@@ -203,6 +204,60 @@ pub trait KvPages {
     /// A slot or a layer that is none; bytes that are not as many as the pages; a failure.
     fn import(&mut self, layer: usize, pages: &[Location], bytes: &[u8])
     -> Result<(), EngineError>;
+
+    /// The pages as other engines of this process reach them; none if they go as bytes only.
+    fn window(&self) -> Option<PageWindow> {
+        None
+    }
+
+    /// Starts copies of pages of one layer to those of another engine, `places` in its window: after
+    /// all that was issued so far, and beside what is issued next. Until they have
+    /// [settled](Self::settle) nobody may write the pages, or touch the places.
+    ///
+    /// # Errors
+    /// A slot or a layer that is none; pages of another shape; a failure.
+    fn push(
+        &mut self,
+        _layer: usize,
+        _pages: &[Location],
+        _window: &PageWindow,
+        _places: &[Location],
+    ) -> Result<(), EngineError> {
+        Err(without_window())
+    }
+
+    /// Copies pages of all layers to pinned host memory, from where another engine takes them; waits.
+    /// None if pages go as bytes only.
+    ///
+    /// # Errors
+    /// A slot that is none; a failure.
+    fn stage(&mut self, _pages: &[Location]) -> Result<Option<StagedPages>, EngineError> {
+        Ok(None)
+    }
+
+    /// Copies pages that another engine staged to its own; waits.
+    ///
+    /// # Errors
+    /// A slot that is none; not as many pages, or of another shape; a failure.
+    fn unstage(&mut self, _staged: &StagedPages, _pages: &[Location]) -> Result<(), EngineError> {
+        Err(without_window())
+    }
+
+    /// Waits until all copies are done.
+    ///
+    /// # Errors
+    /// A failure.
+    fn settle(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
+}
+
+fn without_window() -> EngineError {
+    EngineError::Step {
+        argument: "engine",
+        needed: "one whose pages others reach".to_owned(),
+        got: "one whose pages go as bytes".to_owned(),
+    }
 }
 
 /// A model that runs steps.

@@ -9,8 +9,8 @@
 //! row, and greedy tokens are the same; kernels pass bf16 to each other and sum in f32. The fixtures'
 //! seeds are such that no choice of a token or an expert is close, because rounding would turn it.
 //!
-//! What is not batch-invariant: products choose how they are split by the number of rows, so that the
-//! last bits of logits may depend on the batch.
+//! What is not batch-invariant, unless an engine is told to be: products and decode attention choose how
+//! they are split by what is in the batch, so that the last bits of logits may depend on it.
 //!
 //! | module | what |
 //! |---|---|
@@ -41,6 +41,6 @@ pub mod weights;
 pub use config::ModelConfig;
 pub use device_engine::{DeviceEngine, EngineOptions};
 pub use error::ModelError;
-pub use pages::LayeredKv;
+pub use pages::{LayeredKv, PageWindow, StagedPages};
 pub use tokenizer::{TextStream, Tokenizer};
 pub use transformer::Transformer;

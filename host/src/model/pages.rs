@@ -7,7 +7,7 @@ use gpu_kernels::kv_page_copy::KvPageMove;
 
 use super::ModelConfig;
 use super::engine::{EngineError, KvPages, PageCopy};
-use crate::device::{DeviceError, Stream};
+use crate::device::{DeviceError, Event, PinnedBuffer, Stream};
 use crate::kernels::kv_page_copy::{self, CopyVariant};
 use crate::kv::Location;
 use crate::kv::memory::KvMemory;
@@ -22,9 +22,32 @@ const SCRATCH_PAGES: usize = 16;
 /// A slot stands for the same page of every layer.
 pub struct LayeredKv {
     stream: Arc<Stream>,
-    layers: Vec<KvMemory>,
+    /// Of copies to other engines, which run beside the steps.
+    pushes: Stream,
+    /// What the steps have done when a push begins.
+    written: Event,
+    layers: Arc<Vec<KvMemory>>,
     /// Without those of nobody.
     num_pages: [usize; 2],
+    /// For pages on their way through the host; what nobody holds any more is used again.
+    staging: Vec<Arc<PinnedBuffer<u16>>>,
+}
+
+/// The pages of an engine, as other engines of the process reach them. They stay allocated as long
+/// as it is there, also if the engine is gone.
+#[derive(Clone, Debug)]
+pub struct PageWindow {
+    layers: Arc<Vec<KvMemory>>,
+}
+
+/// Pages in pinned host memory, on their way from one engine to another.
+#[derive(Clone, Debug)]
+pub struct StagedPages {
+    /// `[num_layers, num_pages, page]`, and what is left of an earlier use.
+    words: Arc<PinnedBuffer<u16>>,
+    num_pages: usize,
+    num_layers: usize,
+    shape: KvPageShape,
 }
 
 impl LayeredKv {
@@ -57,7 +80,15 @@ impl LayeredKv {
             stream.fill_bytes(memory.pages(0, 0, all_pages), 0)?;
         }
         stream.synchronize()?;
-        Ok(Self { stream, layers, num_pages: [device_pages, host_pages] })
+        let device = stream.device();
+        Ok(Self {
+            pushes: device.new_stream()?,
+            written: device.new_event()?,
+            stream,
+            layers: Arc::new(layers),
+            num_pages: [device_pages, host_pages],
+            staging: Vec::new(),
+        })
     }
 
     /// The pages of a layer.
@@ -126,6 +157,46 @@ fn runs(pages: &[Location]) -> Vec<(Location, usize)> {
     runs
 }
 
+/// Pages that lie one after the other on both sides: the first of each run here and there, and how
+/// many.
+fn runs_of_both(here: &[Location], there: &[Location]) -> Vec<(Location, Location, usize)> {
+    let mut runs: Vec<(Location, Location, usize)> = Vec::new();
+    let follows = |first: Location, len: usize, page: Location| {
+        first.rank == page.rank && first.slot as usize + len == page.slot as usize
+    };
+    for (&from, &to) in here.iter().zip(there) {
+        match runs.last_mut() {
+            Some((first, place, len))
+                if follows(*first, *len, from) && follows(*place, *len, to) =>
+            {
+                *len += 1;
+            }
+            _ => runs.push((from, to, 1)),
+        }
+    }
+    runs
+}
+
+impl LayeredKv {
+    fn page_words(&self) -> usize {
+        self.shape().page_bytes() / WORD_BYTES
+    }
+
+    /// Pinned memory of so many words that nobody holds.
+    fn staging(&mut self, num_words: usize) -> Result<Arc<PinnedBuffer<u16>>, DeviceError> {
+        self.staging.retain(|words| Arc::strong_count(words) > 1 || words.len() >= num_words);
+        let is_free = |words: &&Arc<PinnedBuffer<u16>>| {
+            Arc::strong_count(words) == 1 && words.len() >= num_words
+        };
+        if let Some(words) = self.staging.iter().find(is_free) {
+            return Ok(words.clone());
+        }
+        let words = Arc::new(self.stream.device().alloc_pinned(num_words)?);
+        self.staging.push(words.clone());
+        Ok(words)
+    }
+}
+
 impl KvPages for LayeredKv {
     fn num_pages(&self) -> &[usize] {
         &self.num_pages
@@ -144,7 +215,7 @@ impl KvPages for LayeredKv {
         let copy = kv_page_copy::PageCopy::upload(stream, &moves, &self.layers[0])
             .map_err(EngineError::failed)?;
         let variant = CopyVariant::alone(stream.device()).map_err(EngineError::failed)?;
-        for memory in &self.layers {
+        for memory in self.layers.iter() {
             copy.run(stream, variant, memory).map_err(EngineError::failed)?;
         }
         Ok(())
@@ -185,5 +256,82 @@ impl KvPages for LayeredKv {
             start = end;
         }
         Ok(())
+    }
+    fn window(&self) -> Option<PageWindow> {
+        Some(PageWindow { layers: self.layers.clone() })
+    }
+
+    fn push(
+        &mut self,
+        layer: usize,
+        pages: &[Location],
+        window: &PageWindow,
+        places: &[Location],
+    ) -> Result<(), EngineError> {
+        let from = self.check(layer, pages)?;
+        let Some(to) = window.layers.get(layer).filter(|to| to.shape() == from.shape()) else {
+            let got = format!("{} layers, or pages of another shape", window.layers.len());
+            return Err(refused("window", "as many layers and pages of one shape", got));
+        };
+        if pages.len() != places.len() {
+            return Err(refused("places", pages.len(), places.len()));
+        }
+        for &page in places {
+            place(page)
+                .check("places", to.pool_pages())
+                .map_err(|error| refused("places", error, page))?;
+        }
+        self.stream.record(&self.written)?;
+        self.pushes.wait(&self.written)?;
+        for (here, there, len) in runs_of_both(pages, places) {
+            let source = from.pages(here.rank as usize, here.slot as usize, len);
+            let destination = to.pages(there.rank as usize, there.slot as usize, len);
+            self.pushes.copy(source, destination)?;
+        }
+        Ok(())
+    }
+
+    fn stage(&mut self, pages: &[Location]) -> Result<Option<StagedPages>, EngineError> {
+        self.check_places(pages.iter().copied())?;
+        let (page_words, num_layers) = (self.page_words(), self.layers.len());
+        let words = self.staging(num_layers * pages.len() * page_words)?;
+        let mut start = 0;
+        for memory in self.layers.iter() {
+            for (first, len) in runs(pages) {
+                let end = start + len * page_words;
+                let source = memory.pages(first.rank as usize, first.slot as usize, len);
+                self.stream.copy(source, words.slice(start..end))?;
+                start = end;
+            }
+        }
+        self.stream.synchronize()?;
+        let (num_pages, shape) = (pages.len(), self.shape());
+        Ok(Some(StagedPages { words, num_pages, num_layers, shape }))
+    }
+
+    fn unstage(&mut self, staged: &StagedPages, pages: &[Location]) -> Result<(), EngineError> {
+        self.check_places(pages.iter().copied())?;
+        let fits = staged.num_pages == pages.len()
+            && staged.num_layers == self.layers.len()
+            && staged.shape == self.shape();
+        if !fits {
+            let needed = format!("{} pages of this model", pages.len());
+            return Err(refused("staged", needed, format!("{} pages", staged.num_pages)));
+        }
+        let (page_words, mut start) = (self.page_words(), 0);
+        for memory in self.layers.iter() {
+            for (first, len) in runs(pages) {
+                let end = start + len * page_words;
+                let destination = memory.pages(first.rank as usize, first.slot as usize, len);
+                self.stream.copy(staged.words.slice(start..end), destination)?;
+                start = end;
+            }
+        }
+        Ok(self.stream.synchronize()?)
+    }
+
+    fn settle(&mut self) -> Result<(), EngineError> {
+        self.pushes.synchronize()?;
+        Ok(self.stream.synchronize()?)
     }
 }

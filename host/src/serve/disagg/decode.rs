@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::mpsc::Sender;
 
-use super::wire::{Inbox, Link, Message, News};
+use super::wire::{Inbox, Link, Message, News, Room};
 use super::{RankReport, StopRank};
 use crate::kv::Location;
 use crate::model::engine::{Engine, EngineError, RequestId, Sampled};
@@ -30,6 +30,8 @@ pub(super) struct Decode<'a> {
     pub coming: BTreeMap<RequestId, (usize, Vec<Location>)>,
     pub timelines: BTreeMap<RequestId, Timeline>,
     pub stopped: BTreeSet<usize>,
+    /// Whether others write its pages themselves, where they can.
+    pub shows_pages: bool,
     /// Since when nobody decodes.
     pub idle_since_us: f64,
     pub totals: Totals,
@@ -104,7 +106,26 @@ impl Decode<'_> {
                 self.stopped.insert(prefill);
                 self.wanting.retain(|(_, from)| *from != prefill);
             }
-            Message::Forget { request } => self.forget(request)?,
+            Message::Staged { request, from, pages: staged } => {
+                if let Some((_, pages)) = self.coming.get(&request).filter(|it| it.0 == from) {
+                    self.engine.pages().unstage(&staged, pages).map_err(ServeError::Step)?;
+                }
+            }
+            Message::Forget { request } => {
+                // While somebody may still write its pages, that one says when it does not.
+                let writer = self.coming.get(&request).map(|coming| coming.0);
+                if writer.is_none_or(|writer| self.stopped.contains(&writer)) {
+                    self.forget(request)?;
+                }
+            }
+            Message::Abandoned { request, from } => {
+                let is_asked =
+                    |(wanting, by): &(Request, usize)| wanting.id == request && *by == from;
+                let is_his = self.coming.get(&request).is_some_and(|coming| coming.0 == from);
+                if is_his || self.wanting.iter().any(is_asked) {
+                    self.forget(request)?;
+                }
+            }
             _ => {}
         }
         Ok(())
@@ -125,10 +146,15 @@ impl Decode<'_> {
             let Some(room) = self.scheduler.reserve(request)? else { break };
             let (id, from) = (request.id, *from);
             self.copy(&room.copies)?;
-            self.coming.insert(id, (from, room.pages));
+            // What is still read from these pages is read before another rank writes them.
+            let pages = self.engine.pages();
+            pages.settle().map_err(ServeError::Step)?;
+            let window = pages.window().filter(|_| self.shows_pages);
+            self.coming.insert(id, (from, room.pages.clone()));
             self.wanting.pop_front();
             let link = self.links.get_mut(&from).expect("who asks is a rank that prefills");
-            link.send(Message::Granted { request: id, by: self.rank });
+            let room = Room { pages: room.pages, window };
+            link.send(Message::Granted { request: id, by: self.rank, room });
         }
         Ok(())
     }

@@ -54,10 +54,16 @@ pub enum Roles {
     Disaggregated(HandOver),
 }
 
-/// When KV goes from one rank to the other.
+/// When KV goes from one rank to the other, and how.
+///
+/// Engines that [show](crate::model::engine::KvPages::window) their pages are written to directly:
+/// between GPUs by their copy engines, over NVLink where there is one. Others, and all on a
+/// [simulated network](SimulatedNetwork), are sent bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HandOver {
+    /// All of it when the prompt is computed, through pinned memory of the host.
+    ThroughHost,
     /// All of it when the prompt is computed.
     AfterPrefill,
     /// Each layer's when it is written.
@@ -330,6 +336,7 @@ impl Seat<'_> {
                 coming: BTreeMap::new(),
                 timelines: BTreeMap::new(),
                 stopped: BTreeSet::new(),
+                shows_pages: self.options.network.is_none(),
                 idle_since_us: 0.0,
                 totals,
             }

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::mpsc::Sender;
 
-use super::wire::{Inbox, Link, Message, News};
+use super::wire::{Inbox, Link, Message, News, Room};
 use super::{HandOver, RankReport, StopRank};
-use crate::kv::PoolError;
 use crate::model::engine::{Engine, EngineError, KvPages, RequestId, Sampled, Step, StepSequence};
 use crate::serve::request::{Answer, Ending, Request};
 use crate::serve::scheduler::Scheduler;
@@ -39,6 +38,8 @@ pub(super) struct Parcel {
     from: usize,
     /// Tokens whose KV was sent.
     num_sent: usize,
+    /// Where its pages go, once there is room.
+    room: Option<Room>,
 }
 
 impl Prefill<'_> {
@@ -49,7 +50,7 @@ impl Prefill<'_> {
                     Message::Prefill { request, timeline, decode } => {
                         self.accept(request, timeline, decode);
                     }
-                    Message::Granted { request, by } => self.start(request, by),
+                    Message::Granted { request, by, room } => self.start(request, by, room),
                     Message::Forget { request } => {
                         self.forget(request).map_err(|error| error.to_string())?;
                     }
@@ -82,25 +83,35 @@ impl Prefill<'_> {
         let link = self.links.get_mut(&decode).expect("the router names ranks that decode");
         link.send(Message::Reserve { request: request.clone(), from: self.rank });
         let (id, from) = (request.id, self.rank);
-        self.parcels.insert(id, Parcel { request, timeline, decode, from, num_sent: 0 });
+        self.parcels
+            .insert(id, Parcel { request, timeline, decode, from, num_sent: 0, room: None });
     }
 
-    /// Drops a request. The rank that was asked for room is told on the same way, so that it hears
-    /// of it after it was asked, whatever the router told it before.
-    fn forget(&mut self, id: RequestId) -> Result<(), PoolError> {
-        if let Some(parcel) = self.parcels.remove(&id)
-            && let Some(link) = self.links.get_mut(&parcel.decode)
-        {
-            link.send(Message::Forget { request: id });
+    /// Drops a request that nobody waits for.
+    fn forget(&mut self, id: RequestId) -> Result<(), ServeError> {
+        if let Some(parcel) = self.parcels.remove(&id) {
+            self.abandon(&parcel)?;
         }
         let ending = Ending::Failed("nobody waits for it".to_owned());
-        self.scheduler.end(id, ending).map(drop)
+        self.scheduler.end(id, ending)?;
+        Ok(())
     }
 
-    fn start(&mut self, id: RequestId, by: usize) {
-        let Some(parcel) = self.parcels.get(&id).filter(|parcel| parcel.decode == by) else {
+    /// Tells the rank that was asked for room that its pages are its own again, after it was asked,
+    /// and when nothing is on its way there any more.
+    fn abandon(&mut self, parcel: &Parcel) -> Result<(), ServeError> {
+        self.engine.pages().settle().map_err(ServeError::Step)?;
+        if let Some(link) = self.links.get_mut(&parcel.decode) {
+            link.send(Message::Abandoned { request: parcel.request.id, from: self.rank });
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, id: RequestId, by: usize, room: Room) {
+        let Some(parcel) = self.parcels.get_mut(&id).filter(|parcel| parcel.decode == by) else {
             return;
         };
+        parcel.room = Some(room);
         self.scheduler.submit(one_token(&parcel.request)).expect("it was checked when it came");
     }
 
@@ -172,10 +183,22 @@ impl Prefill<'_> {
             let Some(mut parcel) = self.parcels.remove(&request) else { continue };
             let link = self.links.get_mut(&parcel.decode).expect("it was asked for room");
             let sequence = step.sequences.iter().find(|sequence| sequence.request == request);
-            for layer in 0..limits.num_layers {
-                let sequence = sequence.expect("who was given a token was in the step");
-                push(link, &parcel, sequence, layer, limits.page_size, self.engine.pages())
-                    .map_err(ServeError::Step)?;
+            let sequence = sequence.expect("who was given a token was in the step");
+            let pages = self.engine.pages();
+            let has_window = parcel.room.as_ref().is_some_and(|room| room.window.is_some());
+            let staged = match self.hand_over == HandOver::ThroughHost && has_window {
+                true => pages.stage(&sequence.pages).map_err(ServeError::Step)?,
+                false => None,
+            };
+            match staged {
+                Some(pages) => link.send(Message::Staged { request, from: self.rank, pages }),
+                None => {
+                    for layer in 0..limits.num_layers {
+                        push(link, &parcel, sequence, layer, limits.page_size, pages)
+                            .map_err(ServeError::Step)?;
+                    }
+                    pages.settle().map_err(ServeError::Step)?;
+                }
             }
             parcel.timeline.token_us.push(now_us);
             let timeline = parcel.timeline;
@@ -195,6 +218,7 @@ impl Prefill<'_> {
         let ending = Ending::Failed(error.to_string());
         self.scheduler.end(id, ending.clone())?;
         if let Some(parcel) = self.parcels.remove(&id) {
+            self.abandon(&parcel)?;
             let answer = Answer { id: id.0, tokens: Vec::new(), ending };
             self.tell(answer, parcel.timeline);
         }
@@ -212,6 +236,13 @@ fn one_token(request: &Request) -> Request {
     Request { num_max_new_tokens: 1, ..request.clone() }
 }
 
+/// What was pushed arrives before anybody hears that this rank is gone, and gives its pages away.
+impl Drop for Prefill<'_> {
+    fn drop(&mut self) {
+        let _ = self.engine.pages().settle();
+    }
+}
+
 /// Sends the pages of one layer that were not sent before.
 fn push(
     link: &mut Link,
@@ -226,7 +257,11 @@ fn push(
     }
     // A page that was sent in part is sent again.
     let first_page = parcel.num_sent / page_size;
-    let bytes = pages.export(layer, &sequence.pages[first_page..])?;
+    let new = &sequence.pages[first_page..];
+    if let Some(Room { pages: places, window: Some(window) }) = &parcel.room {
+        return pages.push(layer, new, window, &places[first_page..sequence.pages.len()]);
+    }
+    let bytes = pages.export(layer, new)?;
     let (request, from) = (sequence.request, parcel.from);
     link.send(Message::Layer { request, from, layer, first_page, bytes });
     Ok(())

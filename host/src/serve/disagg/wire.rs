@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::kv::Location;
 use crate::model::engine::RequestId;
+use crate::model::{PageWindow, StagedPages};
 use crate::serve::Clock;
 use crate::serve::request::{Answer, Request};
 use crate::serve::timeline::Timeline;
@@ -26,21 +28,32 @@ pub struct SimulatedNetwork {
 pub(super) enum Message {
     /// Router to prefill: compute this prompt, for this rank to go on with.
     Prefill { request: Request, timeline: Timeline, decode: usize },
-    /// Router to both, and prefill to decode: nobody waits for it any more, or it starts again
-    /// elsewhere.
+    /// Router to both: nobody waits for it any more, or it starts again elsewhere.
     Forget { request: RequestId },
+    /// Prefill to decode: nothing more is written to the pages of this one.
+    Abandoned { request: RequestId, from: usize },
     /// Prefill to decode: make room for this prompt.
     Reserve { request: Request, from: usize },
-    /// Decode to prefill: there is room.
-    Granted { request: RequestId, by: usize },
+    /// Decode to prefill: there is room, in these pages, which others may be able to reach.
+    Granted { request: RequestId, by: usize, room: Room },
     /// Prefill to decode: pages of one layer, from this page of the request on.
     Layer { request: RequestId, from: usize, layer: usize, first_page: usize, bytes: Vec<u8> },
+    /// Prefill to decode: all pages, in the host's memory.
+    Staged { request: RequestId, from: usize, pages: StagedPages },
     /// Prefill to decode: all pages were sent, and this is the first token.
     Handed { request: RequestId, from: usize, token: u32, timeline: Timeline },
     /// Router to decode: this rank has stopped; requests that were to come from it do not.
     Stopped { prefill: usize },
     /// Router to all: there is nothing more to do.
     End,
+}
+
+/// Pages of a rank that decodes, for a request that is to come.
+#[derive(Clone, Debug)]
+pub(super) struct Room {
+    pub pages: Vec<Location>,
+    /// None where bytes are sent.
+    pub window: Option<PageWindow>,
 }
 
 impl Message {
