@@ -3,17 +3,19 @@
 //!
 //! GPU tests draw fresh inputs; the seed stands in the failure's message.
 
+use cuda_std::float::E4m3;
 use farpage::device::{Buffer, Device, Stream};
 use farpage::kernels::moe_permute::{Permutation, Permute, PermuteVariant};
 use farpage::kernels::moe_topk::{GatingElement, Topk, TopkArgs, TopkVariant};
 use farpage::kernels::token_pack::{Pack, PackArgs, PackVariant, RowElement};
-use farpage::kernels::token_unpack::{Unpack, UnpackArgs, UnpackVariant};
+use farpage::kernels::token_unpack::{Unpack, UnpackArgs, UnpackElement, UnpackVariant};
 use gpu_kernels::moe_permute::contract::PermuteShape;
 use gpu_kernels::moe_permute::reference as permute;
 use gpu_kernels::moe_topk::contract::{GroupLimit, TopkShape};
 use gpu_kernels::moe_topk::reference::{self as topk, Logits};
 use gpu_kernels::token_pack::reference as token_pack;
 use gpu_kernels::token_rows::RowFormat;
+use gpu_kernels::token_unpack::SCALE_BLOCK;
 use gpu_kernels::token_unpack::reference as token_unpack;
 use half::bf16;
 
@@ -100,7 +102,7 @@ fn check_permutations(device: &Device, cases: &[permute::Case]) {
 }
 
 /// Rows and scales after a pack of `x`, each with what it should be.
-fn check_pack<T: RowElement + Default + PartialEq + std::fmt::Debug>(
+fn check_pack<T: RowElement + Default + PartialEq>(
     device: &Device,
     case: &token_pack::Case,
     draw: impl Fn(&mut fastrand::Rng) -> T,
@@ -144,50 +146,73 @@ fn check_packs(device: &Device, cases: &[token_pack::Case]) {
                 let draw = |rng: &mut fastrand::Rng| bf16::from_f32(rng.f32());
                 check_pack(device, case, draw, bf16::from_f32(-3.0));
             }
-            RowFormat::Fp8 => check_pack(device, case, |rng| rng.u8(..0x7f), 0xff),
+            RowFormat::Fp8 => {
+                let draw = |rng: &mut fastrand::Rng| E4m3::from_bits(rng.u8(..0x7f));
+                check_pack(device, case, draw, E4m3::from_bits(0xff));
+            }
+        }
+    }
+}
+
+/// Sums of rows whose elements are `round`ed numbers.
+fn check_unpack<T: UnpackElement>(
+    device: &Device,
+    case: &token_unpack::Case,
+    round: impl Fn(f32) -> T,
+    to_f64: impl Fn(T) -> f64,
+) {
+    let (stream, shape, seed) = (device.new_stream().unwrap(), case.shape, fastrand::u64(..));
+    let (mut rng, sizes) = (fastrand::Rng::with_seed(seed), shape.rows);
+    let permutation = case.pack.permutation(seed);
+    let rows: Vec<T> = (0..sizes.rows_elements()).map(|_| round(2.0 * rng.f32() - 1.0)).collect();
+    let scales: Vec<f32> = (0..sizes.rows_scales()).map(|_| rng.f32()).collect();
+    let topk_weights: Vec<f32> = (0..sizes.num_pairs()).map(|_| rng.f32()).collect();
+    let addend: Vec<bf16> =
+        (0..shape.addend_elements()).map(|_| bf16::from_f32(2.0 * rng.f32() - 1.0)).collect();
+    let rows_buffer = Buffer::from_slice(&stream, &rows).unwrap();
+    let scales_buffer = Buffer::from_slice(&stream, &scales).unwrap();
+    let addend_buffer = Buffer::from_slice(&stream, &addend).unwrap();
+    let pair_rows = Buffer::from_slice(&stream, &permutation.pair_rows).unwrap();
+    let weights = Buffer::from_slice(&stream, &topk_weights).unwrap();
+    for variant in UnpackVariant::ALL {
+        let out = Buffer::from_slice(&stream, &vec![bf16::NAN; sizes.x_elements()]).unwrap();
+        let args = UnpackArgs {
+            rows: &rows_buffer,
+            row_scales: (sizes.format == RowFormat::Fp8).then_some(&scales_buffer),
+            pair_rows: &pair_rows,
+            topk_weights: &weights,
+            addend: shape.has_addend.then_some(&addend_buffer),
+            out: &out,
+        };
+        Unpack::new(shape).unwrap().run(&stream, variant, &args).unwrap();
+        let f64s = |halves: &[bf16]| halves.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
+        let element = |row: usize, i: usize| {
+            let first_scale = row * sizes.num_scales() as usize;
+            let scale = scales.get(first_scale + i / SCALE_BLOCK as usize).copied();
+            to_f64(rows[row * sizes.hidden as usize + i]) * f64::from(scale.unwrap_or(1.0))
+        };
+        let (addend, out) = (f64s(&addend), f64s(&stream.download(&out).unwrap()));
+        let verdict = token_unpack::check(
+            &shape,
+            &permutation.pair_rows,
+            &topk_weights,
+            element,
+            &addend,
+            &out,
+        );
+        if let Err(off) = verdict {
+            panic!("{}, {variant:?}, seed {seed}: {off}", case.pack.name);
         }
     }
 }
 
 fn check_unpacks(device: &Device, cases: &[token_unpack::Case]) {
-    let stream = device.new_stream().unwrap();
     for case in cases {
-        let (shape, seed) = (case.shape, fastrand::u64(..));
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let permutation = case.pack.permutation(seed);
-        let mut random = |len: usize| -> Vec<bf16> {
-            (0..len).map(|_| bf16::from_f32(2.0 * rng.f32() - 1.0)).collect()
-        };
-        let (rows, addend) = (random(shape.rows.rows_elements()), random(shape.addend_elements()));
-        let topk_weights: Vec<f32> = (0..shape.rows.num_pairs()).map(|_| rng.f32()).collect();
-        let upload = |elements: &[bf16]| Buffer::from_slice(&stream, elements).unwrap();
-        let (rows_buffer, addend_buffer) = (upload(&rows), upload(&addend));
-        let pair_rows = Buffer::from_slice(&stream, &permutation.pair_rows).unwrap();
-        let weights = Buffer::from_slice(&stream, &topk_weights).unwrap();
-        for variant in UnpackVariant::ALL {
-            let out = upload(&vec![bf16::NAN; shape.rows.x_elements()]);
-            let args = UnpackArgs {
-                rows: &rows_buffer,
-                pair_rows: &pair_rows,
-                topk_weights: &weights,
-                addend: shape.has_addend.then_some(&addend_buffer),
-                out: &out,
-            };
-            Unpack::new(shape).unwrap().run(&stream, variant, &args).unwrap();
-            let f64s = |halves: &[bf16]| halves.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
-            let hidden = shape.rows.hidden as usize;
-            let element = |row: usize, i: usize| rows[row * hidden + i].to_f64();
-            let (addend, out) = (f64s(&addend), f64s(&stream.download(&out).unwrap()));
-            let verdict = token_unpack::check(
-                &shape,
-                &permutation.pair_rows,
-                &topk_weights,
-                element,
-                &addend,
-                &out,
-            );
-            if let Err(off) = verdict {
-                panic!("{}, {variant:?}, seed {seed}: {off}", case.pack.name);
+        match case.shape.rows.format {
+            RowFormat::Bf16 => check_unpack(device, case, bf16::from_f32, bf16::to_f64),
+            RowFormat::Fp8 => {
+                let round = |value| E4m3::from_f32(100.0 * value);
+                check_unpack(device, case, round, |element| element.to_f32().into());
             }
         }
     }
@@ -246,13 +271,12 @@ fn large_packs() -> Vec<token_pack::Case> {
 }
 
 fn unpacks_of(packs: Vec<token_pack::Case>) -> Vec<token_unpack::Case> {
-    let bf16 = packs.into_iter().filter(|pack| pack.shape.rows.format == RowFormat::Bf16);
     let unpack = |pack: token_pack::Case| {
         let rows = pack.shape.rows;
         let shape = gpu_kernels::token_unpack::contract::UnpackShape { rows, has_addend: true };
         token_unpack::Case { shape, pack }
     };
-    bf16.map(unpack).collect()
+    packs.into_iter().map(unpack).collect()
 }
 
 #[test]
@@ -262,6 +286,7 @@ fn routing_is_the_oracle_on_the_cpu() {
     check_permutations(&device, &permute::cases());
     check_packs(&device, &token_pack::cases());
     check_unpacks(&device, &token_unpack::cases(RowFormat::Bf16));
+    check_unpacks(&device, &token_unpack::cases(RowFormat::Fp8));
 }
 
 #[test]
@@ -287,6 +312,7 @@ fn packs_and_sums_are_right_on_a_gpu() {
     check_packs(&device, &token_pack::cases());
     check_packs(&device, &large_packs());
     check_unpacks(&device, &token_unpack::cases(RowFormat::Bf16));
+    check_unpacks(&device, &token_unpack::cases(RowFormat::Fp8));
     check_unpacks(&device, &unpacks_of(large_packs()));
 }
 

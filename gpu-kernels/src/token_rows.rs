@@ -11,9 +11,7 @@
 use std::format;
 
 use crate::contract::{ContractError, require};
-
-/// Elements of a row in fp8 that share a scale.
-pub const SCALE_BLOCK: u32 = 128;
+use crate::token_unpack::SCALE_BLOCK;
 
 /// Largest row.
 const MAX_HIDDEN: u32 = 1 << 20;

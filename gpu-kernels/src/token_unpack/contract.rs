@@ -4,7 +4,7 @@ use std::format;
 
 use super::{BASELINE_THREADS, NUM_THREADS, UnpackParams};
 use crate::contract::{ContractError, LaunchDims, Work, require};
-use crate::token_rows::{RowFormat, TokenRows};
+use crate::token_rows::TokenRows;
 
 /// Sizes of an unpack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +23,6 @@ impl UnpackShape {
     /// `pair_rows` holds, and no two write the same element.
     pub fn check(&self) -> Result<(), ContractError> {
         self.rows.check()?;
-        require(
-            self.rows.format == RowFormat::Bf16,
-            "format",
-            RowFormat::Bf16.name(),
-            self.rows.format.name(),
-        )?;
         let num_blocks = u64::from(self.rows.num_tokens) * u64::from(self.pieces_of_row());
         require(
             i32::try_from(num_blocks).is_ok(),
@@ -47,6 +41,7 @@ impl UnpackShape {
         UnpackParams {
             top_k: self.rows.top_k,
             hidden: self.rows.hidden,
+            num_scales: self.rows.num_scales(),
             num_max_rows: self.rows.num_max_rows,
             pieces_of_row: self.pieces_of_row(),
         }

@@ -9,7 +9,8 @@
 //! below `num_max_rows`, adds nothing, whatever its weight.
 //!
 //! # Shapes
-//! `rows` as in [`token_rows`](crate::token_rows), `pair_rows` `[num_tokens, top_k]` in i32,
+//! `rows` and their scales as in [`token_rows`](crate::token_rows): in fp8 an element counts times
+//! the scale of its 128. `pair_rows` `[num_tokens, top_k]` in i32,
 //! `topk_weights` `[num_tokens, top_k]` in f32; `out` and `addend` `[num_tokens, hidden]` in bf16.
 //!
 //! # Who does what
@@ -34,6 +35,8 @@ mod tests;
 
 use bytemuck::{Pod, Zeroable};
 
+/// Elements of a row in fp8 that share a scale.
+pub const SCALE_BLOCK: u32 = 128;
 /// Threads of a block of the baseline.
 pub const BASELINE_THREADS: u32 = 256;
 /// Threads of a block of the wide variant.
@@ -47,6 +50,8 @@ pub struct UnpackParams {
     pub top_k: u32,
     /// Elements of a row.
     pub hidden: u32,
+    /// Scales of a row.
+    pub num_scales: u32,
     /// Rows that there is memory for.
     pub num_max_rows: u32,
     /// Blocks that a row is cut into, wide.

@@ -3,10 +3,12 @@ use std::string::String;
 use std::vec;
 use std::vec::Vec;
 
+use cuda_std::float::E4m3;
 use cuda_std::prelude::*;
 use half::bf16;
 use proptest::prelude::*;
 
+use super::SCALE_BLOCK;
 use super::contract::UnpackShape;
 use super::device::*;
 use super::reference::{Case, cases, check};
@@ -27,7 +29,9 @@ const VARIANTS: [Variant; 2] = [Variant::Baseline, Variant::Wide];
 /// What a case's launch reads.
 struct Inputs {
     shape: UnpackShape,
-    rows: Vec<bf16>,
+    /// As the format holds them.
+    rows: Vec<f32>,
+    row_scales: Vec<f32>,
     pair_rows: Vec<i32>,
     topk_weights: Vec<f32>,
     addend: Vec<bf16>,
@@ -38,15 +42,20 @@ impl Inputs {
     fn new(case: &Case, seed: u64) -> Self {
         let (shape, mut rng) = (case.shape, fastrand::Rng::with_seed(seed));
         let permutation = case.pack.permutation(seed);
-        let hidden = shape.rows.hidden as usize;
-        let mut rows = random_halves::<bf16>(&mut rng, shape.rows.rows_elements());
-        for (row, elements) in rows.chunks_mut(hidden).enumerate() {
+        let rounded = |value: f32| match shape.rows.format {
+            RowFormat::Bf16 => bf16::from_f32(value).to_f32(),
+            RowFormat::Fp8 => E4m3::from_f32(100.0 * value).to_f32(),
+        };
+        let mut rows: Vec<f32> =
+            (0..shape.rows.rows_elements()).map(|_| rounded(2.0 * rng.f32() - 1.0)).collect();
+        for (row, elements) in rows.chunks_mut(shape.rows.hidden as usize).enumerate() {
             if permutation.row_pairs.get(row).is_none_or(|&pair| pair < 0) {
-                elements.fill(bf16::NAN);
+                elements.fill(f32::NAN);
             }
         }
         Self {
             rows,
+            row_scales: (0..shape.rows.rows_scales()).map(|_| 0.02 * rng.f32()).collect(),
             topk_weights: permutation.pair_rows.iter().map(|_| rng.f32()).collect(),
             pair_rows: permutation.pair_rows,
             addend: random_halves(&mut rng, shape.addend_elements()),
@@ -57,38 +66,41 @@ impl Inputs {
     fn run(&self, device: &TestDevice, variant: Variant) -> Vec<bf16> {
         let shape = &self.shape;
         shape.check().unwrap();
-        let rows = DeviceMemory::from_slice(&self.rows);
+        let row_scales = DeviceMemory::from_slice(&self.row_scales);
         let pair_rows = DeviceMemory::from_slice(&self.pair_rows);
         let topk_weights = DeviceMemory::from_slice(&self.topk_weights);
         let addend = DeviceMemory::from_slice(&self.addend);
         let out = DeviceMemory::poisoned(shape.rows.x_elements());
-        let (rows, pair_rows, topk_weights) = (rows.view(), pair_rows.view(), topk_weights.view());
-        let addend = if shape.has_addend { addend.view() } else { Global::null() };
-        let (params, out_view) = (shape.params(), out.view_mut());
-        if shape.rows.num_tokens > 0 {
-            match variant {
-                Variant::Baseline => device.launch(
-                    shape.baseline_dims(),
-                    token_unpack_sum_baseline_bf16 {
-                        rows,
-                        pair_rows,
-                        topk_weights,
-                        addend,
-                        params,
-                        out: out_view,
-                    },
-                ),
-                Variant::Wide => device.launch(
-                    shape.wide_dims(),
-                    token_unpack_sum_wide_bf16 {
-                        rows,
-                        pair_rows,
-                        topk_weights,
-                        addend,
-                        params,
-                        out: out_view,
-                    },
-                ),
+        macro_rules! launch {
+            ($T:ident, $baseline:ident, $wide:ident) => {{
+                let rows: Vec<$T> = self.rows.iter().map(|&x| $T::from_f32(x)).collect();
+                let rows = DeviceMemory::from_slice(&rows);
+                macro_rules! kernel {
+                    ($entry:ident) => {
+                        $entry {
+                            rows: rows.view(),
+                            row_scales: row_scales.view(),
+                            pair_rows: pair_rows.view(),
+                            topk_weights: topk_weights.view(),
+                            addend: if shape.has_addend { addend.view() } else { Global::null() },
+                            params: shape.params(),
+                            out: out.view_mut(),
+                        }
+                    };
+                }
+                match variant {
+                    Variant::Baseline => device.launch(shape.baseline_dims(), kernel!($baseline)),
+                    Variant::Wide => device.launch(shape.wide_dims(), kernel!($wide)),
+                }
+            }};
+        }
+        match shape.rows.format {
+            _ if shape.rows.num_tokens == 0 => {}
+            RowFormat::Bf16 => {
+                launch!(bf16, token_unpack_sum_baseline_bf16, token_unpack_sum_wide_bf16);
+            }
+            RowFormat::Fp8 => {
+                launch!(E4m3, token_unpack_sum_baseline_fp8, token_unpack_sum_wide_fp8);
             }
         }
         out.to_vec()
@@ -97,7 +109,14 @@ impl Inputs {
     fn verdict(&self, out: &[bf16]) -> Result<(), String> {
         let hidden = self.shape.rows.hidden as usize;
         let f64s = |halves: &[bf16]| halves.iter().map(|&x| x.to_f64()).collect::<Vec<f64>>();
-        let row = |row: usize, i: usize| self.rows[row * hidden + i].to_f64();
+        let num_scales = self.shape.rows.num_scales() as usize;
+        let row = |row: usize, i: usize| {
+            let scale = match self.shape.rows.format {
+                RowFormat::Bf16 => 1.0,
+                RowFormat::Fp8 => self.row_scales[row * num_scales + i / SCALE_BLOCK as usize],
+            };
+            f64::from(self.rows[row * hidden + i]) * f64::from(scale)
+        };
         let (addend, out) = (f64s(&self.addend), f64s(out));
         check(&self.shape, &self.pair_rows, &self.topk_weights, row, &addend, &out)
     }
@@ -115,7 +134,7 @@ fn check_case(device: &TestDevice, case: &Case, seed: u64) {
 #[test]
 fn both_variants_are_the_oracle_in_any_lane_order() {
     for device in TestDevice::lane_orders() {
-        for case in cases(RowFormat::Bf16) {
+        for case in [cases(RowFormat::Bf16), cases(RowFormat::Fp8)].concat() {
             check_case(&device, &case, 1);
         }
     }
@@ -132,9 +151,10 @@ proptest! {
         units in 1u32..20,
         num_dropped in 0u32..9,
         has_addend: bool,
+        is_fp8: bool,
     ) {
         let permute = PermuteShape::new(num_tokens, top_k, num_experts);
-        let format = (8 * units, RowFormat::Bf16);
+        let format = if is_fp8 { (16 * units, RowFormat::Fp8) } else { (8 * units, RowFormat::Bf16) };
         let pack = token_pack::Case::new("random", permute, Routing::Skewed, format, num_dropped);
         let case = Case { shape: UnpackShape { rows: pack.shape.rows, has_addend }, pack };
         check_case(&TestDevice::seeded(seed), &case, seed);

@@ -1,6 +1,7 @@
 //! Launches of the room `token_pack`.
 
 use bytemuck::Pod;
+use cuda_std::float::E4m3;
 use cuda_std::global::{Global, GlobalMut};
 use gpu_kernels::contract::{ContractError, require, require_len};
 use gpu_kernels::token_pack::contract::PackShape;
@@ -47,7 +48,7 @@ pub struct PackArgs<'a, T> {
     pub row_scales: Option<&'a Buffer<f32>>,
 }
 
-/// An element of rows: bf16, or the byte of an fp8 e4m3.
+/// An element of rows: bf16, or fp8 e4m3.
 pub trait RowElement: Pod {
     /// The format that it is the element of.
     const FORMAT: RowFormat;
@@ -57,7 +58,7 @@ impl RowElement for bf16 {
     const FORMAT: RowFormat = RowFormat::Bf16;
 }
 
-impl RowElement for u8 {
+impl RowElement for E4m3 {
     const FORMAT: RowFormat = RowFormat::Fp8;
 }
 

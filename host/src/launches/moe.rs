@@ -1,6 +1,7 @@
 //! Kernels of the rooms `moe_topk`, `moe_permute`, `token_pack` and `token_unpack`: 4096 tokens.
 
 use anyhow::Result;
+use cuda_std::float::E4m3;
 use gpu_kernels::moe_permute::contract::PermuteShape;
 use gpu_kernels::moe_permute::reference::Routing;
 use gpu_kernels::moe_topk::contract::TopkShape;
@@ -9,7 +10,7 @@ use half::bf16;
 use super::{KernelLaunch, Setting, kernel};
 use crate::harness::Variant::{self, Baseline, Optimized};
 use crate::kernels::moe_topk::TopkVariant::{self, Warp};
-use crate::pairs::moe_permute::{Part, PermuteBench};
+use crate::pairs::moe_permute::{Part, PermuteBench, TokenElement};
 use crate::pairs::moe_topk::{Gating, TopkBench};
 
 pub(super) fn launches() -> Vec<KernelLaunch> {
@@ -25,15 +26,17 @@ pub(super) fn launches() -> Vec<KernelLaunch> {
         kernel("moe_topk_select_warp_f32_e128", select::<f32>(Warp, 128)),
         kernel("moe_topk_select_warp_f32_e256", select::<f32>(Warp, 256)),
         kernel("moe_topk_select_warp_f32_e512", select::<f32>(Warp, 512)),
-        kernel("moe_permute_count_baseline", part(Baseline, Part::Permute, 4096)),
-        kernel("moe_permute_scan_baseline", part(Baseline, Part::Permute, 4096)),
-        kernel("moe_permute_scatter_baseline", part(Baseline, Part::Permute, 4096)),
-        kernel("moe_permute_sort_grid_x1", part(Optimized, Part::Permute, 4096)),
-        kernel("moe_permute_sort_grid_x4", part(Optimized, Part::Permute, 16384)),
-        kernel("token_pack_rows_baseline", part(Baseline, Part::Pack, 4096)),
-        kernel("token_pack_rows_fanout", part(Optimized, Part::Pack, 4096)),
-        kernel("token_unpack_sum_baseline_bf16", part(Baseline, Part::Unpack, 4096)),
-        kernel("token_unpack_sum_wide_bf16", part(Optimized, Part::Unpack, 4096)),
+        kernel("moe_permute_count_baseline", part::<bf16>(Baseline, Part::Permute, 4096)),
+        kernel("moe_permute_scan_baseline", part::<bf16>(Baseline, Part::Permute, 4096)),
+        kernel("moe_permute_scatter_baseline", part::<bf16>(Baseline, Part::Permute, 4096)),
+        kernel("moe_permute_sort_grid_x1", part::<bf16>(Optimized, Part::Permute, 4096)),
+        kernel("moe_permute_sort_grid_x4", part::<bf16>(Optimized, Part::Permute, 16384)),
+        kernel("token_pack_rows_baseline", part::<bf16>(Baseline, Part::Pack, 4096)),
+        kernel("token_pack_rows_fanout", part::<bf16>(Optimized, Part::Pack, 4096)),
+        kernel("token_unpack_sum_baseline_bf16", part::<bf16>(Baseline, Part::Unpack, 4096)),
+        kernel("token_unpack_sum_baseline_fp8", part::<E4m3>(Baseline, Part::Unpack, 4096)),
+        kernel("token_unpack_sum_wide_bf16", part::<bf16>(Optimized, Part::Unpack, 4096)),
+        kernel("token_unpack_sum_wide_fp8", part::<E4m3>(Optimized, Part::Unpack, 4096)),
     ]
 }
 
@@ -54,7 +57,11 @@ fn select<T: Gating>(
 }
 
 /// One part of a permutation and what follows from it, after those that it builds on.
-fn part(variant: Variant, part: Part, num_tokens: u32) -> impl Fn(&Setting<'_>) -> Result<()> {
+fn part<T: TokenElement>(
+    variant: Variant,
+    part: Part,
+    num_tokens: u32,
+) -> impl Fn(&Setting<'_>) -> Result<()> {
     move |setting| {
         let device = &setting.devices[0];
         // More pairs than the device sorts one a thread; their elements do not matter.
@@ -66,7 +73,7 @@ fn part(variant: Variant, part: Part, num_tokens: u32) -> impl Fn(&Setting<'_>) 
         };
         let hidden = if is_many { 8 } else { setting.pick(7168, 64) };
         let shape = PermuteShape::new(num_tokens, 8, 256);
-        let bench = PermuteBench::new(device, shape, hidden, Routing::Uniform, 1)?;
+        let bench = PermuteBench::<T>::new(device, shape, hidden, Routing::Uniform, 1)?;
         if part != Part::Permute {
             bench.run(Optimized, Part::Permute, 0)?;
         }

@@ -133,6 +133,7 @@ impl ExpertsPass {
         self.down.run(stream, down)?;
         let sum = UnpackArgs {
             rows: &self.rows,
+            row_scales: None,
             pair_rows: self.permutation.pair_rows(),
             topk_weights,
             addend: Some(x),

@@ -268,6 +268,7 @@ impl Layer {
             Op::Unpack => {
                 let args = UnpackArgs {
                     rows: &self.expert_rows,
+                    row_scales: None,
                     pair_rows: self.permutation.pair_rows(),
                     topk_weights: received.topk_weights,
                     addend: None,
@@ -366,6 +367,7 @@ impl Shared {
             _ => {
                 let args = UnpackArgs {
                     rows: &self.routed,
+                    row_scales: None,
                     pair_rows: &self.own_rows,
                     topk_weights: &self.ones,
                     addend: Some(&self.y),
