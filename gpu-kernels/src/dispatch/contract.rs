@@ -99,6 +99,12 @@ impl ExchangeShape {
         2 * (self.ep_size as usize - 1) * num_senders as usize
     }
 
+    /// Words of `late`: of dispatch and combine by rank, and the first call that missed any message.
+    /// // [2 * ep_size + 1]
+    pub fn late_words(&self) -> usize {
+        2 * self.ep_size as usize + 1
+    }
+
     /// Words of each rank's staging area, packets variant.
     pub fn packet_words(&self) -> usize {
         self.num_records() * 4 * (self.row_units() + (2 * self.topk).div_ceil(4)) as usize

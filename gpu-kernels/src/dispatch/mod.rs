@@ -43,7 +43,8 @@
 //! # Waiting
 //! A block waits for the same block (bulk) or the same tokens (packets) of its peers only, so
 //! blocks need not all be resident. After `timeout_us` it gives up, counts what it missed in
-//! `late[rank]`, and ends. Calls after that are not valid.
+//! `late` (`[2, ep_size]`, dispatch and combine by rank, and behind them the first call that missed any),
+//! and ends. Calls after that are not valid: they end at once.
 //!
 //! # What bounds it
 //! The wire: remote rows at about 368 GB/s with both ways busy. Few tokens: the chain launch, load,
@@ -92,6 +93,15 @@ pub(crate) const RANKS_AT: u32 = BASES_AT + 8 * MAX_LANES;
 pub(crate) const GAVE_UP_AT: u32 = RANKS_AT + 2 * 4 * BULK_HELPERS;
 /// Bytes of shared memory of the bulk variant.
 pub const BULK_SHARED_BYTES: u32 = GAVE_UP_AT + 16;
+
+/// Which half of an exchange a call is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    /// Tokens to their experts.
+    Dispatch,
+    /// Results to their tokens.
+    Combine,
+}
 
 /// The sizes that kernels of dispatch and combine take by value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]

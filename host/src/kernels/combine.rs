@@ -9,7 +9,7 @@ use gpu_kernels::dispatch::contract::{ExchangeLaunch, ExchangeShape};
 use half::bf16;
 
 use super::KernelError;
-use super::dispatch::{Pusher, filled};
+use super::dispatch::{DispatchPush, Pusher, filled, num_tokens_of};
 use crate::comm::{Rank, SymmetricBuffer};
 use crate::device::{Buffer, Stream};
 
@@ -27,12 +27,10 @@ pub struct CombineArgs<'a> {
 impl CombineArgs<'_> {
     /// The number of tokens, if all lengths agree on it.
     pub(crate) fn check(&self, shape: &ExchangeShape) -> Result<u32, ContractError> {
-        let num_tokens = self.topk_ids.len() / shape.topk as usize;
-        shape.check_tokens(num_tokens)?;
-        require_len("topk_ids", num_tokens * shape.topk as usize, self.topk_ids.len())?;
-        require_len("out", num_tokens * shape.hidden as usize, self.out.len())?;
+        let num_tokens = num_tokens_of(shape, self.topk_ids)?;
+        require_len("out", num_tokens as usize * shape.hidden as usize, self.out.len())?;
         require_len("partial", shape.slot_elements(), self.partial.len())?;
-        Ok(num_tokens as u32)
+        Ok(num_tokens)
     }
 
     fn keep(&self, stream: &Stream) {
@@ -56,19 +54,20 @@ pub struct CombineDirect {
 }
 
 impl CombineDirect {
-    /// Few tokens: packets into the peers' staging areas. All ranks make it together.
+    /// What `dispatch` brought, when there are few tokens: packets into the peers' staging areas. All
+    /// ranks make it together.
     ///
     /// # Errors
-    /// Sizes that the contract refuses; ranks that disagree or do not reach each other; too little
+    /// A launch that the contract refuses; ranks that disagree or do not reach each other; too little
     /// memory.
     pub fn packets(
         rank: &Rank,
-        shape: ExchangeShape,
+        dispatch: &DispatchPush,
         launch: ExchangeLaunch,
     ) -> Result<Self, KernelError> {
         launch.check_packets()?;
-        let pusher = Pusher::new(rank, shape, launch)?;
-        let staging = filled(rank, shape.combine_words(), POISON)?;
+        let pusher = Pusher::beside(rank, &dispatch.pusher, launch)?;
+        let staging = filled(rank, pusher.shape.combine_words(), POISON)?;
         Ok(Self { pusher, way: Way::Packets { staging } })
     }
 
@@ -79,13 +78,13 @@ impl CombineDirect {
     /// As [`packets`](Self::packets).
     pub fn push(
         rank: &Rank,
-        shape: ExchangeShape,
+        dispatch: &DispatchPush,
         launch: ExchangeLaunch,
     ) -> Result<Self, KernelError> {
         launch.check_push()?;
-        let pusher = Pusher::new(rank, shape, launch)?;
-        let staging = rank.symmetric_alloc(shape.combine_staging_words())?;
-        let signals = filled(rank, shape.num_signals(launch.num_senders), 0)?;
+        let pusher = Pusher::beside(rank, &dispatch.pusher, launch)?;
+        let staging = rank.symmetric_alloc(pusher.shape.combine_staging_words())?;
+        let signals = filled(rank, pusher.shape.num_signals(launch.num_senders), 0)?;
         Ok(Self { pusher, way: Way::Push { staging, signals } })
     }
 
@@ -96,12 +95,12 @@ impl CombineDirect {
     /// As [`packets`](Self::packets).
     pub fn pull(
         rank: &Rank,
-        shape: ExchangeShape,
+        dispatch: &DispatchPush,
         launch: ExchangeLaunch,
     ) -> Result<Self, KernelError> {
         launch.check_pull()?;
-        let pusher = Pusher::new(rank, shape, launch)?;
-        let signals = filled(rank, shape.num_pull_signals(launch.num_blocks), POISON)?;
+        let pusher = Pusher::beside(rank, &dispatch.pusher, launch)?;
+        let signals = filled(rank, pusher.shape.num_pull_signals(launch.num_blocks), POISON)?;
         Ok(Self { pusher, way: Way::Pull { signals } })
     }
 
@@ -114,11 +113,6 @@ impl CombineDirect {
             }
             Way::Pull { signals } => signals.local().num_bytes(),
         }
-    }
-
-    /// As [`DispatchPush::late`](super::dispatch::DispatchPush::late). // [ep_size]
-    pub fn late(&self) -> &Buffer<u32> {
-        &self.pusher.late
     }
 
     /// Messages that a call expects from a peer that owns experts of these tokens.

@@ -3,6 +3,8 @@
 //! A pusher is made on every rank together, for it lies in symmetric memory; its calls, too, all
 //! ranks make together and in the same order.
 
+use std::sync::Arc;
+
 use gpu_kernels::contract::{ContractError, require_len};
 use gpu_kernels::dispatch::contract::{ExchangeLaunch, ExchangeShape};
 use gpu_kernels::dispatch::device::{
@@ -29,12 +31,10 @@ pub struct DispatchArgs<'a> {
 impl DispatchArgs<'_> {
     /// The number of tokens, if all lengths agree on it.
     pub(crate) fn check(&self, shape: &ExchangeShape) -> Result<u32, ContractError> {
-        let num_tokens = self.topk_ids.len() / shape.topk as usize;
-        shape.check_tokens(num_tokens)?;
-        require_len("topk_ids", num_tokens * shape.topk as usize, self.topk_ids.len())?;
+        let num_tokens = num_tokens_of(shape, self.topk_ids)?;
         require_len("topk_weights", self.topk_ids.len(), self.topk_weights.len())?;
-        require_len("x", num_tokens * shape.hidden as usize, self.x.len())?;
-        Ok(num_tokens as u32)
+        require_len("x", num_tokens as usize * shape.hidden as usize, self.x.len())?;
+        Ok(num_tokens)
     }
 
     fn keep(&self, stream: &Stream) {
@@ -42,6 +42,17 @@ impl DispatchArgs<'_> {
         stream.keep(self.topk_ids);
         stream.keep(self.topk_weights);
     }
+}
+
+/// How many tokens these are the ids of.
+pub(super) fn num_tokens_of(
+    shape: &ExchangeShape,
+    topk_ids: &Buffer<i32>,
+) -> Result<u32, ContractError> {
+    let num_tokens = topk_ids.len() / shape.topk as usize;
+    shape.check_tokens(num_tokens)?;
+    require_len("topk_ids", num_tokens * shape.topk as usize, topk_ids.len())?;
+    Ok(num_tokens as u32)
 }
 
 /// What a rank receives, in its memory.
@@ -69,24 +80,39 @@ pub(super) struct Pusher {
     pub(super) launch: ExchangeLaunch,
     ep_rank: u32,
     pub(super) epochs: Buffer<u32>,
-    pub(super) late: Buffer<u32>,
+    /// Of dispatch and combine. // [2 * ep_size + 1]
+    pub(super) late: Arc<Buffer<u32>>,
 }
 
 impl Pusher {
-    pub(super) fn new(
+    fn new(rank: &Rank, shape: ExchangeShape, launch: ExchangeLaunch) -> Result<Self, KernelError> {
+        shape.check()?;
+        require_len("ranks", shape.ep_size as usize, rank.size())?;
+        let late = Arc::new(rank.device().alloc_zeroed(shape.late_words())?);
+        Self::with(rank, shape, launch, late)
+    }
+
+    /// For the same tokens as `other`.
+    pub(super) fn beside(
+        rank: &Rank,
+        other: &Self,
+        launch: ExchangeLaunch,
+    ) -> Result<Self, KernelError> {
+        Self::with(rank, other.shape, launch, other.late.clone())
+    }
+
+    fn with(
         rank: &Rank,
         shape: ExchangeShape,
         launch: ExchangeLaunch,
+        late: Arc<Buffer<u32>>,
     ) -> Result<Self, KernelError> {
-        shape.check()?;
-        require_len("ranks", shape.ep_size as usize, rank.size())?;
-        let device = rank.device();
         Ok(Self {
             shape,
             launch,
             ep_rank: rank.index() as u32,
-            epochs: device.alloc_zeroed(launch.num_blocks as usize)?,
-            late: device.alloc_zeroed(shape.ep_size as usize)?,
+            epochs: rank.device().alloc_zeroed(launch.num_blocks as usize)?,
+            late,
         })
     }
 
@@ -96,7 +122,7 @@ impl Pusher {
 
     pub(super) fn keep(&self, stream: &Stream) {
         stream.keep(&self.epochs);
-        stream.keep(&self.late);
+        stream.keep(&*self.late);
     }
 }
 
@@ -119,7 +145,7 @@ enum Way {
 
 /// Pushes straight to the peers, and holds what comes from them.
 pub struct DispatchPush {
-    pusher: Pusher,
+    pub(super) pusher: Pusher,
     way: Way,
 }
 
@@ -205,8 +231,9 @@ impl DispatchPush {
             }
     }
 
-    /// Messages that were missing when waiting ended, by rank they should have come from; all 0
-    /// while all is well. // [ep_size]
+    /// Messages that were missing when waiting ended, by rank they should have come from: of dispatch,
+    /// then of the combine beside it. Behind them the first call that missed any. All 0 while all is
+    /// well. // [2 * ep_size + 1]
     pub fn late(&self) -> &Buffer<u32> {
         &self.pusher.late
     }

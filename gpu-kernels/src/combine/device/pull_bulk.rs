@@ -5,9 +5,10 @@ use cuda_std::prelude::*;
 use super::super::PULL_CHUNK_SHIFT;
 use super::chunks::Chunks;
 use super::ring::{self, Member};
-use crate::dispatch::ExchangeParams;
-use crate::dispatch::device::packets::{self, Deadline, POISON};
+use crate::dispatch::device::deadline::Deadline;
+use crate::dispatch::device::packets::{self, POISON};
 use crate::dispatch::device::signals::{Signals, rank_after};
+use crate::dispatch::{ExchangeParams, Half};
 
 /// Signals: where the sender's partial results for the receiver lie, two words.
 const ADDRESS: [u32; 2] = [0, 1];
@@ -22,7 +23,7 @@ pub unsafe fn combine_pull_bulk(
     signal_ptrs: Global<u64>, // [ep_size], of [3, ep_size - 1, num_blocks]
     out: GlobalMut<u32>,      // [num_tokens, row_units, 4]
     epochs: GlobalMut<u32>,   // [num_blocks]
-    late: GlobalMut<u32>,     // [ep_size]
+    late: GlobalMut<u32>,     // [2 * ep_size + 1]
     params: ExchangeParams,
 ) {
     grid::launch_dependents();
@@ -31,9 +32,9 @@ pub unsafe fn combine_pull_bulk(
     let is_issuer = thread == 0;
     let (block, num_blocks) = (thread::block_idx_x(), thread::grid_dim_x());
     let chunks = Chunks::new(block, num_blocks, PULL_CHUNK_SHIFT, params.num_tokens);
-    let deadline = Deadline::after_us(params.timeout_us);
-    let signals = Signals { signal_ptrs, late, params: &params };
     let epoch = epochs.load(block as usize).wrapping_add(1);
+    let deadline = Deadline::of_call(Half::Combine, epoch, late, &params);
+    let signals = Signals { signal_ptrs, deadline, params: &params };
     // A thread of the second warp deals with one rank: this one at step 0.
     let step = thread.wrapping_sub(warp::WARP_SIZE);
     let has_peer = (1..params.ep_size).contains(&step);
@@ -52,6 +53,9 @@ pub unsafe fn combine_pull_bulk(
         ring::first_rows().store(params.ep_rank as usize, parts_of(params.ep_rank));
     }
     thread::sync_threads();
+    if is_issuer {
+        epochs.store(block as usize, epoch);
+    }
     if has_peer {
         let words = ADDRESS.map(|kind| signals.heard(kind, step, block));
         let low = packets::wait(words[0], 0, deadline);
@@ -85,11 +89,8 @@ pub unsafe fn combine_pull_bulk(
         }
         thread::sync_threads();
     }
-    if is_issuer {
-        epochs.store(block as usize, epoch);
-    }
     if has_peer {
         atomic::store_release_sys(signals.told(DONE, step, block), 0, epoch);
-        signals.wait(DONE, step, block, epoch, deadline, 1);
+        signals.wait(DONE, step, block, epoch, 1);
     }
 }

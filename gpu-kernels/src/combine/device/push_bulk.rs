@@ -7,9 +7,9 @@ use super::super::push_chunk_shift;
 use super::chunks::Chunks;
 use super::ring::{self, Member};
 use super::sender::{PROGRESS, READY, Sender, progress_of};
-use crate::dispatch::ExchangeParams;
-use crate::dispatch::device::packets::Deadline;
+use crate::dispatch::device::deadline::Deadline;
 use crate::dispatch::device::signals::{Signals, rank_after, step_to};
+use crate::dispatch::{ExchangeParams, Half};
 
 /// Blocks with chunks of tokens. Of the first `num_senders` one thread each sends to the peers, the
 /// others are groups that add.
@@ -22,7 +22,7 @@ pub unsafe fn combine_push_bulk(
     signal_ptrs: Global<u64>,   // [ep_size], of [2, ep_size - 1, num_senders]
     out: GlobalMut<u32>,        // [num_tokens, row_units, 4]
     epochs: GlobalMut<u32>,     // [num_blocks]
-    late: GlobalMut<u32>,       // [ep_size]
+    late: GlobalMut<u32>,       // [2 * ep_size + 1]
     params: ExchangeParams,
 ) {
     let thread = thread::thread_idx_x();
@@ -32,9 +32,9 @@ pub unsafe fn combine_push_bulk(
     let (block, grid) = (thread::block_idx_x(), thread::grid_dim_x());
     let num_senders = params.num_senders;
     let is_sender = block < num_senders;
-    let deadline = Deadline::after_us(params.timeout_us);
-    let signals = Signals { signal_ptrs, late, params: &params };
     let epoch = epochs.load(block as usize).wrapping_add(1);
+    let deadline = Deadline::of_call(Half::Combine, epoch, late, &params);
+    let signals = Signals { signal_ptrs, deadline, params: &params };
     let shift = push_chunk_shift(num_senders);
     let chunks = match is_sender {
         true => Chunks::new(block, num_senders, shift, params.num_max_tokens),
@@ -72,12 +72,15 @@ pub unsafe fn combine_push_bulk(
     };
     note(0);
     thread::sync_threads();
+    if is_issuer {
+        epochs.store(block as usize, epoch);
+    }
     let mut sender = Sender::new(partial, chunks, signals, epoch);
     if is_sender {
         if is_issuer {
             sender.begin_round(0);
         }
-        if has_peer && !signals.wait(READY, step, block, epoch, deadline, 1) {
+        if has_peer && !signals.wait(READY, step, block, epoch, 1) {
             ring::gave_up().store(0, 1);
         }
         thread::sync_threads();
@@ -97,7 +100,7 @@ pub unsafe fn combine_push_bulk(
                 let source = step_to(rank, &params);
                 let target = progress_of(epoch, all / num_senders + 1, shift, &params);
                 // Every rank that is late is counted: the one that died is late with most.
-                all_have &= signals.wait(PROGRESS, source, all % num_senders, target, deadline, 1);
+                all_have &= signals.wait(PROGRESS, source, all % num_senders, target, 1);
             }
         }
         all_have
@@ -122,8 +125,5 @@ pub unsafe fn combine_push_bulk(
         if is_issuer && is_sender && first < chunks.num_chunks() {
             sender.begin_round(first);
         }
-    }
-    if is_issuer {
-        epochs.store(block as usize, epoch);
     }
 }

@@ -4,9 +4,10 @@ use cuda_std::prelude::*;
 
 use super::super::PACKETS_THREADS;
 use super::{add, id_of_lane, round};
-use crate::dispatch::ExchangeParams;
-use crate::dispatch::device::packets::{self, Deadline, Peers, Records, owner_of, ranks_of};
+use crate::dispatch::device::deadline::Deadline;
+use crate::dispatch::device::packets::{self, Peers, Records, owner_of, ranks_of};
 use crate::dispatch::device::signals::step_to;
+use crate::dispatch::{ExchangeParams, Half};
 
 /// Times 16 bytes that a thread has in flight.
 const UNITS: usize = 2;
@@ -21,7 +22,7 @@ pub unsafe fn combine_push_packets(
     peer_ptrs: Global<u64>,     // [ep_size], of staging areas
     out: GlobalMut<u32>,        // [num_tokens, row_units, 4]
     epochs: GlobalMut<u32>,     // [num_blocks]
-    late: GlobalMut<u32>,       // [ep_size]
+    late: GlobalMut<u32>,       // [2 * ep_size + 1]
     params: ExchangeParams,
 ) {
     grid::launch_dependents();
@@ -29,10 +30,10 @@ pub unsafe fn combine_push_packets(
     let warp_idx = thread::thread_idx_x() / warp::WARP_SIZE;
     let peers = Peers::new(peer_ptrs, &params);
     grid::wait_prerequisites();
-    let deadline = Deadline::after_us(params.timeout_us);
     let epoch = epochs.load(block as usize);
+    let deadline = Deadline::of_call(Half::Combine, epoch, late, &params);
     let records = Records::new(epoch, 16 * params.row_units, &params);
-    let calls = Calls { peers, late, deadline, epoch, params: &params };
+    let calls = Calls { peers, deadline, epoch, params: &params };
     let tokens = Tokens { partial, peers, records, params: &params };
     if block == 0 && warp_idx == 0 {
         calls.tell();
@@ -44,7 +45,7 @@ pub unsafe fn combine_push_packets(
     }
     token = block;
     while token < params.num_tokens {
-        tokens.receive(topk_ids, out, late, deadline, token);
+        tokens.receive(topk_ids, out, deadline, token);
         token += thread::grid_dim_x();
     }
     if block == 0 && warp_idx == 0 {
@@ -63,7 +64,6 @@ pub unsafe fn combine_push_packets(
 #[derive(Clone, Copy)]
 struct Calls<'a> {
     peers: Peers,
-    late: GlobalMut<u32>,
     deadline: Deadline,
     epoch: u32,
     params: &'a ExchangeParams,
@@ -102,11 +102,7 @@ impl Calls<'_> {
             while (atomic::load_relaxed_sys(words, area).wrapping_sub(self.epoch) as i32) < 0 {
                 num_looks += 1;
                 if self.deadline.has_passed(num_looks) {
-                    atomic::fetch_add_relaxed_gpu(
-                        self.late,
-                        self.peers.rank_after(step) as usize,
-                        1,
-                    );
+                    self.deadline.count_late(self.peers.rank_after(step), 1);
                     break;
                 }
             }
@@ -172,7 +168,6 @@ impl Tokens<'_> {
         self,
         topk_ids: Global<i32>,
         out: GlobalMut<u32>,
-        late: GlobalMut<u32>,
         deadline: Deadline,
         token: u32,
     ) {
@@ -229,7 +224,7 @@ impl Tokens<'_> {
         for rank in 0..params.ep_size {
             let is_late = warp::warp_vote_any(warp::FULL_MASK, late_ranks >> rank & 1 != 0);
             if is_late && warp::lane_id() == 0 {
-                atomic::fetch_add_relaxed_gpu(late, rank as usize, 1);
+                deadline.count_late(rank, 1);
             }
         }
     }

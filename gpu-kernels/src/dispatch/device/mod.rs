@@ -2,6 +2,7 @@
 // A kernel is one thread's program; its safety is the launch's, and stands in the contract.
 #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, clippy::too_many_arguments)]
 
+pub(crate) mod deadline;
 mod pack;
 pub(crate) mod packets;
 mod push_bulk;

@@ -8,33 +8,12 @@
 use cuda_std::prelude::*;
 
 use super::super::ExchangeParams;
+use super::deadline::Deadline;
 
 /// A word that has not arrived.
 pub const POISON: u32 = u32::MAX;
 /// What is sent instead of it: as a pair of bf16, or as a f32, it is a NaN like the other.
 const NOT_POISON: u32 = POISON - 1;
-/// Looks at a packet between two at the clock.
-const LOOKS_PER_CLOCK: u32 = 64;
-
-/// When waiting ends.
-#[derive(Clone, Copy)]
-pub(crate) struct Deadline {
-    end_ns: u64,
-}
-
-impl Deadline {
-    #[inline(always)]
-    pub(crate) fn after_us(timeout_us: u32) -> Self {
-        Self { end_ns: thread::global_timer_ns() + 1000 * u64::from(timeout_us) }
-    }
-
-    /// Whether to give up, asked for the `num_looks`-th time; lets others run.
-    #[inline(always)]
-    pub(crate) fn has_passed(self, num_looks: u32) -> bool {
-        thread::spin_pause();
-        num_looks.is_multiple_of(LOOKS_PER_CLOCK) && thread::global_timer_ns() > self.end_ns
-    }
-}
 
 /// Sends 16 bytes.
 #[inline(always)]

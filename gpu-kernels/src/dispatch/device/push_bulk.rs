@@ -4,10 +4,11 @@ use cuda_std::bulk::Mbarrier;
 use cuda_std::prelude::*;
 
 use super::super::{
-    BARRIERS_AT, BASES_AT, BULK_HELPERS, ExchangeParams, GAVE_UP_AT, MAX_PIECE_BYTES, NUM_STAGES,
-    NUM_STORES_IN_FLIGHT, RANKS_AT,
+    BARRIERS_AT, BASES_AT, BULK_HELPERS, ExchangeParams, GAVE_UP_AT, Half, MAX_PIECE_BYTES,
+    NUM_STAGES, NUM_STORES_IN_FLIGHT, RANKS_AT,
 };
-use super::packets::{Deadline, owner_of};
+use super::deadline::Deadline;
+use super::packets::owner_of;
 use super::signals::{Signals, rank_after};
 
 /// Signal: the receiver's area is free.
@@ -29,7 +30,7 @@ pub unsafe fn dispatch_push_bulk(
     recv_topk_weights_ptrs: Global<u64>, // [ep_size], of [ep_size, num_max_tokens, topk]
     signal_ptrs: Global<u64>,            // [ep_size], of [2, ep_size - 1, num_senders]
     epochs: GlobalMut<u32>,              // [num_blocks]
-    late: GlobalMut<u32>,                // [ep_size]
+    late: GlobalMut<u32>,                // [2 * ep_size + 1]
     params: ExchangeParams,
 ) {
     grid::launch_dependents();
@@ -38,7 +39,6 @@ pub unsafe fn dispatch_push_bulk(
     let is_issuer = thread == 0;
     let helper = thread.wrapping_sub(warp::WARP_SIZE);
     let share = Share::of_this_block(&params);
-    let deadline = Deadline::after_us(params.timeout_us);
     let routing = Routing {
         topk_ids,
         topk_weights,
@@ -55,7 +55,8 @@ pub unsafe fn dispatch_push_bulk(
     }
     let block = thread::block_idx_x();
     let epoch = epochs.load(block as usize).wrapping_add(1);
-    let signals = Signals { signal_ptrs, late, params: &params };
+    let deadline = Deadline::of_call(Half::Dispatch, epoch, late, &params);
+    let signals = Signals { signal_ptrs, deadline, params: &params };
     // A helper deals with one peer.
     let step = helper.wrapping_add(1);
     let has_peer = share.is_remote && (1..params.ep_size).contains(&step);
@@ -72,7 +73,10 @@ pub unsafe fn dispatch_push_bulk(
         routing.note_ranks(0, helper);
     }
     thread::sync_threads();
-    if has_peer && !signals.wait(READY, step, block, epoch, deadline, 1) {
+    if is_issuer {
+        epochs.store(block as usize, epoch);
+    }
+    if has_peer && !signals.wait(READY, step, block, epoch, 1) {
         gave_up().store(0, 1);
     }
     thread::sync_threads();
@@ -100,17 +104,14 @@ pub unsafe fn dispatch_push_bulk(
         bulk::wait_group::<0>();
     }
     thread::sync_threads();
-    if is_issuer {
-        epochs.store(block as usize, epoch);
-        if share.is_remote {
-            atomic::fence_acq_rel_sys();
-            for step in 1..params.ep_size {
-                signals.tell(DONE, step, block, epoch);
-            }
+    if is_issuer && share.is_remote {
+        atomic::fence_acq_rel_sys();
+        for step in 1..params.ep_size {
+            signals.tell(DONE, step, block, epoch);
         }
     }
     if has_peer {
-        signals.wait(DONE, step, block, epoch, deadline, 1);
+        signals.wait(DONE, step, block, epoch, 1);
     }
 }
 

@@ -2,8 +2,9 @@
 
 use cuda_std::prelude::*;
 
-use super::super::{ExchangeParams, PACKETS_THREADS};
-use super::packets::{self, Deadline, Peers, Records, owner_of, ranks_of};
+use super::super::{ExchangeParams, Half, PACKETS_THREADS};
+use super::deadline::Deadline;
+use super::packets::{self, Peers, Records, owner_of, ranks_of};
 
 /// Times 16 bytes that a thread has in flight.
 const UNITS: usize = 2;
@@ -19,17 +20,17 @@ pub unsafe fn dispatch_push_packets(
     recv_topk_ids: GlobalMut<i32>,     // [ep_size, num_max_tokens, topk]
     recv_topk_weights: GlobalMut<f32>, // [ep_size, num_max_tokens, topk]
     epochs: GlobalMut<u32>,            // [num_blocks]
-    late: GlobalMut<u32>,              // [ep_size]
+    late: GlobalMut<u32>,              // [2 * ep_size + 1]
     params: ExchangeParams,
 ) {
     grid::launch_dependents();
     let block = thread::block_idx_x();
     let peers = Peers::new(peer_ptrs, &params);
     grid::wait_prerequisites();
-    let deadline = Deadline::after_us(params.timeout_us);
     let epoch = epochs.load(block as usize);
+    let deadline = Deadline::of_call(Half::Dispatch, epoch, late, &params);
     let records = Records::new(epoch, 16 * record_units(&params), &params);
-    let received = Received { recv_x, recv_topk_ids, recv_topk_weights, late, params };
+    let received = Received { recv_x, recv_topk_ids, recv_topk_weights, params };
 
     let mut token = block;
     while token < params.num_max_tokens {
@@ -93,7 +94,6 @@ struct Received {
     recv_x: GlobalMut<u32>,
     recv_topk_ids: GlobalMut<i32>,
     recv_topk_weights: GlobalMut<f32>,
-    late: GlobalMut<u32>,
     params: ExchangeParams,
 }
 
@@ -211,7 +211,7 @@ unsafe fn receive(
     let arrived = if has_entry { packets::wait(record, word, deadline) } else { Some(0) };
     if warp::warp_vote_any(warp::FULL_MASK, arrived.is_none()) {
         if is_first_warp && lane == 0 {
-            atomic::fetch_add_relaxed_gpu(received.late, source as usize, 1);
+            deadline.count_late(source, 1);
         }
         return;
     }
@@ -249,6 +249,6 @@ unsafe fn receive(
         }
     }
     if warp::warp_vote_any(warp::FULL_MASK, is_late) && lane == 0 {
-        atomic::fetch_add_relaxed_gpu(received.late, source as usize, 1);
+        deadline.count_late(source, 1);
     }
 }

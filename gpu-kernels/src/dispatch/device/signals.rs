@@ -3,14 +3,14 @@
 use cuda_std::prelude::*;
 
 use super::super::ExchangeParams;
-use super::packets::Deadline;
+use super::deadline::Deadline;
 
 /// Words on each rank that its peers write: of several kinds, one for each peer and each block that
 /// sends. // [kinds, ep_size - 1, num_senders]
 #[derive(Clone, Copy)]
 pub(crate) struct Signals<'a> {
     pub(crate) signal_ptrs: Global<u64>,
-    pub(crate) late: GlobalMut<u32>,
+    pub(crate) deadline: Deadline,
     pub(crate) params: &'a ExchangeParams,
 }
 
@@ -50,7 +50,6 @@ impl Signals<'_> {
         step: u32,
         block: u32,
         value: u32,
-        deadline: Deadline,
         num_messages: u32,
     ) -> bool {
         let word = self.heard(kind, step, block).as_const();
@@ -58,7 +57,7 @@ impl Signals<'_> {
         // Values wrap around: compared by their difference.
         while (atomic::load_relaxed_sys(word, 0).wrapping_sub(value) as i32) < 0 {
             num_looks += 1;
-            if deadline.has_passed(num_looks) {
+            if self.deadline.has_passed(num_looks) {
                 self.is_late(step, num_messages);
                 return false;
             }
@@ -70,8 +69,7 @@ impl Signals<'_> {
     /// Counts messages of the rank `step` after this one that did not come.
     #[inline(always)]
     pub(crate) unsafe fn is_late(self, step: u32, num_messages: u32) {
-        let peer = rank_after(step, self.params);
-        atomic::fetch_add_relaxed_gpu(self.late, peer as usize, num_messages);
+        self.deadline.count_late(rank_after(step, self.params), num_messages);
     }
 }
 

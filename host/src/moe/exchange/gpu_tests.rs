@@ -7,6 +7,7 @@ use gpu_kernels::dispatch::reference::{Case, Routing, cases};
 use super::tests::shared;
 use super::*;
 use crate::comm::World;
+use crate::device::Device;
 
 fn world(size: usize) -> World {
     World::cuda(size).unwrap_or_else(|error| panic!("this test needs {size} GPUs: {error}"))
@@ -54,6 +55,20 @@ fn check_all(
 #[ignore = "needs 1 GPU"]
 fn a_world_of_one_gpu_exchanges_with_itself() {
     check_all(1, &cases(1), |rank, case, options| shared::both_ways(rank, case, options, 5));
+}
+
+/// For sanitizers, too, which run kernels one at a time: none waits for another one here.
+#[test]
+#[ignore = "needs 1 GPU"]
+fn a_mirror_on_a_gpu_exchanges_with_itself() {
+    let device = Device::cuda(0).unwrap_or_else(|error| panic!("this test needs a GPU: {error}"));
+    let num_sms = Some(16);
+    for way in [Way::Bulk, Way::Packets] {
+        let options = ExchangeOptions { way: Some(way), num_sms, ..ExchangeOptions::default() };
+        for case in cases(2) {
+            shared::mirrored(&device, &case, options).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -107,5 +122,26 @@ fn a_dead_rank_is_named_on_gpus_too() {
         println!("{said}");
         assert!(said.contains("dispatch: gave up on rank 1 after 500ms: expected"), "{said}");
         assert!(said.ends_with("saw 0"), "{said}");
+    }
+}
+
+/// The killed rank's thread ends with its kernels under way. The other one has given its stream a
+/// hundred calls more, and ends in the time of one wait; after that both GPUs are as good as new.
+#[test]
+#[ignore = "needs 2 GPUs"]
+fn a_rank_killed_in_mid_dispatch_ends_the_other_and_leaves_the_gpus_usable() {
+    let timeout = Duration::from_millis(500);
+    for (way, num_sms) in [(Way::Bulk, None), (Way::Bulk, Some(16)), (Way::Packets, None)] {
+        let options =
+            ExchangeOptions { way: Some(way), timeout, num_sms, ..ExchangeOptions::default() };
+        let case = large(2, Routing::Uniform);
+        let (num_calls, longest) = ([120, 20], 2 * timeout);
+        let results =
+            shared::a_rank_is_killed_among_calls(&world(2), &case, options, num_calls, longest);
+        let said = results[0].as_ref().unwrap_err().to_string();
+        println!("{said}");
+        assert!(said.contains("dispatch: gave up on rank 1 after 500ms: expected"), "{said}");
+        let again = world(2).try_run(|rank| shared::both_ways(rank, &case, options, 1));
+        again.unwrap();
     }
 }

@@ -24,7 +24,9 @@
 //! # When a rank is late
 //! No wait on a device is endless. After [`ExchangeOptions::timeout`] the kernels give up and end, and
 //! [`Exchange::synchronize`] says so: which rank waited for which, in what, how many messages it
-//! expected and how many it saw. The exchange is of no use after that.
+//! expected and how many it saw. Calls that are in the stream behind the first one that waited in vain do
+//! not wait, of either half, so that a model of many layers ends in that time, too. The exchange is of no
+//! use after that; the devices are.
 
 mod error;
 #[cfg(test)]

@@ -9,7 +9,7 @@ use gpu_kernels::dispatch::reference::ranks_of;
 use super::{CombineArgs, DispatchArgs, ExchangeError, ExchangeOptions, Phase, ReceivedViews, Way};
 use super::{MAX_PULLING_SMS, usual_way};
 use crate::comm::Rank;
-use crate::device::{Buffer, Device, Extent, Stream};
+use crate::device::{Device, Extent, Stream};
 use crate::kernels::combine::CombineDirect;
 use crate::kernels::dispatch::DispatchPush;
 
@@ -57,15 +57,15 @@ impl OneSidedExchange {
         };
         let combine = match way {
             Way::Bulk if num_sms <= MAX_PULLING_SMS => {
-                CombineDirect::pull(rank, shape, launch(num_sms, num_sms))?
+                CombineDirect::pull(rank, &dispatch, launch(num_sms, num_sms))?
             }
             Way::Bulk => {
                 let num_senders = num_sms / 2;
-                CombineDirect::push(rank, shape, launch(num_sms, num_senders))?
+                CombineDirect::push(rank, &dispatch, launch(num_sms, num_senders))?
             }
             Way::Packets => {
                 let num_blocks = num_sms.clamp(1, shape.num_max_tokens_per_rank);
-                CombineDirect::packets(rank, shape, launch(num_blocks, num_blocks))?
+                CombineDirect::packets(rank, &dispatch, launch(num_blocks, num_blocks))?
             }
         };
         Ok(Self {
@@ -109,17 +109,18 @@ impl OneSidedExchange {
 
     pub(super) fn synchronize(&self, stream: &Stream) -> Result<(), ExchangeError> {
         stream.synchronize()?;
-        self.check_late(stream, Phase::Dispatch, self.dispatch.late())?;
-        self.check_late(stream, Phase::Combine, self.combine.late())
+        let late = stream.download(self.dispatch.late())?;
+        let (dispatch, combine) = late.split_at(self.shape.ep_size as usize);
+        self.check_late(stream, Phase::Dispatch, dispatch)?;
+        self.check_late(stream, Phase::Combine, &combine[..dispatch.len()])
     }
 
     fn check_late(
         &self,
         stream: &Stream,
         phase: Phase,
-        late: &Buffer<u32>,
+        late: &[u32], // [ep_size]
     ) -> Result<(), ExchangeError> {
-        let late = stream.download(late)?;
         // Ranks that gave up on the one that died are late, too, with less than that one.
         let Some(&most) = late.iter().max().filter(|&&most| most > 0) else { return Ok(()) };
         let peer = late.iter().position(|&num_late| num_late == most).unwrap_or(0);

@@ -190,6 +190,66 @@ pub(super) mod shared {
             done
         })
     }
+
+    /// Rank 1's thread ends when its calls are under way, or done; the other ranks have given their
+    /// streams more of them. What all say, the others before the `longest` time has passed.
+    pub fn a_rank_is_killed_among_calls(
+        world: &World,
+        case: &Case,
+        options: ExchangeOptions,
+        [num_calls, num_calls_of_killed]: [usize; 2],
+        longest: Duration,
+    ) -> Vec<Result<(), RankError<ExchangeError>>> {
+        world.run(|rank| -> Result<(), ExchangeError> {
+            let own = rank.index();
+            let side = Side::new(rank, case.shape, options)?;
+            let uploaded = Uploaded::new(&side.stream, &case.tokens(0)[own])?;
+            let partial = Buffer::from_slice(&side.stream, &partials(&case.shape, 0)[own])?;
+            let out = rank.device().alloc::<bf16>(uploaded.x.len())?;
+            let args = CombineArgs { partial: &partial, topk_ids: &uploaded.topk_ids, out: &out };
+            let is_killed = own == 1;
+            rank.barrier()?;
+            let start = Instant::now();
+            for _ in 0..if is_killed { num_calls_of_killed } else { num_calls } {
+                side.exchange.dispatch(&side.stream, &uploaded.args())?;
+                side.exchange.combine(&side.stream, &args)?;
+            }
+            assert!(!is_killed, "planted");
+            let done = side.exchange.synchronize(&side.stream);
+            let waited = start.elapsed();
+            assert!(waited < longest, "rank {own} ended after {waited:?}: {done:?}");
+            done
+        })
+    }
+
+    /// What a mirror sends to its peer it gets from its peer.
+    pub fn mirrored(
+        device: &Device,
+        case: &Case,
+        options: ExchangeOptions,
+    ) -> Result<(), RankError<ExchangeError>> {
+        let shape = case.shape;
+        let run = World::mirror(device, 2).try_run(|rank| -> Result<(), ExchangeError> {
+            let side = Side::new(rank, shape, options)?;
+            let tokens = &case.tokens(0)[0];
+            let uploaded = Uploaded::new(&side.stream, tokens)?;
+            side.exchange.dispatch(&side.stream, &uploaded.args())?;
+            let partials = &partials(&shape, 1)[0];
+            let partial = Buffer::from_slice(&side.stream, partials)?;
+            let out = rank.device().alloc::<bf16>(tokens.x.len())?;
+            let args = CombineArgs { partial: &partial, topk_ids: &uploaded.topk_ids, out: &out };
+            side.exchange.combine(&side.stream, &args)?;
+            side.exchange.synchronize(&side.stream)?;
+            // The results for the peer's tokens come back as the peer's for this rank's.
+            let (own, peers) = partials.split_at(partials.len() / 2);
+            let of_peer = [peers, own].concat();
+            let want = combine(&shape, &[partials.clone(), of_peer], 0, &tokens.topk_ids);
+            assert!(out.to_vec(&side.stream)? == want, "{}, {options:?}", case.name);
+            assert!(rank.communicator().is_err());
+            Ok(())
+        });
+        run.map(drop)
+    }
 }
 
 fn case(ep_size: u32, name: &str) -> Case {
@@ -241,6 +301,14 @@ fn graphs_can_be_replayed() {
     for way in [Way::Bulk, Way::Packets] {
         let world = World::cpu(3);
         world.try_run(|rank| shared::replayed(rank, &case, one_sided(way))).unwrap();
+    }
+}
+
+#[test]
+fn graphs_of_a_rank_alone_need_no_wire() {
+    let case = case(1, "distinct experts");
+    for options in [one_sided(Way::Bulk), one_sided(Way::Packets), NCCL] {
+        World::cpu(1).try_run(|rank| shared::replayed(rank, &case, options)).unwrap();
     }
 }
 
@@ -359,39 +427,28 @@ fn a_rank_that_ends_in_mid_exchange_is_named() {
     }
 }
 
-/// What a mirror sends to its peer it gets from its peer.
 #[test]
 fn a_mirror_exchanges_with_itself() {
     let case = case(2, "distinct experts");
-    let shape = case.shape;
-    for (way, num_sms) in [(Way::Packets, 2), (Way::Bulk, 2)] {
-        let options = ExchangeOptions { num_sms: Some(num_sms), ..one_sided(way) };
-        let world = World::mirror(&Device::cpu(), 2);
-        let run = world.try_run(|rank| -> Result<(), ExchangeError> {
-            let side = shared::Side::new(rank, shape, options)?;
-            let tokens = &case.tokens(0)[0];
-            let uploaded = shared::Uploaded::new(&side.stream, tokens)?;
-            side.exchange.dispatch(&side.stream, &uploaded.args())?;
-            let partials = &shared::partials(&shape, 1)[0];
-            let partial = Buffer::from_slice(&side.stream, partials)?;
-            let out = rank.device().alloc::<bf16>(tokens.x.len())?;
-            let args = CombineArgs { partial: &partial, topk_ids: &uploaded.topk_ids, out: &out };
-            side.exchange.combine(&side.stream, &args)?;
-            side.exchange.synchronize(&side.stream)?;
-            // The results for the peer's tokens come back as the peer's for this rank's.
-            let (own, peers) = partials.split_at(partials.len() / 2);
-            let of_peer = [peers, own].concat();
-            let want = gpu_kernels::combine::reference::combine(
-                &shape,
-                &[partials.clone(), of_peer],
-                0,
-                &tokens.topk_ids,
-            );
-            assert!(out.to_vec(&side.stream)? == want, "{way:?}, {num_sms}");
-            assert!(rank.communicator().is_err());
-            Ok(())
-        });
-        run.unwrap();
+    for way in [Way::Packets, Way::Bulk] {
+        let options = ExchangeOptions { num_sms: Some(2), ..one_sided(way) };
+        shared::mirrored(&Device::cpu(), &case, options).unwrap();
+    }
+}
+
+/// Seven calls behind the one that waits in vain would each wait as long.
+#[test]
+fn a_rank_killed_among_calls_ends_the_others_in_the_time_of_one_wait() {
+    let timeout = Duration::from_secs(2);
+    for (way, num_sms) in [(Way::Packets, 2), (Way::Bulk, 34)] {
+        let options = ExchangeOptions { timeout, num_sms: Some(num_sms), ..one_sided(way) };
+        let (case, world) = (case(2, "distinct experts"), World::cpu(2));
+        let (num_calls, longest) = ([5, 1], 4 * timeout);
+        let results =
+            shared::a_rank_is_killed_among_calls(&world, &case, options, num_calls, longest);
+        let said = results[0].as_ref().unwrap_err().to_string();
+        assert!(said.contains("dispatch: gave up on rank 1 after 2s: expected"), "{said}");
+        assert!(results[1].as_ref().unwrap_err().to_string().contains("planted"));
     }
 }
 
