@@ -8,7 +8,7 @@ mod common;
 use std::thread;
 use std::time::Duration;
 
-use common::upload_pools;
+use common::{gpus, upload_pools};
 use cuda_std::float::E4m3;
 use farpage::comm::World;
 use farpage::device::{Buffer, Device, Stream};
@@ -132,11 +132,6 @@ fn check_all(devices: &[Device], cases: Vec<DecodeCase>) {
     }
 }
 
-/// Every device's memory within reach of the first, which reads and is written to.
-fn gpus() -> [Device; 2] {
-    [Device::cuda(0).unwrap(), Device::cuda(1).unwrap()]
-}
-
 #[test]
 fn queries_that_travel_give_the_oracle_on_the_cpu() {
     check_all(&[Device::cpu(), Device::cpu()], cases()[..5].to_vec());
@@ -150,7 +145,7 @@ fn two_owners_answer_on_the_cpu() {
 #[test]
 #[ignore = "needs 2 GPUs"]
 fn queries_that_travel_give_the_oracle_on_gpus() {
-    check_all(&gpus(), cases());
+    check_all(&gpus(2), cases());
 }
 
 #[test]
@@ -174,8 +169,8 @@ fn queries_of_large_batches_travel_on_gpus() {
         case("one long, many short", KvLayout::Hnd, [vec![100; 40], vec![20_000]].concat());
     for case in [even, uneven] {
         let case = DecodeCase { num_locations: 3, ..case };
-        check_case::<bf16, bf16>(&gpus(), &case, Tolerance::BF16);
-        check_case::<bf16, E4m3>(&gpus(), &case, Tolerance::BF16_OVER_E4M3);
+        check_case::<bf16, bf16>(&gpus(2), &case, Tolerance::BF16);
+        check_case::<bf16, E4m3>(&gpus(2), &case, Tolerance::BF16_OVER_E4M3);
     }
 }
 
@@ -229,7 +224,7 @@ fn a_wait_that_nobody_ends_is_reported_on_the_cpu() {
 #[test]
 #[ignore = "needs 2 GPUs"]
 fn a_wait_that_nobody_ends_is_reported_on_gpus() {
-    assert_eq!(not_asked(&gpus()), "rank 1 waited 20ms for rank 0: expected count 1, saw 0");
+    assert_eq!(not_asked(&gpus(2)), "rank 1 waited 20ms for rank 0: expected count 1, saw 0");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::upload_pools;
+use common::{gpus, upload_pools};
 use cuda_std::float::E4m3;
 use farpage::device::{Buffer, Device, Stream};
 use farpage::kernels::paged_attention::{
@@ -187,7 +187,14 @@ fn large_cases() -> Vec<DecodeCase> {
     vec![
         case("even batch", 16, KvLayout::Nhd, vec![1000; 32]),
         case("one long, many short", 16, KvLayout::Hnd, [vec![100; 40], vec![20_000]].concat()),
+        case(
+            "some long, many middling",
+            16,
+            KvLayout::Nhd,
+            [vec![200; 30], vec![9000; 2]].concat(),
+        ),
         case("one alone", 16, KvLayout::Nhd, vec![5003]),
+        case("one alone, in parts of one length", 16, KvLayout::Nhd, vec![8192]),
         case("pages of one token", 1, KvLayout::Nhd, vec![700, 0, 1300]),
     ]
 }
@@ -200,13 +207,13 @@ fn decode_is_the_oracle_on_the_cpu() {
 #[test]
 #[ignore = "needs 1 GPU"]
 fn decode_is_the_oracle_on_a_gpu() {
-    check_all(&[Device::cuda(0).unwrap()], cases());
+    check_all(&gpus(1), cases());
 }
 
 #[test]
 #[ignore = "needs 1 GPU"]
 fn decode_of_large_batches_is_right_on_a_gpu() {
-    check_all(&[Device::cuda(0).unwrap()], large_cases());
+    check_all(&gpus(1), large_cases());
 }
 
 #[test]
@@ -217,8 +224,8 @@ fn a_request_has_the_same_bits_alone_and_in_a_batch_on_the_cpu() {
 #[test]
 #[ignore = "needs 1 GPU"]
 fn a_request_has_the_same_bits_alone_and_in_a_batch_on_a_gpu() {
-    let device = Device::cuda(0).unwrap();
-    cases().iter().chain(&large_cases()).for_each(|case| check_batch_invariance(&device, case));
+    let gpu = &gpus(1)[0];
+    cases().iter().chain(&large_cases()).for_each(|case| check_batch_invariance(gpu, case));
 }
 
 #[test]
@@ -229,7 +236,7 @@ fn a_captured_graph_takes_other_batches_on_the_cpu() {
 #[test]
 #[ignore = "needs 1 GPU"]
 fn a_captured_graph_takes_other_batches_on_a_gpu() {
-    check_all_replays(&Device::cuda(0).unwrap());
+    check_all_replays(&gpus(1)[0]);
 }
 
 #[test]
@@ -277,9 +284,8 @@ fn batches_past_the_maxima_change_nothing() {
 #[test]
 #[ignore = "needs 2 GPUs"]
 fn decode_reads_pages_of_a_peer() {
-    let devices = [Device::cuda(0).unwrap(), Device::cuda(1).unwrap()];
-    check_all(&devices, cases());
-    check_all(&devices, large_cases());
+    check_all(&gpus(2), cases());
+    check_all(&gpus(2), large_cases());
 }
 
 #[test]

@@ -1,10 +1,20 @@
 //! What tests of decode share.
 
+use std::sync::OnceLock;
+
 use farpage::device::{Device, Stream};
 use farpage::kernels::paged_attention::DecodeElement;
 use farpage::kv::memory::KvMemory;
 use gpu_kernels::kv_layout::KvElement;
 use gpu_kernels::paged_attention::reference::{DecodeProblem, StoredElement};
+
+/// The first GPUs, opened once: to reach a peer, a GPU loads all kernels.
+pub fn gpus(count: usize) -> Vec<Device> {
+    static GPUS: [OnceLock<Device>; 2] = [const { OnceLock::new() }; 2];
+    let open =
+        |(i, gpu): (usize, &OnceLock<Device>)| gpu.get_or_init(|| Device::cuda(i).unwrap()).clone();
+    GPUS.iter().enumerate().take(count).map(open).collect()
+}
 
 /// The problem's pools, location by location.
 pub fn upload_pools<T: DecodeElement, K: StoredElement>(

@@ -1,11 +1,13 @@
 //! The oracle, and the shapes that tests, GPU tests and benches share.
 
+use std::sync::Arc;
 use std::vec;
 use std::vec::Vec;
 
 use bytemuck::Pod;
 use cuda_std::float::E4m3;
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::contract::{DecodeShape, PageTable};
 use crate::kv_layout::{KvElement, KvLayout, KvPageShape};
@@ -77,8 +79,8 @@ pub struct DecodeProblem<T, K = T> {
     pub shape: DecodeShape,
     /// Which page holds what.
     pub table: ScatteredTable,
-    /// One pool a location, `[pages]` of the page's shape.
-    pub pools: Vec<Vec<K>>,
+    /// One pool a location, `[pages]` of the page's shape; batches of the same pages share them.
+    pub pools: Arc<Vec<Vec<K>>>,
     /// `[batch, num_qo_heads, head_dim]`
     pub q: Vec<T>,
     /// Factors of stored K: `[num_kv_heads]`, 1 for 16-bit elements.
@@ -88,7 +90,7 @@ pub struct DecodeProblem<T, K = T> {
 }
 
 /// What K and V may be stored in.
-pub trait StoredElement: Pod {
+pub trait StoredElement: Pod + Send + Sync {
     /// The element kind of pages of this type.
     const ELEMENT: KvElement;
     /// The nearest, to even.
@@ -184,6 +186,7 @@ pub fn cases() -> Vec<DecodeCase> {
         case("a group of 11, small heads", 22, page(4, 2, 64, Hnd), &[33, 60], 1),
         case("pages in three places", 8, page(16, 2, 128, Nhd), &[100, 17, 64], 3),
         case("one long, many short", 8, page(16, 1, 128, Nhd), &[1, 2, 700, 3, 4, 5], 2),
+        case("a group of 16, small heads", 32, page(16, 2, 64, Nhd), &[33, 200, 5], 1),
     ]
 }
 
@@ -223,9 +226,10 @@ impl DecodeCase {
             &mut rng,
         );
         let pool = |&pages: &usize| vec![K::from_f32(f32::NAN); (pages + 1) * page.page_elements()];
+        let mut pools: Vec<Vec<K>> = table.pages_of.iter().map(pool).collect();
         let mut problem = DecodeProblem {
             shape,
-            pools: table.pages_of.iter().map(pool).collect(),
+            pools: Arc::default(),
             table,
             q: random_elements(&mut rng, shape.q_elements(), 1.0),
             k_scale: random_scales(K::ELEMENT, &mut rng, page.num_kv_heads),
@@ -239,13 +243,14 @@ impl DecodeCase {
                     let v = k + page.strides().value as usize;
                     let scales = [&problem.k_scale, &problem.v_scale];
                     let [k_scale, v_scale] = scales.map(|scales| scales[kv_head as usize]);
-                    problem.pools[location][k..k + row]
+                    pools[location][k..k + row]
                         .copy_from_slice(&random_elements(&mut rng, row, k_scale));
-                    problem.pools[location][v..v + row]
+                    pools[location][v..v + row]
                         .copy_from_slice(&random_elements(&mut rng, row, v_scale));
                 }
             }
         }
+        problem.pools = pools.into();
         problem
     }
 }
@@ -293,30 +298,40 @@ impl<T: StoredElement, K: StoredElement> DecodeProblem<T, K> {
     /// Attention, the obvious way.
     pub fn oracle(&self) -> DecodeResult {
         let DecodeShape { num_qo_heads, page, sm_scale, .. } = self.shape;
-        let row = page.head_dim as usize;
+        let (row, group_size) = (page.head_dim as usize, self.shape.group_size() as usize);
         let kv_lens = self.table.table().kv_lens(page.page_size);
+        let of_pair = |pair: usize| -> Vec<(Vec<f64>, f64)> {
+            let (request, kv_head) =
+                (pair / page.num_kv_heads as usize, pair as u32 % page.num_kv_heads);
+            let (keys, values) = self.rows(request, kv_lens[request], kv_head);
+            let first_head = request * num_qo_heads as usize + kv_head as usize * group_size;
+            let queries = &self.q[first_head * row..][..group_size * row];
+            let of_head = |q: &[T]| attend(&elements(q), &keys, &values, f64::from(sm_scale));
+            queries.chunks(row).map(of_head).collect()
+        };
+        let num_pairs = kv_lens.len() * page.num_kv_heads as usize;
+        let heads: Vec<_> = (0..num_pairs).into_par_iter().flat_map_iter(of_pair).collect();
         let mut result = DecodeResult::default();
-        for (request, &kv_len) in kv_lens.iter().enumerate() {
-            for head in 0..num_qo_heads as usize {
-                let kv_head = head as u32 / self.shape.group_size();
-                let (keys, values): (Vec<_>, Vec<_>) = (0..kv_len)
-                    .map(|token| {
-                        let (location, k) = self.place_of_k(request, token, kv_head);
-                        let v = k + page.strides().value as usize;
-                        let pool = &self.pools[location];
-                        let scaled = |first: usize, scale: &[f32]| -> Vec<f64> {
-                            let scale = f64::from(scale[kv_head as usize]);
-                            let stored = elements(&pool[first..first + row]).into_iter();
-                            stored.map(|element| scale * element).collect()
-                        };
-                        (scaled(k, &self.k_scale), scaled(v, &self.v_scale))
-                    })
-                    .unzip();
-                let q = elements(&self.q[(request * num_qo_heads as usize + head) * row..][..row]);
-                result.push(attend(&q, &keys, &values, f64::from(sm_scale)));
-            }
-        }
+        heads.into_iter().for_each(|head| result.push(head));
         result
+    }
+
+    /// The keys and values of a pair: `[kv_len, head_dim]` each.
+    fn rows(&self, request: usize, kv_len: u32, kv_head: u32) -> (Vec<Vec<f64>>, Vec<Vec<f64>>) {
+        let page = self.shape.page;
+        let row = page.head_dim as usize;
+        let of_token = |token| {
+            let (location, k) = self.place_of_k(request, token, kv_head);
+            let v = k + page.strides().value as usize;
+            let pool = &self.pools[location];
+            let scaled = |first: usize, scale: &[f32]| -> Vec<f64> {
+                let scale = f64::from(scale[kv_head as usize]);
+                let stored = elements(&pool[first..first + row]).into_iter();
+                stored.map(|element| scale * element).collect()
+            };
+            (scaled(k, &self.k_scale), scaled(v, &self.v_scale))
+        };
+        (0..kv_len).map(of_token).unzip()
     }
 }
 
