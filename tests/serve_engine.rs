@@ -89,7 +89,7 @@ fn references(family: &str) -> Vec<(Vec<u32>, Vec<u32>)> {
 /// Prompts of a seed; half of them begin alike.
 fn requests(config: &ModelConfig, lens: &[(usize, usize)]) -> Vec<Request> {
     let mut rng = fastrand::Rng::with_seed(3);
-    let shared: Vec<u32> = (0..64).map(|_| rng.u32(..config.vocab_size)).collect();
+    let shared: Vec<u32> = (0..128).map(|_| rng.u32(..config.vocab_size)).collect();
     let request = |(id, &(num_prompt, num_new)): (usize, &(usize, usize))| {
         let num_shared = if id % 2 == 0 { num_prompt / 2 } else { 0 };
         let own = (num_shared..num_prompt).map(|_| rng.u32(..config.vocab_size));

@@ -1,32 +1,30 @@
-//! Two ways for several ranks to serve one load, each rank with a simulated engine.
+//! Two ways for several ranks to serve one load, each rank with an engine on its own device.
 
 use std::cell::RefCell;
+use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use gpu_kernels::contract::Work;
 use serde::Serialize;
 
-use super::serve_bench::{
-    change_a_prompt, check_tokens, serving_metrics, serving_work, tokens_alone,
-};
-use crate::comm::World;
+use super::serve_bench::{metric, serving_metrics};
+use super::serving_model::{Home, Lent, ServingModel, change_prompts, check_tokens, oracle};
+use crate::comm::{Rank, World};
+use crate::device::Device;
 use crate::harness::results::Metric;
 use crate::harness::{Batch, Demand, Prepared, Sampler, Variant};
-use crate::serve::disagg::{ClusterOptions, serve_on};
+use crate::model::engine::Engine;
+use crate::serve::disagg::{ClusterOptions, ClusterServed, HandOver, Roles, serve_on};
 use crate::serve::load::PoissonLoad;
-use crate::serve::{
-    Request, Served, SimulatedCosts, SimulatedEngine, SimulatedModel, Slo, Summary,
-};
+use crate::serve::{Clock, Request, Slo, Summary};
 
 /// What is served, by how many ranks, in which ways.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct ClusterCase {
-    /// Each rank's engine, which is no model.
-    pub model: SimulatedModel,
+    /// Each rank's engine.
+    pub model: ServingModel,
     /// Ranks.
     pub num_ranks: usize,
-    /// Each one's pages.
-    pub num_pages: usize,
     /// Requests; the seed is the run's.
     pub load: PoissonLoad,
     /// How the baseline serves them.
@@ -41,69 +39,95 @@ pub struct ClusterCase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Timed {
-    /// From the first arrival to the last token.
-    Duration,
+    /// From a prompt's first token to when another rank can go on from it, the mean of all requests.
+    HandOver,
     /// Time per output token that 99 of 100 requests stay below.
     TpotP99,
 }
 
-/// A small model on the wall's clock: steps of about half a millisecond, 16 KiB of KV a token.
-pub fn paced_model() -> SimulatedModel {
-    let costs = SimulatedCosts {
-        weight_bytes: 2e9,
-        flops_per_token: 4e9,
-        flops_per_pair: 0.0,
-        ..SimulatedCosts::dense_8b()
-    };
-    SimulatedModel {
-        num_layers: 8,
-        layer_token_bytes: 2048,
-        num_max_context: 2048,
-        num_max_tokens_per_step: 2048,
-        costs,
-        ..SimulatedModel::dense_8b()
-    }
-}
-
-/// A load, the tokens that each of its requests gets alone, and a world that serves it on the
-/// wall's clock.
+/// A load, the tokens that its requests must get, and ranks that serve it on the wall's clock.
 pub struct ClusterBench {
     case: ClusterCase,
+    world: World,
+    /// By rank.
+    engines: Vec<Home>,
     requests: Vec<Request>,
     oracle: Vec<Vec<u32>>,
     /// Of each side's last call.
-    summaries: RefCell<[Option<Summary>; 2]>,
+    calls: RefCell<[Option<Call>; 2]>,
+    /// What the hand-over takes when nothing hides it.
+    bare_us: f64,
+}
+
+/// What a call came to.
+struct Call {
+    summary: Summary,
+    /// Time of ranks that decode in their steps, and waiting for KV with nothing else to do.
+    decode_us: f64,
+}
+
+impl Call {
+    fn new(cluster: &ClusterServed, options: &ClusterOptions) -> Self {
+        let half = match options.roles {
+            Roles::Monolithic => 0,
+            Roles::Disaggregated(_) => cluster.ranks.len() / 2,
+        };
+        let decode = cluster.ranks[half..].iter().flatten();
+        let decode_us = decode.map(|rank| rank.totals.step_us + rank.totals.fabric_stall_us).sum();
+        Self { summary: cluster.served.summary(Slo::default()), decode_us }
+    }
+
+    fn hand_over_us(&self) -> f64 {
+        self.summary.request_stall_us / self.summary.num_requests.max(1) as f64
+    }
 }
 
 impl ClusterBench {
-    /// The load of a seed.
+    /// The load of a seed, and an engine on each device.
     ///
     /// # Errors
-    /// A load that even an engine of its own does not serve.
-    pub fn new(case: ClusterCase, seed: u64) -> Result<Self> {
+    /// A load that an engine does not serve; what the devices say.
+    pub fn new(case: ClusterCase, devices: &[Device], seed: u64) -> Result<Self> {
         let requests = PoissonLoad { seed, ..case.load }.requests();
-        let oracle = tokens_alone(case.model, &requests)?;
-        Ok(Self { case, requests, oracle, summaries: RefCell::default() })
+        let world = World::of(devices)?;
+        let loaded = world.try_run(|rank| case.model.engine(rank.device(), seed));
+        let mut engines = loaded.map_err(|error| anyhow!("{error}"))?;
+        let oracle = oracle(&mut engines[0], &requests)?;
+        let home = |engine| Arc::new(Mutex::new(Some(engine)));
+        let engines = engines.into_iter().map(home).collect();
+        let calls = RefCell::default();
+        let mut bench = Self { case, world, engines, requests, oracle, calls, bare_us: 0.0 };
+        if case.timed == Timed::HandOver {
+            let roles = Roles::Disaggregated(HandOver::AfterPrefill);
+            let options = ClusterOptions { roles, ..case.optimized };
+            // The first makes launchers and graphs.
+            bench.serve(&options)?;
+            bench.bare_us = bench.serve(&options)?.1.hand_over_us();
+        }
+        Ok(bench)
     }
 
-    fn serve(&self, variant: Variant) -> Result<Served> {
-        let ClusterCase { model, num_ranks, num_pages, baseline, optimized, .. } = self.case;
-        let options = match variant {
-            Variant::Baseline => baseline,
-            Variant::Optimized => optimized,
+    fn options(&self, variant: Variant) -> &ClusterOptions {
+        match variant {
+            Variant::Baseline => &self.case.baseline,
+            Variant::Optimized => &self.case.optimized,
+        }
+    }
+
+    fn serve(&self, options: &ClusterOptions) -> Result<(ClusterServed, Call)> {
+        let engines = &self.engines;
+        let make_engine = |rank: &Rank, _: &Clock| -> Result<Box<dyn Engine>, String> {
+            Ok(Box::new(Lent::from(&engines[rank.index()])?))
         };
-        let make_engine = |_: &crate::comm::Rank, clock: &crate::serve::Clock| {
-            let engine = SimulatedEngine::new(model, &[num_pages, 1], clock.clone());
-            Ok(Box::new(engine) as Box<dyn crate::model::engine::Engine>)
-        };
-        let world = World::cpu(num_ranks);
-        Ok(serve_on(&world, &options, &make_engine, self.requests.clone())?.served)
+        let cluster = serve_on(&self.world, options, &make_engine, self.requests.clone())?;
+        let call = Call::new(&cluster, options);
+        Ok((cluster, call))
     }
 }
 
 impl Prepared for ClusterBench {
     fn work(&self, _variant: Variant) -> Work {
-        serving_work(&self.case.model, &self.requests)
+        self.case.model.work(&self.requests)
     }
 
     fn demands(&self) -> Vec<Demand> {
@@ -118,27 +142,39 @@ impl Prepared for ClusterBench {
         Ok(Box::new(move || {
             let mut us = 0.0;
             for _ in 0..batch.num_calls {
-                let summary = self.serve(variant)?.summary(Slo::default());
+                let (_, call) = self.serve(self.options(variant))?;
                 us += match self.case.timed {
-                    Timed::Duration => summary.duration_us,
-                    Timed::TpotP99 => summary.tpot_us.context("requests of several tokens")?.p99,
+                    Timed::HandOver => call.hand_over_us(),
+                    Timed::TpotP99 => {
+                        call.summary.tpot_us.context("requests of several tokens")?.p99
+                    }
                 };
-                self.summaries.borrow_mut()[variant as usize] = Some(summary);
+                self.calls.borrow_mut()[variant as usize] = Some(call);
             }
             Ok(us / batch.num_calls as f64)
         }))
     }
 
     fn verify(&self, variant: Variant) -> Result<String> {
-        check_tokens(&self.serve(variant)?, &self.oracle)
+        check_tokens(&self.serve(self.options(variant))?.0.served, &self.oracle)
     }
 
     fn corrupt(&mut self) -> Result<()> {
-        change_a_prompt(&mut self.requests, self.case.model.vocab_size)
+        change_prompts(&mut self.requests, self.case.model.vocab_size())
     }
 
     fn metrics(&self, variant: Variant) -> Vec<Metric> {
-        let summaries = self.summaries.borrow();
-        summaries[variant as usize].as_ref().map(serving_metrics).unwrap_or_default()
+        let calls = self.calls.borrow();
+        let Some(call) = &calls[variant as usize] else { return Vec::new() };
+        let stall_us = call.summary.totals.fabric_stall_us;
+        let mut metrics = serving_metrics(&call.summary);
+        let stalls = 100.0 * stall_us / call.decode_us.max(1.0);
+        metrics.push(metric("fabric stalls, of decoding ranks' time", stalls, "%"));
+        if self.case.timed == Timed::HandOver {
+            let hidden = 100.0 * (1.0 - call.hand_over_us() / self.bare_us.max(1.0)).max(0.0);
+            metrics.push(metric("hand-over with nothing to hide it", self.bare_us / 1e3, "ms"));
+            metrics.push(metric("hand-over hidden", hidden, "%"));
+        }
+        metrics
     }
 }

@@ -6,9 +6,11 @@
 //! so that tokens come as regularly as on the other side.
 
 use super::serve_bench::{ServeBench, ServeCase};
+use super::serving_model::{PAGE_SIZE, PROMPT_TOKEN_US, ServingModel};
 use crate::harness::{Pair, Shape, ShapeSet, Variant};
+use crate::model::config::NamedShape;
 use crate::serve::load::{LogNormal, PoissonLoad};
-use crate::serve::{Order, Policy, SIMULATED, SimulatedModel, Slo};
+use crate::serve::{Order, Policy, Slo};
 
 /// The pair.
 pub struct ContinuousBatching;
@@ -36,28 +38,33 @@ impl Pair for ContinuousBatching {
 
     fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
         match set {
-            // Those are an MLP's requests, and wait for an engine that launches kernels.
+            // Those are an MLP's requests, which have no KV.
             ShapeSet::SeedParity => Vec::new(),
             ShapeSet::Real => {
-                let lengths = [(512.0, 2048), (128.0, 512)];
-                vec![
-                    shape("256 requests, 60 a second", 32, load(256, Some(60.0), lengths)),
-                    shape("256 requests at once", 32, load(256, None, lengths)),
-                ]
+                let lengths = [(256.0, 1024), (48.0, 192)];
+                [NamedShape::Llama8B, NamedShape::QwenMoe]
+                    .into_iter()
+                    .flat_map(|model| {
+                        [Some(40.0), None]
+                            .map(|rate| shape(model, 16, load(model, 48, rate, lengths)))
+                    })
+                    .collect()
             }
             ShapeSet::Tiny => {
-                let lengths = [(64.0, 256), (24.0, 96)];
-                vec![
-                    shape("32 requests, 100 a second", 8, load(32, Some(100.0), lengths)),
-                    shape("32 requests at once", 8, load(32, None, lengths)),
-                ]
+                let model = NamedShape::Tiny;
+                vec![shape(model, 2, load(model, 5, None, [(20.0, 40), (3.0, 9)]))]
             }
         }
     }
 }
 
 /// Requests with these medians and most tokens of prompts and answers.
-fn load(num_requests: usize, rate_per_s: Option<f64>, lengths: [(f64, usize); 2]) -> PoissonLoad {
+fn load(
+    model: NamedShape,
+    num_requests: usize,
+    rate_per_s: Option<f64>,
+    lengths: [(f64, usize); 2],
+) -> PoissonLoad {
     let [prompt, output] = lengths.map(|(median, max)| LogNormal { median, sigma: 0.8, max });
     PoissonLoad {
         seed: 0,
@@ -67,26 +74,34 @@ fn load(num_requests: usize, rate_per_s: Option<f64>, lengths: [(f64, usize); 2]
         output,
         num_families: 1,
         num_shared_tokens: 0,
-        vocab_size: SimulatedModel::dense_8b().vocab_size,
+        vocab_size: model.config().vocab_size,
     }
 }
 
-fn shape(name: &str, num_slots: usize, load: PoissonLoad) -> Shape {
-    let model = SimulatedModel::dense_8b();
+fn shape(shape: NamedShape, num_slots: usize, load: PoissonLoad) -> Shape {
     let most = load.prompt.max + load.output.max;
-    // Room for the longest requests in all slots, so that what differs is when they join.
-    let num_local = num_slots * most.div_ceil(model.page_size);
     let order = Order::FirstTokenDeadline {
         ttft_us: Slo::default().ttft_us,
-        prompt_token_us: model.costs.flops_per_token / (model.costs.tflops * 1e6),
+        prompt_token_us: PROMPT_TOKEN_US,
     };
     let case = ServeCase {
-        model: SimulatedModel { num_max_context: most, ..model },
-        num_pages: [num_local, 1],
+        model: ServingModel {
+            shape,
+            num_max_context: most,
+            num_max_sequences: num_slots,
+            num_max_tokens_per_step: 2048,
+            // Room for the longest requests in all slots, so that what differs is when they join.
+            num_pages: [num_slots * most.div_ceil(PAGE_SIZE), 1],
+        },
         load,
         baseline: Policy::static_batches(num_slots),
-        optimized: Policy::continuous(num_slots, num_slots + 128).ordered(order),
+        optimized: Policy::continuous(num_slots, num_slots + 112).ordered(order),
     };
-    let name = format!("{SIMULATED}, {name}, {num_slots} slots");
-    Shape::new(name, 1, move |_devices, seed| ServeBench::new(case, seed)).sizes(&case)
+    let arrival = match load.rate_per_s {
+        Some(rate) => format!("{rate} a second"),
+        None => "at once".to_owned(),
+    };
+    let name =
+        format!("{}, {} requests {arrival}, {num_slots} slots", shape.name(), load.num_requests);
+    Shape::new(name, 1, move |devices, seed| ServeBench::new(case, &devices[0], seed)).sizes(&case)
 }

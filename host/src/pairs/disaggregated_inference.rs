@@ -2,18 +2,20 @@
 //! of them computing prompts for the other half.
 //!
 //! A call's time is the time per output token that 99 of 100 requests stay below: what other
-//! requests' prompts do to those that decode. The numbers beside it say what it costs. Ranks run on
-//! the wall's clock and share this machine's cores: on a busy one the ratio says little.
+//! requests' prompts do to those that decode. The numbers beside it say what it costs. On the CPU
+//! ranks share the machine's cores: there the ratio says little.
 
 use std::env;
 
 use anyhow::{Result, bail};
 
-use super::cluster_bench::{ClusterBench, ClusterCase, Timed, paced_model};
+use super::cluster_bench::{ClusterBench, ClusterCase, Timed};
+use super::serving_model::{PAGE_SIZE, ServingModel};
 use crate::harness::{Pair, Shape, ShapeSet, Variant};
-use crate::serve::disagg::{ClusterOptions, HandOver, Roles, SimulatedNetwork};
+use crate::model::config::NamedShape;
+use crate::serve::Policy;
+use crate::serve::disagg::{ClusterOptions, HandOver, Roles};
 use crate::serve::load::{LogNormal, PoissonLoad};
-use crate::serve::{Policy, SIMULATED};
 
 /// Says how many ranks there are, an even number, instead of 2 and 4.
 const WORLD_SIZE: &str = "AISP_DISAGG_WORLD_SIZE";
@@ -43,17 +45,18 @@ impl Pair for DisaggregatedInference {
     }
 
     fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        let requests_a_rank = match set {
+        let shape = match set {
             // Published for a model whose KV is never read.
             ShapeSet::SeedParity => return Vec::new(),
-            ShapeSet::Real => 64,
-            ShapeSet::Tiny => 12,
+            ShapeSet::Real => real_shape,
+            ShapeSet::Tiny => tiny_shape,
         };
         let Ok(asked) = env::var(WORLD_SIZE) else {
-            return [2, 4].map(|size| shape(size, requests_a_rank)).into();
+            let sizes: &[usize] = if set == ShapeSet::Tiny { &[2] } else { &[2, 4] };
+            return sizes.iter().map(|&size| shape(size)).collect();
         };
         match asked.parse() {
-            Ok(size) if size >= 2 && size % 2 == 0 => vec![shape(size, requests_a_rank)],
+            Ok(size) if size >= 2 && size % 2 == 0 => vec![shape(size)],
             _ => vec![refused(asked)],
         }
     }
@@ -67,42 +70,68 @@ fn refused(asked: String) -> Shape {
     })
 }
 
-/// A simulated network between ranks.
-const NETWORK: SimulatedNetwork = SimulatedNetwork { gb_s: 20.0, latency_us: 20.0 };
-
-fn shape(num_ranks: usize, requests_a_rank: usize) -> Shape {
-    let model = paced_model();
+/// Prompts that keep a rank busy for most of the time, and answers of several tokens each.
+fn real_shape(num_ranks: usize) -> Shape {
     let load = PoissonLoad {
         seed: 0,
-        num_requests: num_ranks * requests_a_rank,
-        rate_per_s: Some(60.0 * num_ranks as f64),
-        prompt: LogNormal { median: 512.0, sigma: 0.5, max: 1500 },
-        output: LogNormal { median: 32.0, sigma: 0.5, max: 128 },
+        num_requests: 16 * num_ranks,
+        rate_per_s: Some(6.0 * num_ranks as f64),
+        prompt: LogNormal { median: 1536.0, sigma: 0.4, max: 3072 },
+        output: LogNormal { median: 64.0, sigma: 0.4, max: 128 },
         num_families: 1,
         num_shared_tokens: 0,
-        vocab_size: model.vocab_size,
+        vocab_size: NamedShape::Llama8B.config().vocab_size,
     };
-    let policy = Policy { shares_prefixes: false, ..Policy::continuous(32, 544) };
+    shape(NamedShape::Llama8B, num_ranks, load, [32, 544, 2048])
+}
+
+fn tiny_shape(num_ranks: usize) -> Shape {
+    let load = PoissonLoad {
+        seed: 0,
+        num_requests: 3 * num_ranks,
+        rate_per_s: None,
+        prompt: LogNormal { median: 24.0, sigma: 0.4, max: 40 },
+        output: LogNormal { median: 4.0, sigma: 0.4, max: 8 },
+        num_families: 1,
+        num_shared_tokens: 0,
+        vocab_size: NamedShape::Tiny.config().vocab_size,
+    };
+    shape(NamedShape::Tiny, num_ranks, load, [4, 36, 64])
+}
+
+/// With so many slots a rank, and so many tokens in a step: one that decodes too, and one of prompts
+/// only.
+fn shape(
+    shape: NamedShape,
+    num_ranks: usize,
+    load: PoissonLoad,
+    [num_slots, mixed_tokens, prompt_tokens]: [usize; 3],
+) -> Shape {
+    let policy =
+        |num_tokens| Policy { shares_prefixes: false, ..Policy::continuous(num_slots, num_tokens) };
     let options = |roles| ClusterOptions {
         roles,
-        policy,
-        prefill_policy: policy,
-        network: Some(NETWORK),
+        policy: policy(mixed_tokens),
+        prefill_policy: policy(prompt_tokens),
+        network: None,
         stop: None,
     };
+    let num_max_context = load.prompt.max + load.output.max;
     let case = ClusterCase {
-        model,
+        model: ServingModel {
+            shape,
+            num_max_context,
+            num_max_sequences: num_slots,
+            num_max_tokens_per_step: prompt_tokens,
+            num_pages: [num_slots * num_max_context.div_ceil(PAGE_SIZE), 1],
+        },
         num_ranks,
-        num_pages: 4096,
         load,
         baseline: options(Roles::Monolithic),
         optimized: options(Roles::Disaggregated(HandOver::ByLayer)),
         timed: Timed::TpotP99,
     };
-    let SimulatedNetwork { gb_s, latency_us } = NETWORK;
-    let name = format!(
-        "{SIMULATED}, {num_ranks} ranks, {} requests, network of {gb_s} GB/s and {latency_us} µs",
-        load.num_requests
-    );
-    Shape::new(name, num_ranks, move |_devices, seed| ClusterBench::new(case, seed)).sizes(&case)
+    let name = format!("{}, {num_ranks} ranks, {} requests", shape.name(), load.num_requests);
+    Shape::new(name, num_ranks, move |devices, seed| ClusterBench::new(case, devices, seed))
+        .sizes(&case)
 }

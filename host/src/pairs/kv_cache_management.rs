@@ -6,9 +6,11 @@
 //! the youngest, and finds again what it had computed.
 
 use super::serve_bench::{ServeBench, ServeCase};
+use super::serving_model::{PAGE_SIZE, ServingModel};
 use crate::harness::{Pair, Shape, ShapeSet, Variant};
+use crate::model::config::NamedShape;
 use crate::serve::load::{LogNormal, PoissonLoad};
-use crate::serve::{Policy, Reserve, SIMULATED, SimulatedModel};
+use crate::serve::{Policy, Reserve};
 
 /// The pair.
 pub struct KvCacheManagement;
@@ -38,23 +40,25 @@ impl Pair for KvCacheManagement {
         match set {
             // Published without attention: its KV is never read.
             ShapeSet::SeedParity => Vec::new(),
-            ShapeSet::Real => vec![shape(256, 64, 2048, [(512.0, 1536), (128.0, 512)])],
-            ShapeSet::Tiny => vec![shape(32, 12, 256, [(96.0, 160), (24.0, 96)])],
+            ShapeSet::Real => {
+                vec![shape(NamedShape::Llama8B, 64, 32, 1024, [(384.0, 768), (64.0, 256)])]
+            }
+            ShapeSet::Tiny => vec![shape(NamedShape::Tiny, 6, 4, 64, [(24.0, 48), (4.0, 12)])],
         }
     }
 }
 
-/// Requests with these medians and most tokens of prompts and answers, in memory for six whole
+/// Requests with these medians and most tokens of prompts and answers, in memory for three whole
 /// contexts, with three times that in the host.
 fn shape(
+    shape: NamedShape,
     num_requests: usize,
     num_slots: usize,
     num_max_context: usize,
     lengths: [(f64, usize); 2],
 ) -> Shape {
-    let model = SimulatedModel { num_max_context, ..SimulatedModel::dense_8b() };
     let [prompt, output] = lengths.map(|(median, max)| LogNormal { median, sigma: 0.8, max });
-    let num_local = 6 * num_max_context.div_ceil(model.page_size);
+    let num_local = 3 * num_max_context.div_ceil(PAGE_SIZE);
     let load = PoissonLoad {
         seed: 0,
         num_requests,
@@ -63,17 +67,22 @@ fn shape(
         output,
         num_families: 4,
         num_shared_tokens: prompt.median as usize / 2,
-        vocab_size: model.vocab_size,
+        vocab_size: shape.config().vocab_size,
     };
     let pages = Policy::continuous(num_slots, num_slots + 128);
     let whole = Policy { reserve: Reserve::WholeContext, shares_prefixes: false, ..pages };
     let case = ServeCase {
-        model,
-        num_pages: [num_local, 3 * num_local],
+        model: ServingModel {
+            shape,
+            num_max_context,
+            num_max_sequences: num_slots,
+            num_max_tokens_per_step: 2048,
+            num_pages: [num_local, 3 * num_local],
+        },
         load,
         baseline: whole,
         optimized: pages,
     };
-    let name = format!("{SIMULATED}, {num_requests} requests in {num_local} pages");
-    Shape::new(name, 1, move |_devices, seed| ServeBench::new(case, seed)).sizes(&case)
+    let name = format!("{}, {num_requests} requests in {num_local} pages", shape.name());
+    Shape::new(name, 1, move |devices, seed| ServeBench::new(case, &devices[0], seed)).sizes(&case)
 }

@@ -36,6 +36,7 @@ mod rank_clock;
 mod rms_norm;
 mod sampling;
 mod serve_bench;
+mod serving_model;
 mod shared_expert;
 mod wide_ep;
 
@@ -65,6 +66,7 @@ pub use prefill_decode_disagg::PrefillDecodeDisagg;
 pub use rms_norm::RmsNorm;
 pub use sampling::Sampling;
 pub use serve_bench::{ServeBench, ServeCase};
+pub use serving_model::ServingModel;
 pub use shared_expert::SharedExpert;
 pub use wide_ep::WideEp;
 

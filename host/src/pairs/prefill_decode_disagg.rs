@@ -1,14 +1,16 @@
-//! Pair `prefill_decode_disagg`: KV handed over when the prompt is computed, against layer by layer
-//! while it is.
+//! Pair `prefill_decode_disagg`: KV handed over when the prompt is computed, through pinned memory of
+//! the host, against layer by layer while it is computed, straight into the other rank's pages.
 //!
-//! Between a rank that computes prompts and one that goes on with them. A call's time is that of a
-//! few prompts and two tokens each: what of the hand-over is not hidden behind prefill, shows.
+//! Between a rank that computes prompts and one that goes on with them. A call's time is what of the
+//! hand-over shows: from a prompt's first token to when the other rank can go on from it.
 
-use super::cluster_bench::{ClusterBench, ClusterCase, Timed, paced_model};
+use super::cluster_bench::{ClusterBench, ClusterCase, Timed};
+use super::serving_model::{PAGE_SIZE, ServingModel};
 use crate::harness::{Pair, Shape, ShapeSet, Variant};
-use crate::serve::disagg::{ClusterOptions, HandOver, Roles, SimulatedNetwork};
+use crate::model::config::NamedShape;
+use crate::serve::Policy;
+use crate::serve::disagg::{ClusterOptions, HandOver, Roles};
 use crate::serve::load::{LogNormal, PoissonLoad};
-use crate::serve::{Policy, SIMULATED};
 
 /// The pair.
 pub struct PrefillDecodeDisagg;
@@ -20,12 +22,12 @@ impl Pair for PrefillDecodeDisagg {
 
     fn about(&self) -> &'static str {
         "prompts computed on one rank for another: their KV handed over when they are computed, \
-         against layer by layer meanwhile"
+         through the host, against layer by layer meanwhile; the time is what of it shows"
     }
 
     fn side_name(&self, variant: Variant) -> &'static str {
         match variant {
-            Variant::Baseline => "after prefill",
+            Variant::Baseline => "through the host",
             Variant::Optimized => "by layer",
         }
     }
@@ -38,46 +40,48 @@ impl Pair for PrefillDecodeDisagg {
         match set {
             // Published for one product as a prefill, whose result decays to zeros.
             ShapeSet::SeedParity => Vec::new(),
-            ShapeSet::Real => [512, 1024, 2000].map(|prompt| shape(4, prompt)).into(),
-            ShapeSet::Tiny => vec![shape(2, 512)],
+            ShapeSet::Real => {
+                [4096, 16_384, 32_768].map(|prompt| shape(NamedShape::Llama8B, prompt, 4096)).into()
+            }
+            ShapeSet::Tiny => vec![shape(NamedShape::Tiny, 96, 32)],
         }
     }
 }
 
-/// A simulated network that takes about two thirds as long for a prompt's KV as the prompt does.
-const NETWORK: SimulatedNetwork = SimulatedNetwork { gb_s: 4.0, latency_us: 20.0 };
-
-fn shape(num_requests: usize, prompt: usize) -> Shape {
-    let model = paced_model();
+fn shape(shape: NamedShape, prompt: usize, num_max_tokens_per_step: usize) -> Shape {
     let load = PoissonLoad {
         seed: 0,
-        num_requests,
+        num_requests: 1,
         rate_per_s: None,
         prompt: LogNormal::exactly(prompt),
-        output: LogNormal::exactly(2),
+        output: LogNormal::exactly(4),
         num_families: 1,
         num_shared_tokens: 0,
-        vocab_size: model.vocab_size,
+        vocab_size: shape.config().vocab_size,
     };
+    let one_prompt = Policy::continuous(1, num_max_tokens_per_step);
     let options = |hand_over| ClusterOptions {
         roles: Roles::Disaggregated(hand_over),
-        policy: Policy::continuous(8, 512),
-        prefill_policy: Policy { shares_prefixes: false, ..Policy::continuous(1, 2048) },
-        network: Some(NETWORK),
+        policy: one_prompt,
+        prefill_policy: Policy { shares_prefixes: false, ..one_prompt },
+        network: None,
         stop: None,
     };
+    let num_max_context = prompt + load.output.max;
     let case = ClusterCase {
-        model,
+        model: ServingModel {
+            shape,
+            num_max_context,
+            num_max_sequences: 1,
+            num_max_tokens_per_step,
+            num_pages: [num_max_context.div_ceil(PAGE_SIZE), 1],
+        },
         num_ranks: 2,
-        num_pages: 4 * num_requests * (prompt + 2).div_ceil(model.page_size),
         load,
-        baseline: options(HandOver::AfterPrefill),
+        baseline: options(HandOver::ThroughHost),
         optimized: options(HandOver::ByLayer),
-        timed: Timed::Duration,
+        timed: Timed::HandOver,
     };
-    let SimulatedNetwork { gb_s, latency_us } = NETWORK;
-    let name = format!(
-        "{SIMULATED}, {num_requests} prompts of {prompt}, network of {gb_s} GB/s and {latency_us} µs"
-    );
-    Shape::new(name, 2, move |_devices, seed| ClusterBench::new(case, seed)).sizes(&case)
+    let name = format!("{}, a prompt of {prompt}", shape.name());
+    Shape::new(name, 2, move |devices, seed| ClusterBench::new(case, devices, seed)).sizes(&case)
 }

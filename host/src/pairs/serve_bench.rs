@@ -1,27 +1,25 @@
-//! Two policies on the simulated engine, under one load.
+//! Two policies on one engine, under one load.
 
 use std::cell::RefCell;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use gpu_kernels::contract::Work;
 use serde::Serialize;
 
+use super::serving_model::{ServingModel, change_prompts, check_tokens, oracle};
+use crate::device::Device;
 use crate::harness::results::Metric;
 use crate::harness::{Batch, Demand, Prepared, Sampler, Variant};
+use crate::model::DeviceEngine;
 use crate::serve::load::PoissonLoad;
 use crate::serve::summary::Percentiles;
-use crate::serve::{
-    Clock, Policy, Request, SIMULATED, Served, Server, SimulatedEngine, SimulatedModel, Slo,
-    Summary, alone,
-};
+use crate::serve::{Clock, Policy, Request, Served, Server, Slo, Summary};
 
 /// What is served, by which policies.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct ServeCase {
-    /// The engine that is no model.
-    pub model: SimulatedModel,
-    /// Its pages in local memory, and in the host's.
-    pub num_pages: [usize; 2],
+    /// The engine's.
+    pub model: ServingModel,
     /// Requests; the seed is the run's.
     pub load: PoissonLoad,
     /// How the baseline makes batches.
@@ -30,10 +28,11 @@ pub struct ServeCase {
     pub optimized: Policy,
 }
 
-/// A load and the tokens that each of its requests gets alone. A call serves all of them, and takes
-/// the time from the first arrival to the last token: virtual time, by the engine's stated costs.
+/// A load and the tokens that its requests must get. A call serves all of them, and takes the time
+/// from the first arrival to the last token.
 pub struct ServeBench {
     case: ServeCase,
+    engine: RefCell<DeviceEngine>,
     requests: Vec<Request>,
     oracle: Vec<Vec<u32>>,
     /// Of each side's last call.
@@ -41,34 +40,32 @@ pub struct ServeBench {
 }
 
 impl ServeBench {
-    /// The load of a seed.
+    /// The load of a seed, and an engine on this device.
     ///
     /// # Errors
-    /// A load that even an engine of its own does not serve.
-    pub fn new(case: ServeCase, seed: u64) -> Result<Self> {
+    /// A load that the engine does not serve; what the device says.
+    pub fn new(case: ServeCase, device: &Device, seed: u64) -> Result<Self> {
         let requests = PoissonLoad { seed, ..case.load }.requests();
-        let oracle = tokens_alone(case.model, &requests)?;
-        Ok(Self { case, requests, oracle, summaries: RefCell::default() })
-    }
-
-    fn policy(&self, variant: Variant) -> Policy {
-        match variant {
-            Variant::Baseline => self.case.baseline,
-            Variant::Optimized => self.case.optimized,
-        }
+        let mut engine = case.model.engine(device, seed)?;
+        let oracle = oracle(&mut engine, &requests)?;
+        let (engine, summaries) = (RefCell::new(engine), RefCell::default());
+        Ok(Self { case, engine, requests, oracle, summaries })
     }
 
     fn serve(&self, variant: Variant) -> Result<Served> {
-        let (clock, case) = (Clock::simulated(), &self.case);
-        let mut engine = SimulatedEngine::new(case.model, &case.num_pages, clock.clone());
-        let mut server = Server::new(&mut engine, self.policy(variant), clock)?;
+        let policy = match variant {
+            Variant::Baseline => self.case.baseline,
+            Variant::Optimized => self.case.optimized,
+        };
+        let mut engine = self.engine.borrow_mut();
+        let mut server = Server::new(&mut *engine, policy, Clock::wall())?;
         Ok(server.serve(self.requests.clone())?)
     }
 }
 
 impl Prepared for ServeBench {
     fn work(&self, _variant: Variant) -> Work {
-        serving_work(&self.case.model, &self.requests)
+        self.case.model.work(&self.requests)
     }
 
     fn demands(&self) -> Vec<Demand> {
@@ -92,12 +89,11 @@ impl Prepared for ServeBench {
     }
 
     fn verify(&self, variant: Variant) -> Result<String> {
-        let served = self.serve(variant)?;
-        check_tokens(&served, &self.oracle)
+        check_tokens(&self.serve(variant)?, &self.oracle)
     }
 
     fn corrupt(&mut self) -> Result<()> {
-        change_a_prompt(&mut self.requests, self.case.model.vocab_size)
+        change_prompts(&mut self.requests, self.case.model.vocab_size())
     }
 
     fn metrics(&self, variant: Variant) -> Vec<Metric> {
@@ -106,55 +102,12 @@ impl Prepared for ServeBench {
     }
 }
 
-/// What each of these requests gets alone.
-pub fn tokens_alone(model: SimulatedModel, requests: &[Request]) -> Result<Vec<Vec<u32>>> {
-    let num_pages = model.num_max_context.div_ceil(model.page_size);
-    let mut engine = SimulatedEngine::new(model, &[num_pages, 1], Clock::simulated());
-    let tokens = requests.iter().map(|request| alone(&mut engine, request));
-    tokens.collect::<Result<_, _>>().context("serving a request alone")
-}
-
-/// Whether each request was served, and got what it gets alone.
-pub fn check_tokens(served: &Served, oracle: &[Vec<u32>]) -> Result<String> {
-    ensure!(served.requests.len() == oracle.len(), "requests without an answer");
-    for ((answer, _), want) in served.requests.iter().zip(oracle) {
-        let id = answer.id;
-        ensure!(answer.ending.is_served(), "request {id} ended otherwise: {:?}", answer.ending);
-        ensure!(answer.tokens == *want, "request {id} got {:?}, and alone {want:?}", answer.tokens);
-    }
-    let num_tokens: usize = oracle.iter().map(Vec::len).sum();
-    Ok(format!(
-        "{SIMULATED}: {num_tokens} tokens of {} requests are those that each gets alone",
-        oracle.len()
-    ))
-}
-
-/// Changes a token of the last request's prompt.
-pub fn change_a_prompt(requests: &mut [Request], vocab_size: u32) -> Result<()> {
-    let first = requests.last_mut().and_then(|request| request.prompt.first_mut());
-    let first = first.context("a load of at least one token")?;
-    *first = (*first + 1) % vocab_size;
-    Ok(())
-}
-
-/// What the engine of a load must do, counted from its tokens.
-pub fn serving_work(model: &SimulatedModel, requests: &[Request]) -> Work {
-    let num_tokens: u64 = requests.iter().map(|request| request.num_max_context() as u64).sum();
-    let SimulatedModel { num_layers, layer_token_bytes, costs, .. } = *model;
-    Work {
-        read_bytes: costs.weight_bytes as u64,
-        written_bytes: num_tokens * (num_layers * layer_token_bytes) as u64,
-        flops: num_tokens * costs.flops_per_token as u64,
-    }
+pub(super) fn metric(name: &str, value: f64, unit: &str) -> Metric {
+    Metric { name: name.to_owned(), value, unit: unit.to_owned() }
 }
 
 /// What a summary says, as a pair's numbers.
 pub fn serving_metrics(summary: &Summary) -> Vec<Metric> {
-    let metric = |name: &str, value, unit: &str| Metric {
-        name: name.to_owned(),
-        value,
-        unit: unit.to_owned(),
-    };
     let percentiles = |name: &str, of: Option<Percentiles>| {
         let Percentiles { p50, p90: _, p99 } =
             of.unwrap_or(Percentiles { p50: 0.0, p90: 0.0, p99: 0.0 });
