@@ -125,7 +125,7 @@ pub struct ExchangeParams {
     pub piece_bytes: u32,
     /// Pieces of a row.
     pub pieces_per_row: u32,
-    /// Blocks that send to peers, the first ones of the grid.
+    /// Blocks that send to peers: in dispatch the first ones of the grid, in combine every so many.
     pub num_senders: u32,
     /// Microseconds after which waiting ends.
     pub timeout_us: u32,

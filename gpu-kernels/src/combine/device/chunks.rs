@@ -28,6 +28,12 @@ impl Chunks {
         Self { block, num_blocks, shift, num_tokens }
     }
 
+    /// Which of those that do the same.
+    #[inline(always)]
+    pub(super) fn block(self) -> u32 {
+        self.block
+    }
+
     /// Of a chunk.
     #[inline(always)]
     pub(super) fn tokens_per_chunk(self) -> u32 {

@@ -11,8 +11,8 @@ use crate::dispatch::device::deadline::Deadline;
 use crate::dispatch::device::signals::{Signals, rank_after, step_to};
 use crate::dispatch::{ExchangeParams, Half};
 
-/// Blocks with chunks of tokens. Of the first `num_senders` one thread each sends to the peers, the
-/// others are groups that add.
+/// Blocks with chunks of tokens. Of `num_senders` one thread each sends to the peers, the others are
+/// groups that add. They take turns, so that no two senders are neighbours.
 #[kernel(target = "sm_90a", threads = 480)]
 pub unsafe fn combine_push_bulk(
     partial: Global<u32>,       // [ep_size, num_max_tokens, row_units, 4]
@@ -31,19 +31,21 @@ pub unsafe fn combine_push_bulk(
     let step = thread.wrapping_sub(warp::WARP_SIZE);
     let (block, grid) = (thread::block_idx_x(), thread::grid_dim_x());
     let num_senders = params.num_senders;
-    let is_sender = block < num_senders;
+    let senders_before = |block: u32| (block * num_senders).div_ceil(grid);
+    let sender_idx = senders_before(block);
+    let is_sender = senders_before(block + 1) > sender_idx;
     let epoch = epochs.load(block as usize).wrapping_add(1);
     let deadline = Deadline::of_call(Half::Combine, epoch, late, &params);
     let signals = Signals { signal_ptrs, deadline, params: &params };
     let shift = push_chunk_shift(num_senders);
     let chunks = match is_sender {
-        true => Chunks::new(block, num_senders, shift, params.num_max_tokens),
-        false => Chunks::new(block - num_senders, grid - num_senders, shift, params.num_tokens),
+        true => Chunks::new(sender_idx, num_senders, shift, params.num_max_tokens),
+        false => Chunks::new(block - sender_idx, grid - num_senders, shift, params.num_tokens),
     };
     let has_peer = is_sender && (1..params.ep_size).contains(&step);
 
     if has_peer {
-        signals.tell(READY, step, block, epoch);
+        signals.tell(READY, step, sender_idx, epoch);
     }
     let row_bytes = 16 * u64::from(params.row_units);
     let area_bytes = u64::from(params.num_max_tokens) * row_bytes;
@@ -80,7 +82,7 @@ pub unsafe fn combine_push_bulk(
         if is_issuer {
             sender.begin_round(0);
         }
-        if has_peer && !signals.wait(READY, step, block, epoch, 1) {
+        if has_peer && !signals.wait(READY, step, sender_idx, epoch, 1) {
             ring::gave_up().store(0, 1);
         }
         thread::sync_threads();

@@ -192,7 +192,7 @@ impl<'a> Sender<'a> {
         atomic::fence_acq_rel_sys();
         for step in 1..params.ep_size {
             let progress = progress_of(self.epoch, num_chunks, shift, params);
-            self.signals.tell(PROGRESS, step, thread::block_idx_x(), progress);
+            self.signals.tell(PROGRESS, step, self.chunks.block(), progress);
         }
         self.num_untold = 0;
     }
