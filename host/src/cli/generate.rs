@@ -121,21 +121,22 @@ impl Generation {
         let started = Instant::now();
         let mut token = self.prefill(prompt)?;
         let first_after = started.elapsed();
-        let mut num_tokens = 1;
+        let mut steps = Vec::new();
         loop {
             if end_tokens.contains(&token) {
                 break;
             }
             write!(stdout, "{}", text.push(token).map_err(|problem| anyhow!(problem))?)?;
             stdout.flush()?;
-            if num_tokens == max_tokens {
+            if steps.len() + 1 == max_tokens as usize {
                 break;
             }
+            let started = Instant::now();
             token = self.step(&[token], true)?.context("a decode step samples")?;
-            num_tokens += 1;
+            steps.push(started.elapsed());
         }
         writeln!(stdout)?;
-        report(prompt.len(), num_tokens, first_after, started.elapsed());
+        report(prompt.len(), first_after, steps);
         Ok(())
     }
 
@@ -165,11 +166,16 @@ impl Generation {
     }
 }
 
-fn report(num_prompt: usize, num_tokens: u32, first_after: Duration, all: Duration) {
-    let decode = (all - first_after).as_secs_f64();
-    let per_token = 1e3 * decode / f64::from(num_tokens - 1).max(1.0);
-    println!(
-        "{num_prompt} prompt tokens in {:.1} ms; {num_tokens} tokens, {per_token:.2} ms each after the first",
-        1e3 * first_after.as_secs_f64()
-    );
+/// The first decode step, which loads kernels and captures the graph, is told apart from the others.
+fn report(num_prompt: usize, first_after: Duration, steps: Vec<Duration>) {
+    let ms = |duration: Duration| 1e3 * duration.as_secs_f64();
+    println!("{num_prompt} prompt tokens in {:.1} ms", ms(first_after));
+    if let Some((&first, others)) = steps.split_first() {
+        println!("{} tokens after the first: {:.1} ms for the first of them", steps.len(), ms(first));
+        if !others.is_empty() {
+            let mut others = others.to_vec();
+            others.sort_unstable();
+            println!("{:.3} ms for each of the others, in the median", ms(others[others.len() / 2]));
+        }
+    }
 }
