@@ -13,12 +13,14 @@ use super::{NUM_THREADS, RmsNormParams, WORD};
 const NUM_WARPS: u32 = NUM_THREADS / WARP_SIZE;
 
 /// `x += delta`, and nothing else.
-#[kernel(threads = 256)]
+#[kernel(threads = 256, early = true)]
 pub unsafe fn rms_norm_add_bf16(
     x: GlobalMut<bf16>,  // [8 num_words]
     delta: Global<bf16>, // [8 num_words]
     num_words: u32,
 ) {
+    grid::launch_dependents();
+    grid::wait_prerequisites();
     let word = thread::index_1d();
     if word < num_words {
         let first = (word * WORD) as usize;
@@ -29,19 +31,22 @@ pub unsafe fn rms_norm_add_bf16(
 macro_rules! entries {
     ($($words:literal: $rows:ident, $add_rows:ident;)*) => {$(
         #[doc = concat!("Normalises rows of up to ", $words, " * 2048 elements.")]
-        #[kernel(threads = 256)]
+        #[kernel(threads = 256, early = true)]
         pub unsafe fn $rows(
             x: Global<bf16>,      // [num_rows, row_len]
             weight: Global<bf16>, // [row_len]
             params: RmsNormParams,
             out: GlobalMut<bf16>, // [num_rows, row_len]
         ) {
+            grid::launch_dependents();
             let row = Row::<$words>::of_block(params.row_len);
-            row.normalize(row.load(x), weight, params, out);
+            let weights = row.load_from(weight);
+            grid::wait_prerequisites();
+            row.normalize(row.load(x), weights, params, out);
         }
 
         #[doc = concat!("Adds to rows of up to ", $words, " * 2048 elements, and normalises them.")]
-        #[kernel(threads = 256)]
+        #[kernel(threads = 256, early = true)]
         pub unsafe fn $add_rows(
             x: GlobalMut<bf16>,   // [num_rows, row_len]
             delta: Global<bf16>,  // [num_rows, row_len]
@@ -49,14 +54,17 @@ macro_rules! entries {
             params: RmsNormParams,
             out: GlobalMut<bf16>, // [num_rows, row_len]
         ) {
+            grid::launch_dependents();
             let row = Row::<$words>::of_block(params.row_len);
+            let weights = row.load_from(weight);
+            grid::wait_prerequisites();
             let mut words = row.load(x.as_const());
             let deltas = row.load(delta);
             for i in 0..$words {
                 words[i] = sum(words[i], deltas[i]);
             }
             row.store(x, words);
-            row.normalize(words, weight, params, out);
+            row.normalize(words, weights, params, out);
         }
     )*};
 }
@@ -151,16 +159,15 @@ impl<const WORDS: usize> Row<WORDS> {
     unsafe fn normalize(
         &self,
         mut words: [[u32; 4]; WORDS],
-        weight: Global<bf16>, // [row_len]
+        weights: [[u32; 4]; WORDS],
         params: RmsNormParams,
         out: GlobalMut<bf16>, // [num_rows, row_len]
     ) {
-        let weights = self.load_from(weight);
         let mut sum = 0.0;
         for i in 0..WORDS {
             sum += squares(words[i]);
         }
-        let mean = block_sum(sum) / params.row_len as f32;
+        let mean = block_sum(shared::dynamic_shared_mem(), sum) / params.row_len as f32;
         let scale = float::reciprocal_sqrt(mean + params.eps);
         for i in 0..WORDS {
             words[i] = weighted(words[i], scale, weights[i]);
@@ -169,10 +176,10 @@ impl<const WORDS: usize> Row<WORDS> {
     }
 }
 
-/// Sum over the block, in a fixed order, in every thread.
+/// Sum over a block of as many threads as here, in a fixed order, in every thread; each warp has a place
+/// in `warp_sums`.
 #[inline(always)]
-unsafe fn block_sum(value: f32) -> f32 {
-    let warp_sums = shared::dynamic_shared_mem::<f32>();
+pub(crate) unsafe fn block_sum(warp_sums: Shared<f32>, value: f32) -> f32 {
     let value = warp::reduce_sum(value, WARP_SIZE);
     if warp::lane_id() == 0 {
         warp_sums.store((thread::thread_idx_x() / WARP_SIZE) as usize, value);

@@ -366,64 +366,89 @@ impl Share {
         position: u32,
         params: AppendParams,
     ) -> Words {
+        self.turn::<T>(words, self.angles(cos_sin_cache, position, params), params)
+    }
+
+    /// The angles of a position, for this share's dimensions; none matter without a rotation.
+    #[inline(always)]
+    unsafe fn angles(
+        self,
+        cos_sin_cache: Global<f32>, // [num_max_positions, head_dim]
+        position: u32,
+        params: AppendParams,
+    ) -> Angles {
+        let mut angles = Angles { cos: [[0.0; 4]; 2], sin: [[0.0; 4]; 2] };
         if params.rotation == Rotation::NONE {
-            return words;
+            return angles;
         }
         let cos = cos_sin_cache.offset(position as usize * params.head_dim as usize);
         let sin = cos.offset((params.head_dim / 2) as usize);
-        if params.rotation == Rotation::HALF_SPLIT {
-            self.rotate_half_split::<T>(words, cos, sin)
-        } else {
-            self.rotate_interleaved::<T>(words, cos, sin, params)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn rotate_half_split<T: HalfFloat>(
-        self,
-        words: Words,
-        cos: Global<f32>, // [head_dim / 2]
-        sin: Global<f32>, // [head_dim / 2]
-    ) -> Words {
-        let mut rotated = words;
+        let (first, next) = match params.rotation == Rotation::HALF_SPLIT {
+            true => (self.first_dim, 4),
+            false => (self.first_dim / 2, params.head_dim / 4),
+        };
         for part in 0..2 {
-            let first_angle = self.first_dim as usize + 4 * part;
-            let c = load_f32x4(cos, first_angle);
-            let s = load_f32x4(sin, first_angle);
-            for i in 0..2 {
-                let register = 2 * part + i;
-                let [x0, x1] = T::unpack(words[0][register]);
-                let [y0, y1] = T::unpack(words[1][register]);
-                let (x0, y0) = turn(x0, y0, c[2 * i], s[2 * i]);
-                let (x1, y1) = turn(x1, y1, c[2 * i + 1], s[2 * i + 1]);
-                rotated[0][register] = T::pack(x0, x1);
-                rotated[1][register] = T::pack(y0, y1);
-            }
+            let first_angle = first as usize + part * next as usize;
+            angles.cos[part] = load_f32x4(cos, first_angle);
+            angles.sin[part] = load_f32x4(sin, first_angle);
         }
-        rotated
+        angles
     }
 
     #[inline(always)]
-    unsafe fn rotate_interleaved<T: HalfFloat>(
+    unsafe fn turn<T: HalfFloat>(
         self,
         words: Words,
-        cos: Global<f32>, // [head_dim / 2]
-        sin: Global<f32>, // [head_dim / 2]
+        angles: Angles,
         params: AppendParams,
     ) -> Words {
-        let mut rotated = words;
-        for part in 0..2 {
-            let first_angle = (self.first_dim / 2) as usize + part * (params.head_dim / 4) as usize;
-            let c = load_f32x4(cos, first_angle);
-            let s = load_f32x4(sin, first_angle);
-            for register in 0..4 {
-                let [x, y] = T::unpack(words[part][register]);
-                let (x, y) = turn(x, y, c[register], s[register]);
-                rotated[part][register] = T::pack(x, y);
-            }
+        if params.rotation == Rotation::NONE {
+            words
+        } else if params.rotation == Rotation::HALF_SPLIT {
+            turn_half_split::<T>(words, angles)
+        } else {
+            turn_interleaved::<T>(words, angles)
         }
-        rotated
     }
+}
+
+/// Cosines and sines for a share.
+#[derive(Clone, Copy)]
+struct Angles {
+    cos: [[f32; 4]; 2],
+    sin: [[f32; 4]; 2],
+}
+
+#[inline(always)]
+fn turn_half_split<T: HalfFloat>(words: Words, angles: Angles) -> Words {
+    let mut rotated = words;
+    for part in 0..2 {
+        let (c, s) = (angles.cos[part], angles.sin[part]);
+        for i in 0..2 {
+            let register = 2 * part + i;
+            let [x0, x1] = T::unpack(words[0][register]);
+            let [y0, y1] = T::unpack(words[1][register]);
+            let (x0, y0) = turn(x0, y0, c[2 * i], s[2 * i]);
+            let (x1, y1) = turn(x1, y1, c[2 * i + 1], s[2 * i + 1]);
+            rotated[0][register] = T::pack(x0, x1);
+            rotated[1][register] = T::pack(y0, y1);
+        }
+    }
+    rotated
+}
+
+#[inline(always)]
+fn turn_interleaved<T: HalfFloat>(words: Words, angles: Angles) -> Words {
+    let mut rotated = words;
+    for part in 0..2 {
+        let (c, s) = (angles.cos[part], angles.sin[part]);
+        for register in 0..4 {
+            let [x, y] = T::unpack(words[part][register]);
+            let (x, y) = turn(x, y, c[register], s[register]);
+            rotated[part][register] = T::pack(x, y);
+        }
+    }
+    rotated
 }
 
 #[inline(always)]

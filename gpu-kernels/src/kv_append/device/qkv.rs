@@ -8,7 +8,7 @@ use crate::kv_append::{AppendParams, QkvParams, THREAD_DIMS};
 use crate::rms_norm::device::{squares, sum, weighted};
 
 /// Normalises, rotates and appends joint rows.
-#[kernel(threads = 128)]
+#[kernel(threads = 128, early = true)]
 pub unsafe fn kv_append_qkv_bf16(
     qkv: Global<bf16>,      // [num_tokens, (num_qo_heads + 2 num_kv_heads) * head_dim]
     qkv_bias: Global<bf16>, // [(num_qo_heads + 2 num_kv_heads) * head_dim], or null
@@ -31,7 +31,7 @@ pub unsafe fn kv_append_qkv_bf16(
 }
 
 /// Normalises, rotates and appends joint rows to pages of e4m3.
-#[kernel(threads = 128)]
+#[kernel(threads = 128, early = true)]
 pub unsafe fn kv_append_qkv_bf16_e4m3(
     qkv: Global<bf16>,      // [num_tokens, (num_qo_heads + 2 num_kv_heads) * head_dim]
     qkv_bias: Global<bf16>, // [(num_qo_heads + 2 num_kv_heads) * head_dim], or null
@@ -74,6 +74,7 @@ unsafe fn append_qkv<S: Storage<bf16>>(
     params: QkvParams,
     q_out: GlobalMut<bf16>, // [num_tokens, num_qo_heads, head_dim]
 ) {
+    grid::launch_dependents();
     let QkvParams { append, num_qo_heads, .. } = params;
     let num_kv_heads = append.num_heads;
     let joint = AppendParams { num_heads: num_qo_heads + 2 * num_kv_heads, ..append };
@@ -81,13 +82,17 @@ unsafe fn append_qkv<S: Storage<bf16>>(
     let (share, is_own) = Share::nearest(joint);
     let is_query = share.head < num_qo_heads;
     let is_value = share.head >= num_qo_heads + num_kv_heads;
+    // Tables and angles are the host's: they are read while the product before this still runs.
+    let place = lengths.place_of(share.token, append);
+    let (request, position) = place.unwrap_or((0, 0));
+    let angles = share.angles(cos_sin_cache, position, append);
+    grid::wait_prerequisites();
     let words = rows.prepared(share, is_query, is_value, joint, params.norm_eps);
-    if !is_own {
+    if !is_own || place.is_none() {
         return;
     }
-    let Some((request, position)) = lengths.place_of(share.token, append) else { return };
     if is_query {
-        let rotated = share.rotate::<bf16>(words, cos_sin_cache, position, append);
+        let rotated = share.turn::<bf16>(words, angles, append);
         let of_queries = AppendParams { num_heads: num_qo_heads, ..append };
         let place = share.first_element(of_queries);
         share.store::<bf16, Unscaled>(q_out, place, rotated, 1.0, append);
@@ -101,7 +106,7 @@ unsafe fn append_qkv<S: Storage<bf16>>(
         let place = place + append.strides.value as usize;
         share.store::<bf16, S>(page, place, words, v_scale, append);
     } else {
-        let rotated = share.rotate::<bf16>(words, cos_sin_cache, position, append);
+        let rotated = share.turn::<bf16>(words, angles, append);
         share.store::<bf16, S>(page, place, rotated, k_scale, append);
     }
 }

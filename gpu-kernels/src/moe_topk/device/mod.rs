@@ -18,7 +18,7 @@ use select::select_warp;
 macro_rules! entries {
     ($threads:literal, $($(#[$doc:meta])* $name:ident: $body:expr, $T:ty;)*) => {$(
         $(#[$doc])*
-        #[kernel(threads = $threads)]
+        #[kernel(threads = $threads, early = true)]
         pub unsafe fn $name(
             gating_output: Global<$T>,    // [num_tokens, num_columns]
             bias: Global<f32>,            // [num_experts], or null
@@ -26,6 +26,8 @@ macro_rules! entries {
             topk_ids: GlobalMut<i32>,     // [num_tokens, top_k + num_shared]
             topk_weights: GlobalMut<f32>, // [num_tokens, top_k + num_shared]
         ) {
+            grid::launch_dependents();
+            grid::wait_prerequisites();
             $body(gating_output, bias, params, topk_ids, topk_weights);
         }
     )*};

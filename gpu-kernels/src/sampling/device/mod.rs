@@ -20,18 +20,19 @@ use split::{Workspace, choose_split};
 macro_rules! entries {
     ($($T:ty: $argmax:ident, $choose:ident, $split:ident;)*) => {$(
         /// The most likely token of each request, a block per request.
-        #[kernel(threads = 512)]
+        #[kernel(threads = 512, early = true)]
         pub unsafe fn $argmax(
             logits: Global<$T>, // [batch, vocab_size]
             vocab_size: u32,
             token_ids: GlobalMut<i32>, // [batch]
             logprobs: GlobalMut<f32>,  // [batch]
         ) {
+            grid::wait_prerequisites();
             argmax_row(logits, vocab_size, token_ids, logprobs);
         }
 
         /// A token of each request by its rule, a block per request.
-        #[kernel(threads = 512)]
+        #[kernel(threads = 512, early = true)]
         pub unsafe fn $choose(
             logits: Global<$T>, // [batch, vocab_size]
             vocab_size: u32,
@@ -39,11 +40,12 @@ macro_rules! entries {
             token_ids: GlobalMut<i32>,   // [batch]
             logprobs: GlobalMut<f32>,    // [batch]
         ) {
+            grid::wait_prerequisites();
             choose_row(logits, vocab_size, rules, token_ids, logprobs);
         }
 
         /// A token of each request by its rule, several blocks per request.
-        #[kernel(threads = 512)]
+        #[kernel(threads = 512, early = true)]
         pub unsafe fn $split(
             logits: Global<$T>,          // [batch, vocab_size]
             rules: Global<SamplingRule>, // [batch], or null for the most likely tokens
@@ -56,6 +58,7 @@ macro_rules! entries {
             logprobs: GlobalMut<f32>,   // [batch]
         ) {
             let workspace = Workspace { arrived, candidates, sums, histograms };
+            grid::wait_prerequisites();
             choose_split(logits, rules, params, workspace, token_ids, logprobs);
         }
     )*};
