@@ -32,6 +32,7 @@ pub mod embedding;
 pub mod expert_gemm;
 pub mod far_decode;
 pub mod gemm;
+pub mod gemv;
 pub mod kv_append;
 pub mod kv_layout;
 pub mod kv_page_copy;

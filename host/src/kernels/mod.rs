@@ -13,6 +13,7 @@ pub mod embedding;
 pub mod expert_gemm;
 pub mod far_decode;
 pub mod gemm;
+pub mod gemv;
 pub mod kv_append;
 pub mod kv_page_copy;
 pub mod kv_page_pattern;

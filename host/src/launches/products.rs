@@ -1,10 +1,11 @@
-//! Kernels of the rooms `gemm`, `expert_gemm` and `shared_expert`: sizes of a large model's layers.
+//! Kernels of the rooms `gemm`, `gemv`, `expert_gemm` and `shared_expert`: sizes of a large model's layers.
 
 use anyhow::Result;
 use gpu_kernels::expert_gemm::contract::ExpertGemmShape;
 use gpu_kernels::expert_gemm::reference::{offsets, random_rows};
 use gpu_kernels::gemm::contract::GemmShape;
 use gpu_kernels::gemm::plan::GemmVariant;
+use gpu_kernels::gemv::contract::{GemvExperts, GemvShape};
 use gpu_kernels::shared_expert::contract::SharedExpertShape;
 use half::bf16;
 
@@ -12,6 +13,7 @@ use super::{KernelLaunch, Setting, kernel};
 use crate::device::{Buffer, Stream};
 use crate::kernels::expert_gemm::{ExpertGemm, ExpertGemmArgs, ExpertGemmVariant};
 use crate::kernels::gemm::{Gemm, GemmArgs, multiply_exactly};
+use crate::kernels::gemv::{Gemv, GemvArgs, GemvChoice};
 use crate::kernels::shared_expert::{
     SharedExpert, SharedExpertArgs, SharedExpertVariant, silu_mul,
 };
@@ -22,6 +24,11 @@ pub(super) fn launches() -> Vec<KernelLaunch> {
         kernel("gemm_tma_bf16", product(GemmVariant::Tma, 4096)),
         kernel("gemm_stream_bf16", product(GemmVariant::Stream, 128)),
         kernel("gemm_exact_bf16", exact_product),
+        kernel("gemv_rows_bf16", one_row(OneRow::Plain)),
+        kernel("gemv_gated_bf16", one_row(OneRow::Gated)),
+        kernel("gemv_added_bf16", one_row(OneRow::Added)),
+        kernel("gemv_experts_gated_bf16", one_row(OneRow::ExpertsGated)),
+        kernel("gemv_experts_added_bf16", one_row(OneRow::ExpertsAdded)),
         kernel("expert_gemm_baseline_bf16", experts(ExpertGemmVariant::Baseline, false)),
         kernel("expert_gemm_grouped_bf16", experts(ExpertGemmVariant::Grouped, false)),
         kernel("expert_gemm_gated_bf16", experts(ExpertGemmVariant::Grouped, true)),
@@ -56,6 +63,57 @@ fn exact_product(setting: &Setting<'_>) -> Result<()> {
     let (a, b) = (zeros(&stream, shape.a_elements())?, zeros(&stream, shape.b_elements())?);
     let c = stream.device().alloc(shape.c_elements())?;
     setting.repeat(&stream, |_| Ok(multiply_exactly(&stream, shape, &a, &b, &c)?))
+}
+
+/// Kernels of the room `gemv`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OneRow {
+    Plain,
+    Gated,
+    Added,
+    ExpertsGated,
+    ExpertsAdded,
+}
+
+fn one_row(kernel: OneRow) -> impl Fn(&Setting<'_>) -> Result<()> {
+    move |setting| {
+        let stream = setting.stream()?;
+        let has_experts = matches!(kernel, OneRow::ExpertsGated | OneRow::ExpertsAdded);
+        let is_gated = matches!(kernel, OneRow::Gated | OneRow::ExpertsGated);
+        let adds = matches!(kernel, OneRow::Added | OneRow::ExpertsAdded);
+        let real = match (has_experts, is_gated) {
+            (false, false) => (4096, 4096),
+            (false, true) => (14_336, 4096),
+            (true, true) => (1408, 2048),
+            (true, false) => (2048, 1408),
+        };
+        let (n, k) = setting.pick(real, (40, 72));
+        let experts = GemvExperts { num_experts: 60, top_k: 4, num_shared: 4 };
+        let shape = GemvShape {
+            is_gated,
+            norm_eps: (!adds).then_some(1e-6),
+            experts: has_experts.then_some(experts),
+            ..GemvShape::new(n, k)
+        };
+        let gemv = Gemv::new(stream.device(), shape)?;
+        let x = zeros(&stream, shape.row_elements())?;
+        let norm = zeros(&stream, shape.norm_elements())?;
+        let norm_weight = (!adds).then_some(&norm);
+        let b = zeros(&stream, shape.b_elements())?;
+        let out = zeros(&stream, shape.out_elements())?;
+        let topk_ids = Buffer::from_slice(&stream, &[7, 3, 59, 12, 60, 61, 62, 63])?;
+        let topk_weights = stream.device().alloc_zeroed(topk_ids.len())?;
+        let choice = GemvChoice { topk_ids: &topk_ids, topk_weights: &topk_weights };
+        let args = GemvArgs { x: &x, norm_weight, b: &b, out: &out };
+        setting.repeat(&stream, |_| {
+            Ok(match kernel {
+                OneRow::Plain | OneRow::Gated => gemv.run(&stream, args)?,
+                OneRow::Added => gemv.add(&stream, args)?,
+                OneRow::ExpertsGated => gemv.run_experts(&stream, choice, args)?,
+                OneRow::ExpertsAdded => gemv.add_experts(&stream, choice, args)?,
+            })
+        })
+    }
 }
 
 fn experts(variant: ExpertGemmVariant, is_gated: bool) -> impl Fn(&Setting<'_>) -> Result<()> {

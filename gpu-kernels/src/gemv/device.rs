@@ -1,0 +1,579 @@
+//! The kernels: one stream of rows, and what becomes of their sums.
+
+// A kernel is one unsafe program: its launch vouches for it. Arrays stay in registers as long as
+// constants index them, in loops that unroll.
+#![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, clippy::needless_range_loop)]
+
+use cuda_std::bulk::Mbarrier;
+use cuda_std::prelude::*;
+use half::bf16;
+
+use super::{
+    GemvParams, HEAD_BYTES, MAX_NORMED_LEN, NUM_THREADS, NUM_WARPS, PIECE, STAGE_BYTES, SUMS_AT,
+    WORD,
+};
+use crate::gemm::device::activation::silu;
+use crate::rms_norm::device::{block_sum, squares, weighted};
+
+/// Words of a piece that a lane multiplies.
+const LANE_WORDS: u32 = PIECE / WORD / warp::WARP_SIZE;
+/// Words of a row that a thread normalises.
+const THREAD_WORDS: usize = (MAX_NORMED_LEN / WORD / NUM_THREADS) as usize;
+
+/// A thread's words of a row.
+type Words = [[u32; 4]; THREAD_WORDS];
+
+/// What is multiplied: units of two rows of weights each, in one or several segments of `k` elements.
+trait Product: Copy {
+    /// Units of the product.
+    fn num_units(&self) -> u32;
+
+    /// Segments of a unit: that many rows lie end to end in what they are multiplied with.
+    fn num_segments(&self) -> u32 {
+        1
+    }
+
+    /// Whether the rows are known before the kernels before this one are done.
+    fn is_known(&self, _unit: u32, _segment: u32) -> bool {
+        true
+    }
+
+    /// First elements of both rows.
+    unsafe fn rows(&self, unit: u32, segment: u32) -> [usize; 2];
+
+    /// Where in the multiplied row a segment begins, and what its sums count.
+    unsafe fn segment(&self, segment: u32) -> (u32, f32) {
+        (segment, 1.0)
+    }
+
+    /// Stores what a unit's rows sum up to. One lane calls it.
+    unsafe fn store(&self, unit: u32, sums: [f32; 2]);
+}
+
+/// A place in the sequence of a warp's pieces.
+#[derive(Clone, Copy)]
+struct Cursor {
+    unit: u32,
+    segment: u32,
+    column: u32,
+}
+
+/// A place in the ring.
+#[derive(Clone, Copy)]
+struct Place {
+    stage: u32,
+    parity: u32,
+}
+
+/// A warp and its ring.
+#[derive(Clone, Copy)]
+struct Streamer<P> {
+    product: P,
+    weights: Global<bf16>,
+    k: u32,
+    num_stages: u32,
+    barriers: Shared<u64>,
+    ring: Shared<bf16>,
+    row: Shared<bf16>,
+}
+
+impl<P: Product> Streamer<P> {
+    /// The ring of this warp, for a multiplied row of `row_len` elements.
+    #[inline(always)]
+    unsafe fn new(product: P, weights: Global<bf16>, params: GemvParams, row_len: u32) -> Self {
+        let GemvParams { k, num_stages, .. } = params;
+        let memory = shared::dynamic_shared_mem::<u8>();
+        let warp_idx = (thread::thread_idx_x() / warp::WARP_SIZE) as usize;
+        let barriers = memory.cast::<u64>().offset(warp_idx * num_stages as usize);
+        let row = memory.offset(HEAD_BYTES);
+        let ring_bytes = num_stages as usize * STAGE_BYTES;
+        let ring = row.offset(2 * row_len as usize + warp_idx * ring_bytes).cast();
+        let streamer = Self { product, weights, k, num_stages, barriers, ring, row: row.cast() };
+        if warp::lane_id() == 0 {
+            let mut stage = 0;
+            while stage < num_stages {
+                streamer.full(stage).init(1);
+                stage += 1;
+            }
+            bulk::fence_init();
+        }
+        streamer
+    }
+
+    #[inline(always)]
+    unsafe fn full(&self, stage: u32) -> Mbarrier {
+        Mbarrier::at(self.barriers.offset(stage as usize))
+    }
+
+    #[inline(always)]
+    unsafe fn stage(&self, stage: u32) -> Shared<bf16> {
+        self.ring.offset(stage as usize * STAGE_BYTES / 2)
+    }
+
+    /// The first unit of this warp: neighbours go to different SMs.
+    #[inline(always)]
+    fn start(&self) -> Cursor {
+        let warp_idx = thread::thread_idx_x() / warp::WARP_SIZE;
+        let unit = warp_idx * thread::grid_dim_x() + thread::block_idx_x();
+        Cursor { unit, segment: 0, column: 0 }
+    }
+
+    #[inline(always)]
+    fn is_done(&self, cursor: Cursor) -> bool {
+        cursor.unit >= self.product.num_units()
+    }
+
+    #[inline(always)]
+    fn advance(&self, cursor: &mut Cursor) {
+        cursor.column += PIECE;
+        if cursor.column < self.k {
+            return;
+        }
+        cursor.column = 0;
+        cursor.segment += 1;
+        if cursor.segment == self.product.num_segments() {
+            cursor.segment = 0;
+            cursor.unit += thread::grid_dim_x() * NUM_WARPS;
+        }
+    }
+
+    /// Starts the loads of a piece of both rows. The stage is free.
+    #[inline(always)]
+    unsafe fn load(&self, cursor: Cursor, stage: u32) {
+        if warp::lane_id() != 0 {
+            return;
+        }
+        let len = PIECE.min(self.k - cursor.column);
+        let [first, second] = self.product.rows(cursor.unit, cursor.segment);
+        let (place, full, column) = (self.stage(stage), self.full(stage), cursor.column as usize);
+        full.arrive_expect_bytes(4 * len);
+        bulk::load(place, self.weights.offset(first + column), 2 * len, full);
+        let second_place = place.offset(PIECE as usize);
+        bulk::load(second_place, self.weights.offset(second + column), 2 * len, full);
+    }
+
+    /// Both rows' sums over a segment, of this lane's elements.
+    #[inline(always)]
+    unsafe fn multiply(
+        &self,
+        row: Shared<bf16>,
+        ahead: &mut Cursor,
+        place: &mut Place,
+    ) -> [f32; 2] {
+        let mut sums = [[0.0; 2]; 2];
+        let mut column = 0;
+        while column < self.k {
+            let num_words = PIECE.min(self.k - column) / WORD;
+            let weights = self.stage(place.stage);
+            self.full(place.stage).wait(place.parity);
+            for i in 0..LANE_WORDS {
+                let word = i * warp::WARP_SIZE + warp::lane_id();
+                if word < num_words {
+                    let at = (word * WORD) as usize;
+                    let values = row.load_x4(column as usize + at);
+                    let first = weights.load_x4(at);
+                    let second = weights.load_x4(PIECE as usize + at);
+                    for j in 0..4 {
+                        let value = bf16::unpack(values[j]);
+                        let (first, second) = (bf16::unpack(first[j]), bf16::unpack(second[j]));
+                        for l in 0..2 {
+                            sums[0][l] += first[l] * value[l];
+                            sums[1][l] += second[l] * value[l];
+                        }
+                    }
+                }
+            }
+            warp::sync_warp(warp::FULL_MASK);
+            if !self.is_done(*ahead) {
+                self.load(*ahead, place.stage);
+                self.advance(ahead);
+            }
+            place.stage += 1;
+            if place.stage == self.num_stages {
+                *place = Place { stage: 0, parity: place.parity ^ 1 };
+            }
+            column += PIECE;
+        }
+        [sums[0][0] + sums[0][1], sums[1][0] + sums[1][1]]
+    }
+
+    /// The block's share, with a row that `vector` stages.
+    #[inline(always)]
+    unsafe fn run(&self, vector: Vector, row_len: u32) {
+        thread::sync_threads();
+        grid::launch_dependents();
+        let mut ahead = self.start();
+        let mut num_loaded = 0;
+        while num_loaded < self.num_stages
+            && !self.is_done(ahead)
+            && self.product.is_known(ahead.unit, ahead.segment)
+        {
+            self.load(ahead, num_loaded);
+            self.advance(&mut ahead);
+            num_loaded += 1;
+        }
+        let norm_weights = vector.norm_weights(row_len);
+        grid::wait_prerequisites();
+        while num_loaded < self.num_stages && !self.is_done(ahead) {
+            self.load(ahead, num_loaded);
+            self.advance(&mut ahead);
+            num_loaded += 1;
+        }
+        vector.stage(self.row, row_len, norm_weights);
+        let mut place = Place { stage: 0, parity: 0 };
+        let mut unit = self.start().unit;
+        while unit < self.product.num_units() {
+            let mut sums = [0.0; 2];
+            let mut segment = 0;
+            while segment < self.product.num_segments() {
+                let (row_idx, weight) = self.product.segment(segment);
+                let row = self.row.offset((row_idx * self.k) as usize);
+                let of_segment = self.multiply(row, &mut ahead, &mut place);
+                sums = [sums[0] + weight * of_segment[0], sums[1] + weight * of_segment[1]];
+                segment += 1;
+            }
+            let first = warp::reduce_sum(sums[0], warp::WARP_SIZE);
+            let second = warp::reduce_sum(sums[1], warp::WARP_SIZE);
+            if warp::lane_id() == 0 {
+                self.product.store(unit, [first, second]);
+            }
+            unit += thread::grid_dim_x() * NUM_WARPS;
+        }
+    }
+}
+
+/// The row that weights are multiplied with.
+#[derive(Clone, Copy)]
+struct Vector {
+    x: Global<bf16>,
+    /// Null where `x` is taken as it is.
+    norm_weight: Global<bf16>,
+    eps: f32,
+}
+
+impl Vector {
+    #[inline(always)]
+    fn plain(x: Global<bf16>) -> Self {
+        Self { x, norm_weight: Global::null(), eps: 0.0 }
+    }
+
+    /// This thread's first element of its word `i`.
+    #[inline(always)]
+    fn column(i: usize) -> u32 {
+        (i as u32 * NUM_THREADS + thread::thread_idx_x()) * WORD
+    }
+
+    /// This thread's words of the norm's weights, which no kernel writes.
+    #[inline(always)]
+    unsafe fn norm_weights(&self, len: u32) -> Words {
+        let mut weights = [[0; 4]; THREAD_WORDS];
+        if !self.norm_weight.is_null() {
+            for i in 0..THREAD_WORDS {
+                if Self::column(i) < len {
+                    weights[i] = self.norm_weight.load_x4(Self::column(i) as usize);
+                }
+            }
+        }
+        weights
+    }
+
+    /// Puts the row into shared memory, for all threads.
+    #[inline(always)]
+    unsafe fn stage(&self, row: Shared<bf16>, len: u32, norm_weights: Words) {
+        if self.norm_weight.is_null() {
+            let mut column = Self::column(0);
+            while column < len {
+                row.store_x4(column as usize, self.x.load_x4(column as usize));
+                column += NUM_THREADS * WORD;
+            }
+        } else {
+            self.stage_normed(row, len, norm_weights);
+        }
+        thread::sync_threads();
+    }
+
+    #[inline(always)]
+    unsafe fn stage_normed(&self, row: Shared<bf16>, len: u32, norm_weights: Words) {
+        let mut words = [[0; 4]; THREAD_WORDS];
+        for i in 0..THREAD_WORDS {
+            if Self::column(i) < len {
+                words[i] = self.x.load_x4(Self::column(i) as usize);
+            }
+        }
+        let mut sum = 0.0;
+        for i in 0..THREAD_WORDS {
+            sum += squares(words[i]);
+        }
+        let sums = shared::dynamic_shared_mem::<u8>().offset(SUMS_AT).cast();
+        let mean = block_sum(sums, sum) / len as f32;
+        let scale = float::reciprocal_sqrt(mean + self.eps);
+        for i in 0..THREAD_WORDS {
+            let column = Self::column(i);
+            if column < len {
+                row.store_x4(column as usize, weighted(words[i], scale, norm_weights[i]));
+            }
+        }
+    }
+}
+
+/// Adds to two neighbours of the residual stream.
+#[inline(always)]
+unsafe fn add_pair(x: GlobalMut<bf16>, first: u32, sums: [f32; 2]) {
+    let place = x.offset(first as usize).cast::<u32>();
+    let [low, high] = bf16::unpack(place.load(0));
+    place.store(0, bf16::pack(low + sums[0], high + sums[1]));
+}
+
+#[inline(always)]
+unsafe fn store_gated(h: GlobalMut<bf16>, place: usize, [gate, up]: [f32; 2]) {
+    let product = bf16::pack(silu(gate) * up, 0.0);
+    h.store(place, bf16::from_bits(product as u16));
+}
+
+/// A unit is two neighbours of the results.
+#[derive(Clone, Copy)]
+struct Rows {
+    n: u32,
+    k: u32,
+    out: GlobalMut<bf16>, // [n]
+    adds: bool,
+}
+
+impl Product for Rows {
+    #[inline(always)]
+    fn num_units(&self) -> u32 {
+        self.n / 2
+    }
+
+    #[inline(always)]
+    unsafe fn rows(&self, unit: u32, _: u32) -> [usize; 2] {
+        let first = 2 * unit as usize * self.k as usize;
+        [first, first + self.k as usize]
+    }
+
+    #[inline(always)]
+    unsafe fn store(&self, unit: u32, sums: [f32; 2]) {
+        if self.adds {
+            add_pair(self.out, 2 * unit, sums);
+        } else {
+            let pair = bf16::pack(sums[0], sums[1]);
+            self.out.offset(2 * unit as usize).cast::<u32>().store(0, pair);
+        }
+    }
+}
+
+/// A unit is a gate and what it scales.
+#[derive(Clone, Copy)]
+struct Gated {
+    n: u32,
+    k: u32,
+    h: GlobalMut<bf16>, // [n]
+}
+
+impl Product for Gated {
+    #[inline(always)]
+    fn num_units(&self) -> u32 {
+        self.n
+    }
+
+    #[inline(always)]
+    unsafe fn rows(&self, unit: u32, _: u32) -> [usize; 2] {
+        let first = unit as usize * self.k as usize;
+        [first, first + self.n as usize * self.k as usize]
+    }
+
+    #[inline(always)]
+    unsafe fn store(&self, unit: u32, sums: [f32; 2]) {
+        store_gated(self.h, unit as usize, sums);
+    }
+}
+
+/// Whose weights a token is multiplied with: those of experts that every token visits come first, as
+/// they are known first.
+#[derive(Clone, Copy)]
+struct Choice {
+    topk_ids: Global<i32>,     // [top_k + num_shared]
+    topk_weights: Global<f32>, // [top_k + num_shared], or null
+    params: GemvParams,
+}
+
+impl Choice {
+    /// The slot that comes at `turn`.
+    #[inline(always)]
+    fn slot(&self, turn: u32) -> u32 {
+        let GemvParams { top_k, num_shared, .. } = self.params;
+        if turn < num_shared { top_k + turn } else { turn - num_shared }
+    }
+
+    #[inline(always)]
+    fn is_known(&self, turn: u32) -> bool {
+        turn < self.params.num_shared
+    }
+
+    /// The expert that comes at `turn`; an id that is none's reaches the last one's weights.
+    #[inline(always)]
+    unsafe fn expert(&self, turn: u32) -> usize {
+        let GemvParams { num_experts, .. } = self.params;
+        if self.is_known(turn) {
+            return (num_experts + turn) as usize;
+        }
+        let id = self.topk_ids.load(self.slot(turn) as usize) as u32;
+        id.min(num_experts - 1) as usize
+    }
+
+    /// What the expert counts.
+    #[inline(always)]
+    unsafe fn weight(&self, turn: u32) -> f32 {
+        let slot = self.slot(turn) as usize;
+        if self.topk_ids.load(slot) < 0 { 0.0 } else { self.topk_weights.load(slot) }
+    }
+}
+
+/// A unit is a gate of an expert and what it scales.
+#[derive(Clone, Copy)]
+struct ExpertsGated {
+    choice: Choice,
+    h: GlobalMut<bf16>, // [top_k + num_shared, n]
+}
+
+impl Product for ExpertsGated {
+    #[inline(always)]
+    fn num_units(&self) -> u32 {
+        self.choice.params.num_slots() * self.choice.params.n
+    }
+
+    #[inline(always)]
+    fn is_known(&self, unit: u32, _: u32) -> bool {
+        self.choice.is_known(unit / self.choice.params.n)
+    }
+
+    #[inline(always)]
+    unsafe fn rows(&self, unit: u32, _: u32) -> [usize; 2] {
+        let GemvParams { n, k, .. } = self.choice.params;
+        let (turn, row) = (unit / n, unit % n);
+        let (n, k) = (n as usize, k as usize);
+        let first = (self.choice.expert(turn) * 2 * n + row as usize) * k;
+        [first, first + n * k]
+    }
+
+    #[inline(always)]
+    unsafe fn store(&self, unit: u32, sums: [f32; 2]) {
+        let n = self.choice.params.n;
+        let slot = self.choice.slot(unit / n);
+        store_gated(self.h, (slot * n + unit % n) as usize, sums);
+    }
+}
+
+/// A unit is two neighbours of the residual stream, a segment an expert.
+#[derive(Clone, Copy)]
+struct ExpertsAdded {
+    choice: Choice,
+    x: GlobalMut<bf16>, // [n]
+}
+
+impl Product for ExpertsAdded {
+    #[inline(always)]
+    fn num_units(&self) -> u32 {
+        self.choice.params.n / 2
+    }
+
+    #[inline(always)]
+    fn num_segments(&self) -> u32 {
+        self.choice.params.num_slots()
+    }
+
+    #[inline(always)]
+    fn is_known(&self, _: u32, segment: u32) -> bool {
+        self.choice.is_known(segment)
+    }
+
+    #[inline(always)]
+    unsafe fn rows(&self, unit: u32, segment: u32) -> [usize; 2] {
+        let GemvParams { n, k, .. } = self.choice.params;
+        let row = self.choice.expert(segment) * n as usize + 2 * unit as usize;
+        [row * k as usize, (row + 1) * k as usize]
+    }
+
+    #[inline(always)]
+    unsafe fn segment(&self, segment: u32) -> (u32, f32) {
+        (self.choice.slot(segment), self.choice.weight(segment))
+    }
+
+    #[inline(always)]
+    unsafe fn store(&self, unit: u32, sums: [f32; 2]) {
+        add_pair(self.x, 2 * unit, sums);
+    }
+}
+
+/// `out = b y`.
+#[kernel(target = "sm_90a", threads = 256, min_blocks = 1, early = true)]
+pub unsafe fn gemv_rows_bf16(
+    x: Global<bf16>,           // [k]
+    norm_weight: Global<bf16>, // [k], or null
+    b: Global<bf16>,           // [n, k]
+    params: GemvParams,
+    out: GlobalMut<bf16>, // [n]
+) {
+    let GemvParams { n, k, eps, .. } = params;
+    let product = Rows { n, k, out, adds: false };
+    Streamer::new(product, b, params, k).run(Vector { x, norm_weight, eps }, k);
+}
+
+/// `h = silu(g y) * (u y)`, where `b` is `g`, then `u`.
+#[kernel(target = "sm_90a", threads = 256, min_blocks = 1, early = true)]
+pub unsafe fn gemv_gated_bf16(
+    x: Global<bf16>,           // [k]
+    norm_weight: Global<bf16>, // [k], or null
+    b: Global<bf16>,           // [2 n, k]
+    params: GemvParams,
+    h: GlobalMut<bf16>, // [n]
+) {
+    let GemvParams { n, k, eps, .. } = params;
+    let product = Gated { n, k, h };
+    Streamer::new(product, b, params, k).run(Vector { x, norm_weight, eps }, k);
+}
+
+/// `x += b h`.
+#[kernel(target = "sm_90a", threads = 256, min_blocks = 1, early = true)]
+pub unsafe fn gemv_added_bf16(
+    h: Global<bf16>, // [k]
+    b: Global<bf16>, // [n, k]
+    params: GemvParams,
+    x: GlobalMut<bf16>, // [n]
+) {
+    let GemvParams { n, k, .. } = params;
+    let product = Rows { n, k, out: x, adds: true };
+    Streamer::new(product, b, params, k).run(Vector::plain(h), k);
+}
+
+/// `h[s] = silu(g y) * (u y)` for each slot, where `b` is each expert's `g`, then its `u`.
+#[kernel(target = "sm_90a", threads = 256, min_blocks = 1, early = true)]
+pub unsafe fn gemv_experts_gated_bf16(
+    x: Global<bf16>,           // [k]
+    norm_weight: Global<bf16>, // [k], or null
+    b: Global<bf16>,           // [num_experts + num_shared, 2 n, k]
+    topk_ids: Global<i32>,     // [top_k + num_shared]
+    params: GemvParams,
+    h: GlobalMut<bf16>, // [top_k + num_shared, n]
+) {
+    let GemvParams { k, eps, .. } = params;
+    let choice = Choice { topk_ids, topk_weights: Global::null(), params };
+    let product = ExpertsGated { choice, h };
+    Streamer::new(product, b, params, k).run(Vector { x, norm_weight, eps }, k);
+}
+
+/// `x += sum of topk_weights[s] (b h[s])` over the slots, with each slot's expert's `b`.
+#[kernel(target = "sm_90a", threads = 256, min_blocks = 1, early = true)]
+pub unsafe fn gemv_experts_added_bf16(
+    h: Global<bf16>,           // [top_k + num_shared, k]
+    b: Global<bf16>,           // [num_experts + num_shared, n, k]
+    topk_ids: Global<i32>,     // [top_k + num_shared]
+    topk_weights: Global<f32>, // [top_k + num_shared]
+    params: GemvParams,
+    x: GlobalMut<bf16>, // [n]
+) {
+    let row_len = params.num_slots() * params.k;
+    let choice = Choice { topk_ids, topk_weights, params };
+    let product = ExpertsAdded { choice, x };
+    Streamer::new(product, b, params, row_len).run(Vector::plain(h), row_len);
+}
