@@ -6,20 +6,84 @@ use gpu_kernels::paged_attention::plan::SplitPolicy;
 use gpu_kernels::paged_prefill::contract::PrefillShape;
 use half::bf16;
 
+use super::ModelConfig;
 use super::engine::EngineError;
+use super::one_token::OneToken;
 use super::pages::LayeredKv;
 use super::pass::{Attention, Pass, PassShape};
+use super::token_choice::{TokenChoice, likeliest};
 use super::transformer::Transformer;
-use crate::device::{Graph, PinnedBuffer, Stream};
+use crate::device::{Buffer, Event, Graph, PinnedBuffer, Stream};
 use crate::kernels::KernelError;
 use crate::kernels::kv_append::Append;
 use crate::kernels::paged_attention::Decode;
 use crate::kernels::paged_prefill::{Prefill, PrefillVariant};
 use crate::kernels::sampling::SamplingRule;
 
+/// How a decode step is given to the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Issue {
+    /// As one graph, which chooses the tokens.
+    #[default]
+    Graph,
+    /// Kernel by kernel, those that choose the tokens too.
+    Kernels,
+    /// Kernel by kernel; logits are copied to the host, which takes the likeliest token, whatever the
+    /// rule, and works out no probability.
+    HostSampled,
+    /// Kernel by kernel, an expert of a layer after the other, as soon as the host has read how many
+    /// tokens each has.
+    ExpertByExpert,
+}
+
+/// A pass of one token of each sequence.
+enum StepPass {
+    /// Of one sequence.
+    One(Box<OneToken>),
+    /// Of several, or where one's kernels do not run.
+    Many(Box<Pass>),
+}
+
+impl StepPass {
+    fn new(
+        stream: &Stream,
+        config: &ModelConfig,
+        batch: u32,
+        issue: Issue,
+        is_batch_invariant: bool,
+    ) -> Result<Self, KernelError> {
+        let one_by_one = issue == Issue::ExpertByExpert;
+        if batch == 1
+            && !one_by_one
+            && !is_batch_invariant
+            && let Some(pass) = OneToken::new(stream, config)?
+        {
+            return Ok(Self::One(Box::new(pass)));
+        }
+        let shape =
+            PassShape { num_tokens: batch, num_logit_rows: batch, is_batch_invariant, one_by_one };
+        Ok(Self::Many(Box::new(Pass::new(stream, config, shape)?)))
+    }
+
+    fn token_ids(&self) -> &Buffer<i32> {
+        match self {
+            Self::One(pass) => pass.token_ids(),
+            Self::Many(pass) => pass.token_ids(),
+        }
+    }
+
+    fn choice(&self) -> &TokenChoice {
+        match self {
+            Self::One(pass) => pass.choice(),
+            Self::Many(pass) => pass.choice().expect("logits of every token are wanted"),
+        }
+    }
+}
+
 /// A decode step of a number of sequences.
 pub(super) struct DecodeStep {
-    pass: Pass,
+    issue: Issue,
+    pass: StepPass,
     append: Append,
     attention: PlannedAttention,
     graph: Option<Graph>,
@@ -27,6 +91,8 @@ pub(super) struct DecodeStep {
     rules: PinnedBuffer<SamplingRule>,
     chosen_ids: PinnedBuffer<i32>,
     logprobs: PinnedBuffer<f32>,
+    /// Before the first kernel of a step, and after the last.
+    ends: [Event; 2],
 }
 
 /// Attention whose plan follows the lengths of a batch.
@@ -64,6 +130,7 @@ impl DecodeStep {
         kv: &LayeredKv,
         batch: u32,
         num_max_pages: u32,
+        issue: Issue,
         is_batch_invariant: bool,
     ) -> Result<Self, KernelError> {
         let (device, page) = (stream.device(), kv.shape());
@@ -81,9 +148,9 @@ impl DecodeStep {
             let policy = SplitPolicy::Balanced;
             PlannedAttention::Decode(Decode::for_replay(stream, decode, num_max_pages, policy)?)
         };
-        let pass = PassShape { num_tokens: batch, num_logit_rows: batch, is_batch_invariant };
         Ok(Self {
-            pass: Pass::new(stream, model.config(), pass)?,
+            issue,
+            pass: StepPass::new(stream, model.config(), batch, issue, is_batch_invariant)?,
             append: Append::for_replay(stream, rope(model), maxima, memory)?,
             attention,
             graph: None,
@@ -91,6 +158,7 @@ impl DecodeStep {
             rules: device.alloc_pinned(batch as usize)?,
             chosen_ids: device.alloc_pinned(batch as usize)?,
             logprobs: device.alloc_pinned(batch as usize)?,
+            ends: [device.new_event()?, device.new_event()?],
         })
     }
 
@@ -99,7 +167,18 @@ impl DecodeStep {
         self.token_ids.len()
     }
 
-    /// Runs a step, as one graph if asked for, and waits.
+    /// How its steps are issued.
+    pub(super) fn issue(&self) -> Issue {
+        self.issue
+    }
+
+    /// Microseconds from the first kernel of the last step to the end of the last one.
+    pub(super) fn device_us(&self) -> Result<f64, EngineError> {
+        let [start, end] = &self.ends;
+        Ok(start.elapsed_us(end)?)
+    }
+
+    /// Runs a step, and waits.
     pub(super) fn run(
         &mut self,
         stream: &Stream,
@@ -107,7 +186,6 @@ impl DecodeStep {
         kv: &mut LayeredKv,
         inputs: &StepInputs,
         table: &PageTable<'_>,
-        as_graph: bool,
     ) -> Result<Chosen, EngineError> {
         self.token_ids.write(0, &inputs.token_ids)?;
         self.rules.write(0, &inputs.rules)?;
@@ -117,41 +195,59 @@ impl DecodeStep {
             PlannedAttention::Decode(decode) => decode.replan(stream, table)?,
             PlannedAttention::Prefill(prefill) => prefill.replan(stream, table.kv_lens())?,
         }
-        if !as_graph {
-            self.issue(stream, model, kv)?;
-        } else if let Some(graph) = &self.graph {
-            graph.launch(stream)?;
-        } else {
+        if self.issue == Issue::Graph && self.graph.is_none() {
             // Kernels are loaded by their first launch, which a capture does not allow. Both write
             // the same to the same places.
-            self.issue(stream, model, kv)?;
+            self.give(stream, model, kv)?;
             stream.synchronize()?;
-            let graph = stream.capture(|stream| self.issue(stream, model, kv))?;
-            graph.launch(stream)?;
-            self.graph = Some(graph);
+            self.graph = Some(stream.capture(|stream| self.give(stream, model, kv))?);
         }
+        stream.record(&self.ends[0])?;
+        match &self.graph {
+            Some(graph) => graph.launch(stream)?,
+            None => self.give(stream, model, kv)?,
+        }
+        stream.record(&self.ends[1])?;
         stream.synchronize()?;
+        if self.issue == Issue::HostSampled {
+            return Ok(likeliest(&self.logits(stream)?, self.batch()));
+        }
         let (mut ids, mut logprobs) = (vec![0; self.batch()], vec![0.0; self.batch()]);
         self.chosen_ids.read(0, &mut ids)?;
         self.logprobs.read(0, &mut logprobs)?;
         Ok((ids, logprobs))
     }
 
-    fn issue(
+    /// Gives all kernels to `stream`.
+    fn give(
         &self,
         stream: &Stream,
         model: &Transformer,
         kv: &mut LayeredKv,
     ) -> Result<(), EngineError> {
-        const ALL: &str = "logits of every token are wanted";
+        let choice = self.pass.choice();
         stream.copy(&self.token_ids, self.pass.token_ids())?;
-        stream.copy(&self.rules, self.pass.rules().expect(ALL))?;
-        let attention = match &self.attention {
-            PlannedAttention::Decode(decode) => Attention::Decode(decode),
-            PlannedAttention::Prefill(prefill) => Attention::Prefill(prefill),
-        };
-        self.pass.run(stream, model, kv, &self.append, &attention, &mut |_, _| Ok(()))?;
-        let (ids, logprobs) = self.pass.chosen().expect(ALL);
+        stream.copy(&self.rules, choice.rules())?;
+        match (&self.pass, &self.attention) {
+            (StepPass::One(pass), PlannedAttention::Decode(decode)) => {
+                pass.run(stream, model, kv, &self.append, decode)?;
+            }
+            (StepPass::One(_), PlannedAttention::Prefill(_)) => {
+                unreachable!("a batch-invariant step is one of several tokens")
+            }
+            (StepPass::Many(pass), attention) => {
+                let attention = match attention {
+                    PlannedAttention::Decode(decode) => Attention::Decode(decode),
+                    PlannedAttention::Prefill(prefill) => Attention::Prefill(prefill),
+                };
+                pass.run(stream, model, kv, &self.append, &attention, &mut |_, _| Ok(()))?;
+            }
+        }
+        if self.issue == Issue::HostSampled {
+            return Ok(());
+        }
+        choice.run(stream)?;
+        let (ids, logprobs) = choice.chosen();
         stream.copy(ids, &self.chosen_ids)?;
         stream.copy(logprobs, &self.logprobs)?;
         Ok(())
@@ -159,7 +255,6 @@ impl DecodeStep {
 
     /// Logits of the last step: `[batch, vocab_size]`.
     pub(super) fn logits(&self, stream: &Stream) -> Result<Vec<bf16>, EngineError> {
-        let logits = self.pass.logits().expect("logits of every token are wanted");
-        Ok(logits.to_vec(stream)?)
+        Ok(self.pass.choice().logits().to_vec(stream)?)
     }
 }

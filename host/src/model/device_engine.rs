@@ -15,7 +15,7 @@ use gpu_kernels::paged_attention::contract::PageTable;
 use gpu_kernels::paged_prefill::contract::PrefillShape;
 use half::bf16;
 
-use super::decode_step::{Chosen, DecodeStep, StepInputs, rope, sm_scale};
+use super::decode_step::{Chosen, DecodeStep, Issue, StepInputs, rope, sm_scale};
 use super::engine::{
     Engine, EngineError, EngineLimits, KvPages, RequestId, Sampled, Sampling, Step, StepSequence,
 };
@@ -65,6 +65,9 @@ pub struct DeviceEngine {
     logits: Vec<bf16>,
     keeps_logits: bool,
     is_batch_invariant: bool,
+    issue: Issue,
+    /// Which of the decode steps ran last.
+    last_decode: Option<usize>,
 }
 
 /// A page table's lists, as a step says them.
@@ -126,6 +129,8 @@ impl DeviceEngine {
             logits: Vec::new(),
             keeps_logits: false,
             is_batch_invariant: false,
+            issue: if options.uses_graphs { Issue::Graph } else { Issue::Kernels },
+            last_decode: None,
         })
     }
 
@@ -148,6 +153,25 @@ impl DeviceEngine {
         self.keeps_logits = true;
     }
 
+    /// Keeps them no longer.
+    pub fn leave_logits(&mut self) {
+        self.keeps_logits = false;
+    }
+
+    /// Issues decode steps so from now on.
+    pub fn issue_as(&mut self, issue: Issue) {
+        self.issue = issue;
+    }
+
+    /// Microseconds from the first kernel of the last decode step to the end of its last.
+    ///
+    /// # Errors
+    /// No decode step yet; a failure.
+    pub fn decode_us(&self) -> Result<f64, EngineError> {
+        let last = self.last_decode.ok_or_else(|| EngineError::failed("no decode step yet"))?;
+        self.decode_steps[last].device_us()
+    }
+
     /// Logits of the last step, `[sequences that sampled, vocab_size]`, if they are kept.
     pub fn logits(&self) -> &[bf16] {
         &self.logits
@@ -155,7 +179,10 @@ impl DeviceEngine {
 
     fn decode(&mut self, step: &Step) -> Result<Chosen, EngineError> {
         let batch = padded_sequences(step.sequences.len());
-        let made = self.decode_steps.iter().position(|made| made.batch() == batch);
+        let made = self
+            .decode_steps
+            .iter()
+            .position(|made| made.batch() == batch && made.issue() == self.issue);
         let index = match made {
             Some(index) => index,
             None => {
@@ -167,6 +194,7 @@ impl DeviceEngine {
                     kv,
                     batch as u32,
                     num_max_pages,
+                    self.issue,
                     self.is_batch_invariant,
                 )?);
                 self.decode_steps.len() - 1
@@ -180,10 +208,11 @@ impl DeviceEngine {
         let token_ids = sequences.iter().map(|sequence| sequence.tokens[0] as i32).collect();
         let inputs = StepInputs { token_ids, rules: rules(&sequences) };
         let lists = TableLists::new(&sequences, self.options.page_size as usize);
-        let Self { stream, model, kv, options, .. } = self;
+        self.last_decode = Some(index);
+        let Self { stream, model, kv, .. } = self;
         let decode_step = &mut self.decode_steps[index];
         let table = lists.table();
-        let chosen = decode_step.run(stream, model, kv, &inputs, &table, options.uses_graphs)?;
+        let chosen = decode_step.run(stream, model, kv, &inputs, &table)?;
         if self.keeps_logits {
             self.logits = decode_step.logits(stream)?;
             self.logits.truncate(step.sequences.len() * model.config().vocab_size as usize);
@@ -220,6 +249,7 @@ impl DeviceEngine {
             num_tokens: num_tokens as u32,
             num_logit_rows: num_logit_rows as u32,
             is_batch_invariant: self.is_batch_invariant,
+            one_by_one: false,
         };
         self.prepare_pass(shape)?;
         let Self { stream, model, kv, passes, .. } = self;
@@ -234,12 +264,12 @@ impl DeviceEngine {
             }
             None => places = logit_rows.iter().map(|&row| row as usize).collect(),
         }
-        if let Some(of_pass) = pass.rules() {
+        if let Some(choice) = pass.choice() {
             let mut of_rows = vec![rule(0, &Sampling::GREEDY); num_logit_rows];
             for (&place, rule) in places.iter().zip(rules(&sequences)) {
                 of_rows[place] = rule;
             }
-            stream.upload(&of_rows, of_pass)?;
+            stream.upload(&of_rows, choice.rules())?;
         }
         let page = kv.shape();
         let append = AppendShape {
@@ -258,13 +288,16 @@ impl DeviceEngine {
         let prefill = Prefill::plan(stream, variant, prefill, &append_indptr, kv_lens)?;
         let attention = Attention::Prefill(&prefill);
         pass.run(stream, model, kv, &append, &attention, after_layer)?;
-        let Some((ids, logprobs)) = pass.chosen() else {
+        let Some(choice) = pass.choice() else {
             stream.synchronize()?;
             return Ok(Chosen::default());
         };
+        choice.run(stream)?;
+        let (ids, logprobs) = choice.chosen();
         let (ids, logprobs) = (ids.to_vec(stream)?, logprobs.to_vec(stream)?);
-        if let Some(logits) = pass.logits().filter(|_| self.keeps_logits) {
-            let (logits, row_len) = (logits.to_vec(stream)?, model.config().vocab_size as usize);
+        if self.keeps_logits {
+            let (logits, row_len) =
+                (choice.logits().to_vec(stream)?, model.config().vocab_size as usize);
             let rows = places.iter().map(|place| &logits[place * row_len..][..row_len]);
             self.logits = rows.collect::<Vec<_>>().concat();
         }

@@ -39,6 +39,8 @@ pub(super) struct ExpertsPass {
     packed: Buffer<bf16>,
     h: Buffer<bf16>,
     rows: Buffer<bf16>,
+    /// For each expert the offsets that leave all rows to it which are its own, if they come one by one.
+    own_offsets: Option<Vec<Buffer<i32>>>,
 }
 
 enum GateUp {
@@ -99,7 +101,15 @@ impl ExpertsPass {
             packed: device.alloc(rows.rows_elements())?,
             h: device.alloc(gated.c_elements())?,
             rows: device.alloc(rows.rows_elements())?,
+            own_offsets: None,
         })
+    }
+
+    /// The same, its experts one after the other: as soon as the host has read how many tokens each has.
+    pub(super) fn one_by_one(self, stream: &Stream) -> Result<Self, KernelError> {
+        let num_experts = self.down.shape().num_experts as usize;
+        let offsets = (0..num_experts).map(|_| stream.device().alloc(num_experts + 1));
+        Ok(Self { own_offsets: Some(offsets.collect::<Result<_, _>>()?), ..self })
     }
 
     /// Adds to the residual stream `x` what the experts make of `normed`, both
@@ -125,12 +135,21 @@ impl ExpertsPass {
             row_scales: None,
         };
         self.pack.run(stream, PackVariant::Fanout, &pack)?;
-        let expert_offsets = self.permutation.expert_offsets();
-        let gate_up =
-            ExpertGemmArgs { a: &self.packed, b: &experts.gate_up, expert_offsets, c: &self.h };
-        self.gate_up.run(stream, gate_up)?;
-        let down = ExpertGemmArgs { a: &self.h, b: &experts.down, expert_offsets, c: &self.rows };
-        self.down.run(stream, down)?;
+        let offsets = self.permutation.expert_offsets();
+        match &self.own_offsets {
+            None => self.multiply(stream, experts, offsets)?,
+            Some(own_offsets) => {
+                let begins = offsets.to_vec(stream)?;
+                for (expert, own) in own_offsets.iter().enumerate() {
+                    let (begin, end) = (begins[expert], begins[expert + 1]);
+                    if begin < end {
+                        stream.fill(own.slice(..=expert), begin)?;
+                        stream.fill(own.slice(expert + 1..), end)?;
+                        self.multiply(stream, experts, own)?;
+                    }
+                }
+            }
+        }
         let sum = UnpackArgs {
             rows: &self.rows,
             row_scales: None,
@@ -140,6 +159,22 @@ impl ExpertsPass {
             out: x,
         };
         self.unpack.run(stream, UnpackVariant::Wide, &sum)
+    }
+}
+
+impl ExpertsPass {
+    /// Both products of the rows that `expert_offsets` deals to experts.
+    fn multiply(
+        &self,
+        stream: &Stream,
+        experts: &SwigluWeights<Buffer<bf16>>,
+        expert_offsets: &Buffer<i32>,
+    ) -> Result<(), KernelError> {
+        let gate_up =
+            ExpertGemmArgs { a: &self.packed, b: &experts.gate_up, expert_offsets, c: &self.h };
+        self.gate_up.run(stream, gate_up)?;
+        let down = ExpertGemmArgs { a: &self.h, b: &experts.down, expert_offsets, c: &self.rows };
+        self.down.run(stream, down)
     }
 }
 

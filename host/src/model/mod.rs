@@ -30,15 +30,18 @@ pub mod device_engine;
 pub mod engine;
 mod error;
 mod experts;
+mod one_token;
 mod pages;
 mod pass;
 pub mod reference;
 mod step_check;
+mod token_choice;
 mod tokenizer;
 mod transformer;
 pub mod weights;
 
 pub use config::ModelConfig;
+pub use decode_step::Issue;
 pub use device_engine::{DeviceEngine, EngineOptions};
 pub use error::ModelError;
 pub use pages::{LayeredKv, PageWindow, StagedPages};

@@ -25,6 +25,7 @@ use super::config::{Experts, FeedForward};
 use super::engine::{EngineError, KvPages};
 use super::experts::ExpertsPass;
 use super::pages::LayeredKv;
+use super::token_choice::TokenChoice;
 use super::transformer::Transformer;
 use super::weights::{FeedForwardWeights, LayerWeights};
 use crate::device::{Buffer, Stream};
@@ -35,7 +36,6 @@ use crate::kernels::kv_append::{Append, QkNorms, QkvArgs};
 use crate::kernels::paged_attention::{Decode, DecodeArgs, DecodeVariant};
 use crate::kernels::paged_prefill::{Prefill, PrefillArgs};
 use crate::kernels::rms_norm::{RmsNormArgs, add_rms_norm, rms_norm};
-use crate::kernels::sampling::{ChooseArgs, SamplingRule, choose};
 use crate::kernels::shared_expert::{SharedExpert, SharedExpertArgs};
 
 /// How a pass attends.
@@ -54,6 +54,8 @@ pub(super) struct PassShape {
     pub num_logit_rows: u32,
     /// Whether what comes of a token must not depend on what else is in the pass.
     pub is_batch_invariant: bool,
+    /// Whether experts come one after the other, when the host knows their tokens.
+    pub one_by_one: bool,
 }
 
 impl PassShape {
@@ -104,11 +106,7 @@ struct Head {
     product: Gemm,
     /// The tokens whose logits are wanted, and their hidden states; none if that is all of them.
     gathered: Option<(Buffer<i32>, Buffer<bf16>)>,
-    logits: Buffer<bf16>,
-    sampling: SamplingShape,
-    rules: Buffer<SamplingRule>,
-    chosen_ids: Buffer<i32>,
-    logprobs: Buffer<f32>,
+    choice: TokenChoice,
 }
 
 /// Whether `delta` is still to be added to the residual stream.
@@ -142,6 +140,7 @@ impl Pass {
                 FeedForward::Experts(of_layer) => {
                     if find(&experts, of_layer).is_none() {
                         let pass = ExpertsPass::new(stream, of_layer, shape, hidden)?;
+                        let pass = if shape.one_by_one { pass.one_by_one(stream)? } else { pass };
                         experts.push((of_layer, pass));
                     }
                 }
@@ -186,22 +185,12 @@ impl Pass {
         self.head.as_ref().and_then(|head| head.gathered.as_ref()).map(|(row_ids, _)| row_ids)
     }
 
-    /// `[num_logit_rows, vocab_size]`
-    pub(super) fn logits(&self) -> Option<&Buffer<bf16>> {
-        self.head.as_ref().map(|head| &head.logits)
+    /// The tokens after those whose logits are wanted, if any are.
+    pub(super) fn choice(&self) -> Option<&TokenChoice> {
+        self.head.as_ref().map(|head| &head.choice)
     }
 
-    /// How tokens are chosen, `[num_logit_rows]`, to be written before.
-    pub(super) fn rules(&self) -> Option<&Buffer<SamplingRule>> {
-        self.head.as_ref().map(|head| &head.rules)
-    }
-
-    /// The chosen tokens and the logarithms of their probabilities, `[num_logit_rows]` each.
-    pub(super) fn chosen(&self) -> Option<(&Buffer<i32>, &Buffer<f32>)> {
-        self.head.as_ref().map(|head| (&head.chosen_ids, &head.logprobs))
-    }
-
-    /// Issues the whole pass to `stream`; calls `after_layer` when all that writes a layer's pages
+    /// Issues the whole pass to `stream`, up to the logits; calls `after_layer` when all that writes a layer's pages
     /// is issued.
     pub(super) fn run(
         &self,
@@ -338,11 +327,7 @@ impl Head {
         Ok(Self {
             product: shape.product(stream, product)?,
             gathered,
-            logits: device.alloc(product.c_elements())?,
-            sampling: SamplingShape { batch: num_logit_rows, vocab_size },
-            rules: device.alloc(num_logit_rows as usize)?,
-            chosen_ids: device.alloc(num_logit_rows as usize)?,
-            logprobs: device.alloc(num_logit_rows as usize)?,
+            choice: TokenChoice::new(device, SamplingShape { batch: num_logit_rows, vocab_size })?,
         })
     }
 
@@ -360,13 +345,7 @@ impl Head {
             gather_rows(stream, shape, GatherArgs { table: normed, row_ids, out })?;
             states = out;
         }
-        self.product.run(stream, GemmArgs { a: states, b: lm_head, c: &self.logits })?;
-        let choice = ChooseArgs {
-            logits: &self.logits,
-            rules: &self.rules,
-            token_ids: &self.chosen_ids,
-            logprobs: &self.logprobs,
-        };
-        choose(stream, self.sampling, choice)
+        let logits = self.choice.logits();
+        self.product.run(stream, GemmArgs { a: states, b: lm_head, c: logits })
     }
 }
