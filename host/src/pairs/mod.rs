@@ -17,9 +17,12 @@ mod expert_gemm;
 mod far_bench;
 mod far_grid;
 mod gemm;
+mod generation_bench;
+mod inference_monolithic;
 pub(crate) mod kv_append;
 mod kv_cache_management;
 mod kv_cache_nvlink_pool;
+mod moe_inference;
 mod moe_layer;
 mod moe_overlap;
 pub(crate) mod moe_permute;
@@ -51,9 +54,12 @@ pub use expert_gemm::ExpertGemm;
 pub use far_bench::{FarBench, FarRun, FarWay};
 pub use far_grid::{FarGrid, FarGridRow, far_grid, is_far, measured_costs};
 pub use gemm::Gemm;
+pub use generation_bench::{GenerationBench, GenerationCase};
+pub use inference_monolithic::InferenceMonolithic;
 pub use kv_append::KvAppend;
 pub use kv_cache_management::KvCacheManagement;
 pub use kv_cache_nvlink_pool::KvCacheNvlinkPool;
+pub use moe_inference::MoeInference;
 pub use moe_overlap::MoeOverlap;
 pub use moe_permute::MoePermute;
 pub use moe_routing::MoeRouting;
@@ -96,6 +102,8 @@ pub const ALL: &[&dyn Pair] = &[
     &MoeRouting,
     &PrefillDecodeDisagg,
     &DisaggregatedInference,
+    &InferenceMonolithic,
+    &MoeInference,
 ];
 
 /// How much more than an L2 cache holds all inputs have together.

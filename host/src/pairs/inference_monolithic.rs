@@ -1,0 +1,89 @@
+//! Pair `inference_monolithic`: decode steps launch by launch, the token chosen by the host, against the
+//! same kernels as one graph, the token chosen on the device.
+
+use super::generation_bench::{GenerationBench, GenerationCase};
+use crate::harness::{Pair, Shape, ShapeSet, Variant};
+use crate::model::config::{FeedForward, NamedShape};
+use crate::model::{Issue, ModelConfig};
+
+/// The pair.
+pub struct InferenceMonolithic;
+
+impl Pair for InferenceMonolithic {
+    fn name(&self) -> &'static str {
+        "inference_monolithic"
+    }
+
+    fn about(&self) -> &'static str {
+        "decode steps of a model on one GPU: kernel by kernel with the token chosen by the host, against \
+         one graph that chooses it"
+    }
+
+    fn side_name(&self, variant: Variant) -> &'static str {
+        match variant {
+            Variant::Baseline => "launches",
+            Variant::Optimized => "one graph",
+        }
+    }
+
+    fn rooms(&self) -> Vec<&'static str> {
+        vec![
+            "gemv",
+            "gemm",
+            "shared_expert",
+            "rms_norm",
+            "kv_append",
+            "paged_attention",
+            "sampling",
+        ]
+    }
+
+    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
+        let dense = || NamedShape::Llama8B.config();
+        let experts = || NamedShape::QwenMoe.config();
+        match set {
+            ShapeSet::SeedParity => {
+                vec![shape("8 layers of 512", published_model(), 1, [64, 128]).published(&[
+                    ("2xB200", 1.16),
+                    ("4xGB200", 1.03),
+                    ("B200", 1.06),
+                ])]
+            }
+            ShapeSet::Real => vec![
+                shape("llama-8b", dense(), 1, [1024, 256]),
+                shape("llama-8b", dense(), 32, [1024, 256]),
+                shape("qwen1.5-moe-a2.7b", experts(), 1, [1024, 256]),
+                shape("qwen1.5-moe-a2.7b", experts(), 32, [1024, 256]),
+            ],
+            ShapeSet::Tiny => {
+                let tiny = || NamedShape::Tiny.config();
+                vec![shape("tiny", tiny(), 1, [16, 7]), shape("tiny", tiny(), 3, [16, 7])]
+            }
+        }
+    }
+}
+
+/// As published, with attention, which was not.
+fn published_model() -> ModelConfig {
+    ModelConfig {
+        vocab_size: 10_000,
+        hidden: 512,
+        num_qo_heads: 8,
+        num_kv_heads: 8,
+        head_dim: 64,
+        feed_forward: vec![FeedForward::Dense { intermediate: 2048 }; 8],
+        ..NamedShape::Llama8B.config()
+    }
+}
+
+fn shape(
+    name: &str,
+    config: ModelConfig,
+    batch: usize,
+    [prompt_tokens, new_tokens]: [usize; 2],
+) -> Shape {
+    let issues = [Issue::HostSampled, Issue::Graph];
+    let case = GenerationCase { config, batch, prompt_tokens, new_tokens, issues };
+    let name = format!("{name}, {batch} x ({prompt_tokens} + {new_tokens})");
+    Shape::new(name, 1, move |devices, seed| GenerationBench::new(case.clone(), &devices[0], seed))
+}
