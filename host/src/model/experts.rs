@@ -107,6 +107,8 @@ impl ExpertsPass {
 
     /// The same, its experts one after the other: as soon as the host has read how many tokens each has.
     pub(super) fn one_by_one(self, stream: &Stream) -> Result<Self, KernelError> {
+        // A tile reads rows behind its expert's, which no expert before has written yet.
+        stream.fill_bytes(&self.h, 0)?;
         let num_experts = self.down.shape().num_experts as usize;
         let offsets = (0..num_experts).map(|_| stream.device().alloc(num_experts + 1));
         Ok(Self { own_offsets: Some(offsets.collect::<Result<_, _>>()?), ..self })
