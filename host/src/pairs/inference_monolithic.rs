@@ -52,8 +52,10 @@ impl Pair for InferenceMonolithic {
             ShapeSet::Real => vec![
                 shape("llama-8b", dense(), 1, [1024, 256]),
                 shape("llama-8b", dense(), 32, [1024, 256]),
+                shape("llama-8b", dense(), 32, [2048, 64]),
                 shape("qwen1.5-moe-a2.7b", experts(), 1, [1024, 256]),
                 shape("qwen1.5-moe-a2.7b", experts(), 32, [1024, 256]),
+                shape("qwen1.5-moe-a2.7b", experts(), 32, [2048, 64]),
             ],
             ShapeSet::Tiny => {
                 let tiny = || NamedShape::Tiny.config();
