@@ -17,7 +17,10 @@ use crate::rms_norm::device::{block_sum, squares, weighted};
 
 /// Words of a piece that a lane multiplies.
 const LANE_WORDS: u32 = PIECE / WORD / warp::WARP_SIZE;
-/// Words of a row that a thread normalises.
+/// Stages that are on their way to a warp before the row is asked for: enough for memory to be busy, and so
+/// few that the row does not wait long behind them.
+const EARLY_STAGES: u32 = 2;
+/// Words of a row that a thread has in registers: all of one that is normalised.
 const THREAD_WORDS: usize = (MAX_NORMED_LEN / WORD / NUM_THREADS) as usize;
 
 /// A thread's words of a row.
@@ -32,6 +35,10 @@ trait Product: Copy {
     fn num_segments(&self) -> u32 {
         1
     }
+
+    /// Whether the kernels before this one take long enough that the whole ring is filled meanwhile, a
+    /// few stages at a time: loads of other kernels come through between them.
+    const HAS_TIME: bool = false;
 
     /// Whether the rows are known before the kernels before this one are done.
     fn is_known(&self, _unit: u32, _segment: u32) -> bool {
@@ -204,22 +211,28 @@ impl<P: Product> Streamer<P> {
         grid::launch_dependents();
         let mut ahead = self.start();
         let mut num_loaded = 0;
-        while num_loaded < self.num_stages
+        let most = if P::HAS_TIME { self.num_stages } else { EARLY_STAGES.min(self.num_stages) };
+        while num_loaded < most
             && !self.is_done(ahead)
             && self.product.is_known(ahead.unit, ahead.segment)
         {
+            if num_loaded >= EARLY_STAGES {
+                self.full(num_loaded - EARLY_STAGES).wait(0);
+            }
             self.load(ahead, num_loaded);
             self.advance(&mut ahead);
             num_loaded += 1;
         }
         let norm_weights = vector.norm_weights(row_len);
         grid::wait_prerequisites();
+        // Asked for before the rest of the ring, which would keep it waiting.
+        let words = vector.load(row_len);
         while num_loaded < self.num_stages && !self.is_done(ahead) {
             self.load(ahead, num_loaded);
             self.advance(&mut ahead);
             num_loaded += 1;
         }
-        vector.stage(self.row, row_len, norm_weights);
+        vector.stage(self.row, row_len, words, norm_weights);
         let mut place = Place { stage: 0, parity: 0 };
         let mut unit = self.start().unit;
         while unit < self.product.num_units() {
@@ -277,29 +290,40 @@ impl Vector {
         weights
     }
 
-    /// Puts the row into shared memory, for all threads.
+    /// This thread's first words of the row.
     #[inline(always)]
-    unsafe fn stage(&self, row: Shared<bf16>, len: u32, norm_weights: Words) {
-        if self.norm_weight.is_null() {
-            let mut column = Self::column(0);
-            while column < len {
-                row.store_x4(column as usize, self.x.load_x4(column as usize));
-                column += NUM_THREADS * WORD;
-            }
-        } else {
-            self.stage_normed(row, len, norm_weights);
-        }
-        thread::sync_threads();
-    }
-
-    #[inline(always)]
-    unsafe fn stage_normed(&self, row: Shared<bf16>, len: u32, norm_weights: Words) {
+    unsafe fn load(&self, len: u32) -> Words {
         let mut words = [[0; 4]; THREAD_WORDS];
         for i in 0..THREAD_WORDS {
             if Self::column(i) < len {
                 words[i] = self.x.load_x4(Self::column(i) as usize);
             }
         }
+        words
+    }
+
+    /// Puts the row into shared memory, for all threads.
+    #[inline(always)]
+    unsafe fn stage(&self, row: Shared<bf16>, len: u32, words: Words, norm_weights: Words) {
+        if self.norm_weight.is_null() {
+            for i in 0..THREAD_WORDS {
+                if Self::column(i) < len {
+                    row.store_x4(Self::column(i) as usize, words[i]);
+                }
+            }
+            let mut column = Self::column(THREAD_WORDS);
+            while column < len {
+                row.store_x4(column as usize, self.x.load_x4(column as usize));
+                column += NUM_THREADS * WORD;
+            }
+        } else {
+            self.stage_normed(row, len, words, norm_weights);
+        }
+        thread::sync_threads();
+    }
+
+    #[inline(always)]
+    unsafe fn stage_normed(&self, row: Shared<bf16>, len: u32, words: Words, norm_weights: Words) {
         let mut sum = 0.0;
         for i in 0..THREAD_WORDS {
             sum += squares(words[i]);
@@ -437,6 +461,8 @@ struct ExpertsGated {
 }
 
 impl Product for ExpertsGated {
+    const HAS_TIME: bool = true;
+
     #[inline(always)]
     fn num_units(&self) -> u32 {
         self.choice.params.num_slots() * self.choice.params.n

@@ -66,7 +66,13 @@ pub struct GenerationBench {
 struct Side {
     /// Tokens behind the prompts, of each sequence.
     tokens: Vec<Vec<u32>>,
-    /// Microseconds of its steps, and those of them in which the device was at work.
+    /// Of the steps that were sampled.
+    times: Times,
+}
+
+/// Microseconds of steps, and those of them between the first kernel and the end of the last.
+#[derive(Clone, Copy, Default)]
+struct Times {
     step_us: f64,
     device_us: f64,
     num_steps: usize,
@@ -154,8 +160,7 @@ impl GenerationBench {
     }
 
     /// The next token of each sequence.
-    fn step(&self, variant: Variant) -> Result<f64> {
-        let started = Instant::now();
+    fn step(&self, variant: Variant) -> Result<()> {
         let mut sides = self.sides.borrow_mut();
         let side = &mut sides[variant as usize];
         if side.tokens.is_empty() || side.tokens[0].len() > self.case.new_tokens {
@@ -171,10 +176,18 @@ impl GenerationBench {
         self.engine.borrow_mut().issue_as(self.case.issues[variant as usize]);
         let tokens = self.run(parts)?;
         side.tokens.iter_mut().zip(tokens).for_each(|(all, token)| all.push(token));
+        Ok(())
+    }
+
+    /// Microseconds of the next step.
+    fn timed_step(&self, variant: Variant) -> Result<f64> {
+        let started = Instant::now();
+        self.step(variant)?;
         let us = 1e6 * started.elapsed().as_secs_f64();
-        side.step_us += us;
-        side.device_us += self.engine.borrow().decode_us()?;
-        side.num_steps += 1;
+        let times = &mut self.sides.borrow_mut()[variant as usize].times;
+        times.step_us += us;
+        times.device_us += self.engine.borrow().decode_us()?;
+        times.num_steps += 1;
         Ok(us)
     }
 
@@ -266,16 +279,16 @@ impl Prepared for GenerationBench {
 
     fn sampler(&self, variant: Variant, batch: Batch) -> Result<Sampler<'_>> {
         Ok(Box::new(move || {
-            let us = (0..batch.num_calls).map(|_| self.step(variant)).sum::<Result<f64>>()?;
+            let us = (0..batch.num_calls).map(|_| self.timed_step(variant)).sum::<Result<f64>>()?;
             Ok(us / batch.num_calls as f64)
         }))
     }
 
     fn verify(&self, variant: Variant) -> Result<String> {
-        self.sides.borrow_mut()[variant as usize] = Side::default();
+        self.sides.borrow_mut()[variant as usize].tokens.clear();
         let num_steps = NUM_CHECKED.min(self.case.new_tokens);
-        (0..num_steps).try_for_each(|_| self.step(variant).map(drop))?;
-        let tokens = std::mem::take(&mut self.sides.borrow_mut()[variant as usize]).tokens;
+        (0..num_steps).try_for_each(|_| self.step(variant))?;
+        let tokens = std::mem::take(&mut self.sides.borrow_mut()[variant as usize].tokens);
         for (sequence, tokens) in tokens.iter().enumerate() {
             // The oracle goes on from its own first token.
             let mut before = Vec::new();
@@ -301,7 +314,7 @@ impl Prepared for GenerationBench {
     }
 
     fn metrics(&self, variant: Variant) -> Vec<Metric> {
-        let Side { step_us, device_us, num_steps, .. } = self.sides.borrow()[variant as usize];
+        let Times { step_us, device_us, num_steps } = self.sides.borrow()[variant as usize].times;
         let num_steps = num_steps.max(1) as f64;
         let metric = |name: &str, value, unit: &str| Metric {
             name: name.to_owned(),
