@@ -81,8 +81,8 @@ fn wrong_arguments_are_refused_before_any_launch() {
     let words: String = refused.map(|error| format!("{}\n", error.unwrap_err())).concat();
     assert_eq!(
         words,
-        "`norm_weight` must be 8 elements, got 0\n\
-         `b` must be 128 elements, got 16\n\
+        "`norm_weight` must be 8 elements long, got 0\n\
+         `b` must be 128 elements long, got 16\n\
          `shape` must be no norm and no gate, for a product that adds, got one\n"
     );
     assert!(device.launched_kernels().is_empty());

@@ -40,9 +40,8 @@ macro_rules! entries {
         ) {
             grid::launch_dependents();
             let row = Row::<$words>::of_block(params.row_len);
-            let weights = row.load_from(weight);
             grid::wait_prerequisites();
-            row.normalize(row.load(x), weights, params, out);
+            row.normalize(row.load(x), weight, params, out);
         }
 
         #[doc = concat!("Adds to rows of up to ", $words, " * 2048 elements, and normalises them.")]
@@ -56,7 +55,6 @@ macro_rules! entries {
         ) {
             grid::launch_dependents();
             let row = Row::<$words>::of_block(params.row_len);
-            let weights = row.load_from(weight);
             grid::wait_prerequisites();
             let mut words = row.load(x.as_const());
             let deltas = row.load(delta);
@@ -64,7 +62,7 @@ macro_rules! entries {
                 words[i] = sum(words[i], deltas[i]);
             }
             row.store(x, words);
-            row.normalize(words, weights, params, out);
+            row.normalize(words, weight, params, out);
         }
     )*};
 }
@@ -159,10 +157,11 @@ impl<const WORDS: usize> Row<WORDS> {
     unsafe fn normalize(
         &self,
         mut words: [[u32; 4]; WORDS],
-        weights: [[u32; 4]; WORDS],
+        weight: Global<bf16>, // [row_len]
         params: RmsNormParams,
         out: GlobalMut<bf16>, // [num_rows, row_len]
     ) {
+        let weights = self.load_from(weight);
         let mut sum = 0.0;
         for i in 0..WORDS {
             sum += squares(words[i]);

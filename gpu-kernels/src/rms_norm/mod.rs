@@ -14,8 +14,7 @@
 //!
 //! # Who does what
 //! A block per row. A thread keeps 8 elements of each 2048 in registers, so that a row is read
-//! once; weights, which no kernel writes, are on their way before the kernels before this one are done.
-//! The order of the sum depends on
+//! once; weights are on their way before the mean is known. The order of the sum depends on
 //! `row_len` alone.
 //!
 //! *add_rows* stores the new `x` and normalises it in one launch; *add*, a launch of its own in

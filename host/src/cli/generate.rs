@@ -167,22 +167,15 @@ impl Generation {
 }
 
 /// The first decode step, which loads kernels and captures the graph, is told apart from the others.
-fn report(num_prompt: usize, first_after: Duration, steps: Vec<Duration>) {
+fn report(num_prompt: usize, first_after: Duration, mut steps: Vec<Duration>) {
     let ms = |duration: Duration| 1e3 * duration.as_secs_f64();
-    println!("{num_prompt} prompt tokens in {:.1} ms", ms(first_after));
-    if let Some((&first, others)) = steps.split_first() {
-        println!(
-            "{} tokens after the first: {:.1} ms for the first of them",
-            steps.len(),
-            ms(first)
-        );
-        if !others.is_empty() {
-            let mut others = others.to_vec();
-            others.sort_unstable();
-            println!(
-                "{:.3} ms for each of the others, in the median",
-                ms(others[others.len() / 2])
-            );
-        }
+    print!("{num_prompt} prompt tokens in {:.1} ms", ms(first_after));
+    if !steps.is_empty() {
+        print!("; {} tokens after the first, {:.1} ms for one", steps.len(), ms(steps.remove(0)));
     }
+    if !steps.is_empty() {
+        steps.sort_unstable();
+        print!(", {:.3} ms for the others in the median", ms(steps[steps.len() / 2]));
+    }
+    println!();
 }
