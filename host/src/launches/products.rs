@@ -106,12 +106,13 @@ fn one_row(kernel: OneRow) -> impl Fn(&Setting<'_>) -> Result<()> {
         let choice = GemvChoice { topk_ids: &topk_ids, topk_weights: &topk_weights };
         let args = GemvArgs { x: &x, norm_weight, b: &b, out: &out };
         setting.repeat(&stream, |_| {
-            Ok(match kernel {
-                OneRow::Plain | OneRow::Gated => gemv.run(&stream, args)?,
-                OneRow::Added => gemv.add(&stream, args)?,
-                OneRow::ExpertsGated => gemv.run_experts(&stream, choice, args)?,
-                OneRow::ExpertsAdded => gemv.add_experts(&stream, choice, args)?,
-            })
+            let launched = match kernel {
+                OneRow::Plain | OneRow::Gated => gemv.run(&stream, args),
+                OneRow::Added => gemv.add(&stream, args),
+                OneRow::ExpertsGated => gemv.run_experts(&stream, choice, args),
+                OneRow::ExpertsAdded => gemv.add_experts(&stream, choice, args),
+            };
+            Ok(launched?)
         })
     }
 }
