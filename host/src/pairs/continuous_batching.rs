@@ -41,12 +41,13 @@ impl Pair for ContinuousBatching {
             // Those are an MLP's requests, which have no KV.
             ShapeSet::SeedParity => Vec::new(),
             ShapeSet::Real => {
-                let lengths = [(256.0, 1024), (48.0, 192)];
+                // So many that a batch is filled several times, and the last ones weigh little.
+                let lengths = [(256.0, 768), (32.0, 128)];
                 [NamedShape::Llama8B, NamedShape::QwenMoe]
                     .into_iter()
                     .flat_map(|model| {
                         [Some(40.0), None]
-                            .map(|rate| shape(model, 16, load(model, 48, rate, lengths)))
+                            .map(|rate| shape(model, 16, load(model, 96, rate, lengths)))
                     })
                     .collect()
             }

@@ -13,13 +13,14 @@
 //! | [`step_plan`] | a step's decisions, to be printed and compared |
 //! | [`server`] | requests in, answers out, on one engine |
 //! | [`disagg`] | several ranks: each for itself, or prompts here and decoding there |
-//! | [`simulated`] | an engine that is no model, for tests and for machines without a GPU |
+//! | [`simulated`] | an engine that is no model, for tests, and to try schedules without one |
 //! | [`alone`](alone()) | what a request gets alone, which every schedule must give it |
 //! | [`load`] | requests drawn from a seed, and those of a trace |
 //! | [`timeline`], [`summary`] | TTFT, TPOT, percentiles, goodput, stalls, hit rates |
 //!
 //! What holds, whatever the load:
-//! - Each request gets the tokens that it would get alone: greedy choices depend on its own pages.
+//! - Each request gets the tokens that it would get alone, if the engine is
+//!   [batch-invariant](crate::model::DeviceEngine::batch_invariant): choices depend on its own pages.
 //! - Each has an answer. What could not be served even alone is refused when it comes; one
 //!   request's fault ends that request; a failing engine ends all, in words.
 //! - A full pool preempts the youngest, or lets newcomers wait, and never stands still.
