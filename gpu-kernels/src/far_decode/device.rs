@@ -205,7 +205,7 @@ macro_rules! tiles_entries {
             state_lse: GlobalMut<f32>,   // [batch, num_qo_heads], at home
             partial_out: GlobalMut<f32>, // [parts, group_size, head_dim]
             partial_lse: GlobalMut<f32>, // [parts, group_size]
-            arrived: GlobalMut<u32>,     // [meetings, group_size], 0 before and after
+            arrived: GlobalMut<u32>,     // [1 + meetings * group_size], 0 before and after
             asked: Global<u32>,          // [1], null at home
             served: GlobalMut<u32>,      // [blocks], null at home
             answered: GlobalMut<u32>,    // [blocks] at home, null at home itself
@@ -214,10 +214,11 @@ macro_rules! tiles_entries {
         ) {
             let pages = TilePages { pools, kv_indices, kv_page_rank, params };
             let group_size = params.group_size;
+            let (claimed, arrived) = (arrived, arrived.offset(1));
             let parts = Parts { out: partial_out, lse: partial_lse, arrived, group_size };
             let output = DecodeOutput { out: state_out, lse: state_lse, parts };
             let with_home = WithHome { asked, served, answered, waits: Waits { deadline_ns, report } };
-            decode_tiles::<$T, $D, $HT, $STAGES, f32, WithHome>(pages, items, q, output, with_home);
+            decode_tiles::<$T, $D, $HT, $STAGES, f32, WithHome>(pages, items, claimed, q, output, with_home);
         }
     )*};
 }

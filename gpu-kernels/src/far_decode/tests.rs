@@ -11,7 +11,7 @@ use super::device::{
 };
 use super::sides::{SideTable, deal_pages};
 use crate::paged_attention::contract::PageTable;
-use crate::paged_attention::plan::{DecodePlan, SplitPolicy};
+use crate::paged_attention::plan::{Dealing, DecodePlan, SplitPolicy};
 use crate::paged_attention::reference::{DecodeProblem, ScatteredTable, Tolerance, cases};
 use crate::testing::{DeviceMemory, TestDevice};
 
@@ -58,8 +58,14 @@ impl Sides {
         let side = |side: SideTable| {
             let lens = side.table().kv_lens(page.page_size);
             let policy = SplitPolicy::Balanced;
-            let plan =
-                DecodePlan::new(&lens, page.page_size, page.num_kv_heads, NUM_BLOCKS, policy);
+            let plan = DecodePlan::new(
+                &lens,
+                page.page_size,
+                page.num_kv_heads,
+                NUM_BLOCKS,
+                policy,
+                Dealing::Planned,
+            );
             Side {
                 kv_indices: DeviceMemory::from_slice(&side.kv_indices),
                 kv_page_rank: DeviceMemory::from_slice(&side.kv_page_rank),

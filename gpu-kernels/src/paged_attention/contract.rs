@@ -5,7 +5,7 @@ use std::vec::Vec;
 use cuda_std::cpu::LaunchDims;
 use cuda_std::tensor_map::{L2Promotion, Swizzle, Tiling};
 
-use super::plan::DecodePlan;
+use super::plan::{Dealing, DecodePlan};
 use super::{
     DecodeParams, MAX_GROUP_SIZE, MAX_LOCATIONS, NUM_THREADS, TilesLayout, box_tokens, num_stages,
     split_shared_bytes,
@@ -34,6 +34,16 @@ pub enum TileLoads {
     /// Boxes of 16 or 8 tokens, by tensor maps: pages of a multiple of 8 tokens in at most
     /// [`MAX_TILE_LOCATIONS`](super::MAX_TILE_LOCATIONS) places, on Hopper.
     Boxes,
+}
+
+impl TileLoads {
+    /// How items come to the blocks of the kernel that loads so.
+    pub const fn dealing(self) -> Dealing {
+        match self {
+            Self::Pieces => Dealing::Planned,
+            Self::Boxes => Dealing::Claimed,
+        }
+    }
 }
 
 /// Which page holds which tokens of which request; all host slices.
@@ -213,9 +223,9 @@ impl DecodeShape {
         }
     }
 
-    /// Counters where the parts of `num_meetings` pairs meet.
+    /// Counters: of claims, and where the parts of `num_meetings` pairs meet.
     pub fn arrived_elements(&self, num_meetings: u32) -> usize {
-        num_meetings as usize * self.group_size() as usize
+        1 + num_meetings as usize * self.group_size() as usize
     }
 
     /// Elements of the workspace for the partial outputs of `num_parts` parts.

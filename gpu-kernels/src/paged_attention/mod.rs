@@ -44,7 +44,9 @@
 //! *tiles*, on Hopper, loads with tensor maps: one lane asks for K and V of a tile at once. No warp
 //! waits for the block. It leaves its result of an item in shared memory, goes on to the next item,
 //! and after a tile of that merges one head over all warps. Rows of parts are their own flags, absent
-//! until written: the block of the last part merges as soon as it sees them, without a fence.
+//! until written: the block of the last part merges as soon as it sees them, without a fence. Where
+//! there are more pairs than blocks, SMs do not get equal shares, for they do not read at equal rates:
+//! a block that is about to be free claims the next item of a list that gets finer towards its end.
 //!
 //! Both start [early](cuda_std::grid): what the host wrote, plan and page table, is read while the
 //! kernel before ends. KV and queries are not.
@@ -121,7 +123,7 @@ pub struct WorkItem {
     pub kv_len: u32,
     /// The request's first entry of the page table.
     pub first_entry: u32,
-    /// The block's next item, or [`END`](Self::END).
+    /// The block's next item, [`CLAIMED`](Self::CLAIMED), or [`END`](Self::END).
     pub next: u32,
     /// Which part of the pair this is: a row of the workspace, if there are several.
     pub part: u32,
@@ -140,6 +142,9 @@ pub struct WorkItem {
 impl WorkItem {
     /// `next` of a block's last item.
     pub const END: u32 = u32::MAX;
+    /// `next` where the block claims an item that no block has from the start. Each of these has a
+    /// tile for every warp.
+    pub const CLAIMED: u32 = u32::MAX - 1;
     /// Words of an item in device memory.
     pub const WORDS: usize = 12;
     /// `merged`: the block whose part arrives last, whichever it is.
@@ -162,6 +167,15 @@ impl WorkItem {
         meeting: 0,
         merged: Self::BY_LAST_TO_ARRIVE,
     };
+
+    /// What the last block that claims finds: the list is over for all of them.
+    pub const LAST_CLAIM: Self = Self { part: 1, ..Self::IDLE };
+
+    /// Whether this is [`LAST_CLAIM`](Self::LAST_CLAIM).
+    #[inline(always)]
+    pub const fn is_last_claim(&self) -> bool {
+        self.is_idle() && self.part == 1
+    }
 
     /// Whether this is no work.
     #[inline(always)]
@@ -204,6 +218,9 @@ pub(crate) const fn num_stages(row_bytes: u32) -> u32 {
 
 /// Most locations whose pages tensor maps load: as many maps are a kernel's parameter.
 pub const MAX_TILE_LOCATIONS: u32 = 9;
+
+/// Words of a block's ring of claims: more than its warps are ever apart.
+const NUM_CLAIM_WORDS: u32 = 64;
 
 /// Slots in which warps leave their results of an item to each other: as many as have room.
 const fn num_result_slots(head_tiles: u32) -> u32 {
@@ -263,9 +280,14 @@ impl TilesLayout {
         self.filled() + self.num_slots * Self::BARRIER_BYTES
     }
 
+    /// Where the block's claims start.
+    const fn claims(self) -> u32 {
+        self.drained() + self.num_slots * Self::BARRIER_BYTES
+    }
+
     /// All of it.
     pub const fn bytes(self) -> u32 {
-        self.drained() + self.num_slots * Self::BARRIER_BYTES
+        self.claims() + 4 * NUM_CLAIM_WORDS
     }
 }
 

@@ -61,11 +61,22 @@ impl SplitPolicy {
     }
 }
 
+/// How items come to blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dealing {
+    /// All of them by the plan.
+    Planned,
+    /// A first one by the plan; then a block that is about to be free claims the next of the list.
+    /// Only balanced plans are made so, and only where there are pairs enough, all of which have tiles
+    /// for all warps; what parts there are, and so every bit, is the plan's all the same.
+    Claimed,
+}
+
 /// The split kernel's work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecodePlan {
     /// Block `b` begins with item `b`, [`WorkItem::IDLE`] if it has none, and goes on with each
-    /// item's `next`.
+    /// item's `next`. Items to be claimed follow, and an idle one for each block after them.
     pub items: Vec<WorkItem>,
     /// Blocks to launch.
     pub num_blocks: u32,
@@ -88,9 +99,17 @@ impl DecodePlan {
         num_kv_heads: u32,
         num_blocks: u32,
         policy: SplitPolicy,
+        dealing: Dealing,
     ) -> Self {
         let num_blocks = num_blocks.max(1);
         let is_balanced = policy == SplitPolicy::Balanced;
+        let first_entries = first_entries(kv_lens, page_size);
+        if is_balanced && dealing == Dealing::Claimed {
+            let claims = Claims::new(kv_lens, num_kv_heads, num_blocks);
+            if let Some(claims) = claims {
+                return claims.plan(kv_lens, &first_entries);
+            }
+        }
         let item_tiles = if is_balanced && !is_even(kv_lens) { ITEM_TILES } else { 0 };
         let num_blocks_of_shares = match is_balanced {
             true => num_working_blocks(kv_lens, num_kv_heads, num_blocks),
@@ -98,14 +117,6 @@ impl DecodePlan {
         };
         let shares = Shares::new(kv_lens, num_kv_heads, item_tiles, num_blocks_of_shares);
 
-        let first_entries: Vec<u32> = kv_lens
-            .iter()
-            .scan(0, |entries, kv_len| {
-                let first = *entries;
-                *entries += kv_len.div_ceil(page_size);
-                Some(first)
-            })
-            .collect();
         let mut parts = Parts::default();
         let mut cost_before = 0;
         // Head by head: the blocks of a head go through the requests as those of the others do, and
@@ -178,7 +189,9 @@ impl PlanMaxima {
             // A share's end makes two parts of one, and may do so to a pair of its own.
             SplitPolicy::Balanced => {
                 let num_cuts = num_blocks - 1;
-                (num_pairs + num_cuts, 2 * num_cuts, num_cuts.min(num_pairs))
+                let num_parts = u64::from(MAX_CLAIMED_PARTS_OF_BLOCK) * num_blocks;
+                let num_max_parts = num_parts.max(2 * num_cuts);
+                (num_pairs + num_max_parts + num_blocks, num_max_parts, num_pairs)
             }
             // The last page, tile and part of each request may have room left.
             SplitPolicy::BatchInvariant { part_tokens } => {
@@ -201,6 +214,16 @@ impl PlanMaxima {
             num_max_meetings: countable("meetings", meetings)?,
         })
     }
+}
+
+/// Each request's first entry of the page table.
+fn first_entries(kv_lens: &[u32], page_size: u32) -> Vec<u32> {
+    let entries = kv_lens.iter().scan(0, |entries, kv_len| {
+        let first = *entries;
+        *entries += kv_len.div_ceil(page_size);
+        Some(first)
+    });
+    entries.collect()
 }
 
 /// Tiles of a pair that one block works on.
@@ -233,6 +256,102 @@ impl Parts {
             self.num_meetings += 1;
         }
     }
+}
+
+/// Fewest tiles of a part that is cut off for others to claim.
+const MIN_CLAIMED_TILES: u64 = 64;
+
+/// Percent of a share that the parts which blocks begin with have at most.
+const FIRST_PERCENT: u64 = 80;
+
+/// The same of what is left for a block when they are claimed, for the others.
+const LEFT_PERCENT: u64 = 150;
+
+/// Pairs of one length for each block that whole pairs, dealt by the plan, are as good for.
+const MIN_EVEN_PAIRS_OF_BLOCK: u64 = 3;
+
+/// Most parts of pairs that were cut, for each block.
+const MAX_CLAIMED_PARTS_OF_BLOCK: u32 = 8;
+
+/// A list of parts that gets finer towards its end: long pairs first, each cut in parts of what is
+/// left for a block.
+struct Claims {
+    num_kv_heads: u32,
+    num_blocks: u64,
+    /// Tiles of the batch.
+    num_tiles: u64,
+}
+
+impl Claims {
+    /// None where claiming does not pay or not work: few pairs of one length, fewer pairs than
+    /// blocks, pairs without a tile for each warp.
+    fn new(kv_lens: &[u32], num_kv_heads: u32, num_blocks: u32) -> Option<Self> {
+        let num_pairs = kv_lens.len() as u64 * u64::from(num_kv_heads);
+        let num_tiles = |&kv_len: &u32| kv_len.div_ceil(TILE_TOKENS);
+        let fewest = kv_lens.iter().map(num_tiles).min()?;
+        let fewest_pairs = if is_even(kv_lens) { MIN_EVEN_PAIRS_OF_BLOCK } else { 1 };
+        let is_useful = num_pairs > fewest_pairs * u64::from(num_blocks) && fewest >= NUM_WARPS;
+        let of_head: u64 = kv_lens.iter().map(|kv_len| u64::from(num_tiles(kv_len))).sum();
+        let num_tiles = of_head * u64::from(num_kv_heads);
+        is_useful.then_some(Self { num_kv_heads, num_blocks: num_blocks.into(), num_tiles })
+    }
+
+    fn plan(self, kv_lens: &[u32], first_entries: &[u32]) -> DecodePlan {
+        let mut requests: Vec<u32> = (0..kv_lens.len() as u32).collect();
+        requests.sort_by_key(|&request| core::cmp::Reverse(kv_lens[request as usize]));
+        let mut parts = Parts::default();
+        let mut left = self.num_tiles;
+        let pairs = requests.iter().flat_map(|&r| (0..self.num_kv_heads).map(move |h| (r, h)));
+        for (request, kv_head) in pairs {
+            let (kv_len, first_entry) =
+                (kv_lens[request as usize], first_entries[request as usize]);
+            let merged = WorkItem::BY_LAST_TO_ARRIVE;
+            let num_tiles = kv_len.div_ceil(TILE_TOKENS);
+            let part_tiles = self.part_tiles(left, parts.items.len() as u64);
+            let budget = u64::from(MAX_CLAIMED_PARTS_OF_BLOCK) * self.num_blocks;
+            let num_parts = u64::from(num_tiles)
+                .div_ceil(part_tiles)
+                .min(budget - u64::from(parts.num_parts))
+                .clamp(1, u64::from(num_tiles / NUM_WARPS));
+            parts.add_pair(
+                WorkItem { request, kv_head, kv_len, first_entry, merged, ..WorkItem::IDLE },
+                equal_cuts(num_tiles, num_parts as u32),
+            );
+            left -= u64::from(num_tiles);
+        }
+        for item in &mut parts.items {
+            item.next = WorkItem::CLAIMED;
+        }
+        let idle = WorkItem::IDLE;
+        parts.items.extend((1..self.num_blocks).map(|_| idle).chain([WorkItem::LAST_CLAIM]));
+        DecodePlan {
+            items: parts.items,
+            num_blocks: self.num_blocks as u32,
+            num_parts: parts.num_parts,
+            num_meetings: parts.num_meetings,
+        }
+    }
+
+    /// Tiles of parts when `left` tiles are left. The ends of parts cost something, so they are as
+    /// long as they can be without one being the last of all; the first ones are a bit less than a
+    /// share of the batch.
+    fn part_tiles(&self, left: u64, num_items: u64) -> u64 {
+        let share = match num_items < self.num_blocks {
+            true => self.num_tiles * FIRST_PERCENT / 100,
+            false => left * LEFT_PERCENT / 100,
+        };
+        (share / self.num_blocks).max(MIN_CLAIMED_TILES)
+    }
+}
+
+/// Cuts a pair in parts that all warps have as many tiles of, but for the last.
+fn equal_cuts(num_tiles: u32, num_parts: u32) -> Vec<Cut> {
+    let rounds = num_tiles.div_ceil(NUM_WARPS);
+    let end = |part: u32| {
+        let rounds = u64::from(rounds) * u64::from(part) / u64::from(num_parts);
+        (rounds as u32 * NUM_WARPS).min(num_tiles)
+    };
+    (0..num_parts).map(|part| end(part)..end(part + 1)).collect()
 }
 
 /// Whether all requests have as many tiles.

@@ -157,8 +157,15 @@ macro_rules! entries {
                 let on = OnDevice::new(problem);
                 let (shape, page) = (on.shape, on.shape.page);
                 let (page_size, num_kv_heads) = (page.page_size, page.num_kv_heads);
-                let plan =
-                    DecodePlan::new(&on.kv_lens, page_size, num_kv_heads, num_blocks, policy);
+                let dealing = loads.dealing();
+                let plan = DecodePlan::new(
+                    &on.kv_lens,
+                    page_size,
+                    num_kv_heads,
+                    num_blocks,
+                    policy,
+                    dealing,
+                );
                 let items = DeviceMemory::from_slice(bytemuck::cast_slice(&plan.items));
                 let absent = |len| vec![f32::from_bits(u32::MAX); len];
                 let partial_out =
@@ -210,7 +217,7 @@ macro_rules! entries {
                     }
                 }
                 assert!(
-                    arrived.to_vec().iter().all(|&parts| parts == 0),
+                    arrived.to_vec().iter().all(|&count| count == 0),
                     "ready for the next launch"
                 );
                 if loads == Boxes {
@@ -351,6 +358,17 @@ fn lane_order_does_not_change_a_bit() {
             .collect();
         assert!(results.iter().all(|result| result == &results[0]), "{loads:?}");
     }
+}
+
+#[test]
+fn who_claims_what_does_not_change_a_bit() {
+    let case = DecodeCase { kv_lens: vec![420, 130, 250, 1100], ..cases()[3].clone() };
+    let problem = case.problem::<bf16>(17);
+    let results: Vec<_> = TestDevice::lane_orders()
+        .map(|device| bf16::split(&device, &problem, Boxes, 3, Balanced))
+        .collect();
+    check("claimed", &problem.oracle(), &results[0], Tolerance::BF16);
+    assert!(results.iter().all(|result| bits(result) == bits(&results[0])));
 }
 
 fn bits<T: StoredElement>((out, lse): &(Vec<T>, Vec<f32>)) -> (u64, u64) {

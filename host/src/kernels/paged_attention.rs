@@ -121,12 +121,12 @@ impl Decode {
         let device = stream.device();
         let num_sms = device.properties()?.num_multiprocessors;
         let (page_size, num_kv_heads) = (shape.page.page_size, shape.page.num_kv_heads);
-        let plan = DecodePlan::new(kv_lens, page_size, num_kv_heads, num_sms, policy);
         let loads = if has_tensor_maps(device)? { shape.loads() } else { TileLoads::Pieces };
+        let dealing = loads.dealing();
+        let plan = DecodePlan::new(kv_lens, page_size, num_kv_heads, num_sms, policy, dealing);
         let most = PlanMaxima::new(maxima, page_size, num_kv_heads, num_sms, policy)?;
         let items = device.alloc(most.num_max_items as usize * WorkItem::WORDS)?;
-        let planned = bytemuck::cast_slice(&plan.items);
-        stream.upload(planned, items.slice(..planned.len()))?;
+        upload_items(stream, &plan, &items)?;
         Ok(Self {
             items,
             partial_out: absent(stream, shape.partial_elements(most.num_max_parts))?,
@@ -156,15 +156,18 @@ impl Decode {
     /// Before anything changes: a table for other maxima, a capture.
     pub fn replan(&mut self, stream: &Stream, table: &DevicePageTable) -> Result<(), KernelError> {
         self.check_maxima(table)?;
-        let (page_size, num_kv_heads) = (self.shape.page.page_size, self.shape.page.num_kv_heads);
-        let num_blocks = self.plan.num_blocks;
-        let plan =
-            DecodePlan::new(table.kv_lens(), page_size, num_kv_heads, num_blocks, self.policy);
+        let plan = self.plan_for(table.kv_lens(), self.loads);
         let staging = Staging::in_place(&mut self.staging, stream, self.items.len())?;
         staging.write(stream, &[(bytemuck::cast_slice(&plan.items), &self.items)])?;
         self.plan = plan;
         self.kv_lens = table.kv_lens().to_vec();
         Ok(())
+    }
+
+    fn plan_for(&self, kv_lens: &[u32], loads: TileLoads) -> DecodePlan {
+        let (page_size, num_kv_heads) = (self.shape.page.page_size, self.shape.page.num_kv_heads);
+        let (num_blocks, dealing) = (self.plan.num_blocks, loads.dealing());
+        DecodePlan::new(kv_lens, page_size, num_kv_heads, num_blocks, self.policy, dealing)
     }
 
     fn check_maxima(&self, table: &DevicePageTable) -> Result<(), ContractError> {
@@ -197,7 +200,9 @@ impl Decode {
         let can = loads == TileLoads::Pieces
             || self.shape.loads() == loads && has_tensor_maps(stream.device())?;
         require(can, "loads", "pages of a multiple of 8 tokens, on Hopper, for boxes", "others")?;
+        self.plan = self.plan_for(&self.kv_lens, loads);
         self.loads = loads;
+        upload_items(stream, &self.plan, &self.items)?;
         make_absent(stream, &self.partial_out)?;
         make_absent(stream, &self.partial_lse)?;
         Ok(self)
@@ -283,6 +288,16 @@ impl Decode {
 /// Whether the device runs the kernels that load by tensor maps: Hopper, and the CPU.
 fn has_tensor_maps(device: &Device) -> Result<bool, DeviceError> {
     Ok(!device.is_cuda() || device.properties()?.ptx.is_some_and(PtxModule::is_hopper))
+}
+
+/// Puts a plan into device memory.
+fn upload_items(
+    stream: &Stream,
+    plan: &DecodePlan,
+    items: &Buffer<u32>,
+) -> Result<(), DeviceError> {
+    let planned = bytemuck::cast_slice(&plan.items);
+    stream.upload(planned, items.slice(..planned.len()))
 }
 
 /// Rows of parts that are not there yet.

@@ -211,13 +211,14 @@ macro_rules! tiles_entries {
             lse: GlobalMut<f32>,         // [batch, num_qo_heads]
             partial_out: GlobalMut<f32>, // [parts, group_size, head_dim]
             partial_lse: GlobalMut<f32>, // [parts, group_size]
-            arrived: GlobalMut<u32>,     // [meetings, group_size], 0 before and after
+            arrived: GlobalMut<u32>,     // [1 + meetings * group_size], 0 before and after
         ) {
             let pages = TilePages { pools, kv_indices, kv_page_rank, params };
             let group_size = params.group_size;
+            let (claimed, arrived) = (arrived, arrived.offset(1));
             let parts = Parts { out: partial_out, lse: partial_lse, arrived, group_size };
             let output = DecodeOutput { out, lse, parts };
-            decode_tiles::<$T, $D, $HT, $STAGES, $T, AtHome>(pages, items, q, output, AtHome);
+            decode_tiles::<$T, $D, $HT, $STAGES, $T, AtHome>(pages, items, claimed, q, output, AtHome);
         }
     )*};
 }

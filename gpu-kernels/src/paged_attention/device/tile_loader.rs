@@ -6,7 +6,7 @@ use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, WARP_SIZE};
 
 use super::softmax::TilePlaces;
-use super::work_item::load_item;
+use super::work_item::WorkList;
 use crate::paged_attention::{
     DecodeParams, MAX_TILE_LOCATIONS, NUM_WARPS, TILE_TOKENS, WorkItem, box_tokens, tile_bytes,
 };
@@ -40,6 +40,9 @@ pub(super) struct Boxes<const D: usize> {
 }
 
 const ROW_BYTES: u32 = 128;
+
+/// Steps to find the next batch: ask for its item, find it, look its pages up.
+const STEPS_AHEAD: u32 = 3;
 
 impl<const D: usize> Boxes<D> {
     #[inline(always)]
@@ -122,16 +125,16 @@ impl Batch {
 /// arithmetic. What the next tiles need to be found is on its way while these are.
 pub(super) struct TileLoader<T, const D: usize, const STAGES: u32> {
     pages: TilePages<T>,
-    items: Global<u32>, // [items, WorkItem::WORDS]
+    list: WorkList,
+    /// Of the next batch's item in the block, or, before it is found, of this one's.
+    number: u32,
     batch: Batch,
     tile: u32,
     next: Batch,
-    has_next_pages: bool,
     policy: CachePolicy,
     ring: Shared<u8>,
     /// `[STAGES]`, of this warp.
     full: Shared<u64>,
-    num_loaded: u32,
     num_taken: u32,
 }
 
@@ -152,77 +155,94 @@ impl<T: HalfFloat, const D: usize, const STAGES: u32> TileLoader<T, D, STAGES> {
     #[inline(always)]
     pub(super) unsafe fn start(
         pages: TilePages<T>,
-        items: Global<u32>, // [items, WorkItem::WORDS]
+        list: WorkList,
         item: WorkItem,
         ring: Shared<u8>,
         full: Shared<u64>,
     ) -> Self {
         let first_tile = item.tile_begin + thread::thread_idx_x() / WARP_SIZE;
         let mut batch = Batch { item, first_tile, pages: [NO_PAGE; 2], locations: [0; 2] };
+        let mut number = 0;
         if first_tile >= item.tile_end {
-            batch = Self::after(items, &batch);
+            batch = Self::after(&list, &mut number, &batch);
         }
         batch.load_pages(&pages);
-        let mut loader = Self {
+        Self {
             pages,
-            items,
+            list,
+            number,
             batch,
             tile: batch.first_tile,
             next: batch,
-            has_next_pages: false,
             policy: CachePolicy::evict_first(),
             ring,
             full,
-            num_loaded: 0,
             num_taken: 0,
-        };
-        loader.next = Self::after(items, &batch);
-        loader
+        }
     }
 
     /// The tiles after a batch, whose pages are not looked up yet; past the end, none.
     #[inline(always)]
-    unsafe fn after(items: Global<u32>, batch: &Batch) -> Batch {
+    unsafe fn after(list: &WorkList, number: &mut u32, batch: &Batch) -> Batch {
         let mut next = Batch { first_tile: batch.first_tile + WARP_SIZE * NUM_WARPS, ..*batch };
         while next.first_tile >= next.item.tile_end && next.item.next != WorkItem::END {
-            next.item = load_item(items, next.item.next);
+            next.item = list.item_after(&next.item, *number);
+            *number += 1;
             next.first_tile = next.item.tile_begin + thread::thread_idx_x() / WARP_SIZE;
         }
         next
     }
 
-    /// Starts the load of the next tile to the next stage, if there is one.
+    /// Starts the load of the next tile, if there is one: so many tiles ahead of the one that is
+    /// [taken](Self::take) next.
     #[inline(always)]
-    pub(super) unsafe fn load_tile(&mut self) {
+    pub(super) unsafe fn load_tile(&mut self, tiles_ahead: u32) {
         if self.tile < self.batch.item.tile_end {
-            self.issue();
+            self.issue(self.num_taken + tiles_ahead);
+            let steps_before = match self.tile == self.batch.first_tile {
+                true => 0,
+                false => self.steps_at(self.tile),
+            };
             self.tile += NUM_WARPS;
+            let mut step = steps_before;
+            while step < self.steps_at(self.tile) {
+                self.look_ahead(step);
+                step += 1;
+            }
             if self.tile >= self.batch.end() {
-                self.look_up_next();
                 self.batch = self.next;
                 self.tile = self.batch.first_tile;
-                self.next = Self::after(self.items, &self.batch);
-                self.has_next_pages = false;
-            } else {
-                self.look_up_next();
             }
         }
     }
 
+    /// Steps towards the next batch that are done before a tile of this one is loaded.
     #[inline(always)]
-    unsafe fn look_up_next(&mut self) {
-        if !self.has_next_pages {
-            self.next.load_pages(&self.pages);
-            self.has_next_pages = true;
+    fn steps_at(&self, tile: u32) -> u32 {
+        let left = self.batch.end().saturating_sub(tile).div_ceil(NUM_WARPS);
+        STEPS_AHEAD.saturating_sub(left)
+    }
+
+    /// A step towards the next batch, which starts what the one after it waits for. As late as
+    /// possible: what a block has claimed, no other takes.
+    #[inline(always)]
+    unsafe fn look_ahead(&mut self, step: u32) {
+        match step {
+            0 if self.batch.end() == self.batch.item.tile_end => {
+                self.list.prepare_item_after(&self.batch.item, self.number);
+            }
+            0 => {}
+            1 => self.next = Self::after(&self.list, &mut self.number, &self.batch),
+            _ => self.next.load_pages(&self.pages),
         }
     }
 
     #[inline(always)]
-    unsafe fn issue(&mut self) {
+    unsafe fn issue(&self, number: u32) {
         let idx = (self.tile - self.batch.first_tile) / NUM_WARPS;
         let params = &self.pages.params;
         let box_tokens = box_tokens(params.page_size);
-        let stage = self.num_loaded % STAGES;
+        let stage = number % STAGES;
         let full = Mbarrier::at(self.full.offset(stage as usize));
         let place = self.ring.offset((stage * 2 * tile_bytes(2 * D as u32)) as usize);
         for i in 0..2 {
@@ -247,7 +267,6 @@ impl<T: HalfFloat, const D: usize, const STAGES: u32> TileLoader<T, D, STAGES> {
                 bulk::load_tile_with_policy(place, &pool, at, full, self.policy);
             }
         }
-        self.num_loaded += 1;
     }
 
     /// Waits for the oldest tile that was not taken yet, of which `num_tokens` count. All lanes call

@@ -9,7 +9,7 @@ use super::kv_format::{Halves, KvFormat};
 use super::output::{DecodeOutput, OutputElement};
 use super::softmax::{Softmax, WarpResult, load_q};
 use super::tile_loader::{TileLoader, TilePages};
-use super::work_item::load_item;
+use super::work_item::{WorkList, load_item};
 use crate::paged_attention::{
     DecodeParams, NUM_WARPS, TILE_TOKENS, TilesLayout, WorkItem, merge_bytes, num_result_slots,
 };
@@ -69,31 +69,35 @@ impl<const D: usize> Slots<D> {
         }
     }
 
-    /// Merges this warp's heads of item `idx` over all warps, once all results are there.
+    /// Merges this warp's heads of item `idx` over all warps, once all results are there. Returns
+    /// the places of its rows among those of their pair's parts, in the order of arrival.
     #[inline(always)]
-    unsafe fn drain<O: OutputElement>(
+    unsafe fn drain<O: OutputElement, const HT: usize>(
         &self,
         idx: u32,
         params: &DecodeParams,
         item: &WorkItem,
         output: &DecodeOutput<O>,
-    ) {
+    ) -> [u32; HT] {
         let (filled, parity) = self.barrier(self.filled, idx);
         filled.wait(parity);
-        let mut head = thread::thread_idx_x() / WARP_SIZE;
-        while head < params.group_size {
-            let (values, log_sum) = self.merge(idx, head);
-            if item.num_parts == 1 {
-                output.store_row::<D>(params, item, head, values, log_sum);
-            } else {
-                output.store_part_row::<D>(params, item, head, values, log_sum);
+        let mut arrivals = [0; HT];
+        for h in 0..HT {
+            let head = head_of_warp(h);
+            if head < params.group_size {
+                let (values, log_sum) = self.merge(idx, head);
+                if item.num_parts == 1 {
+                    output.store_row::<D>(params, item, head, values, log_sum);
+                } else {
+                    arrivals[h] = output.store_part_row::<D>(params, item, head, values, log_sum);
+                }
             }
-            head += NUM_WARPS;
         }
         warp::sync_warp(FULL_MASK);
         if warp::lane_id() == 0 {
             self.barrier(self.drained, idx).0.arrive();
         }
+        arrivals
     }
 
     /// A head over all warps: `D / 32` dimensions a lane, in pairs 64 apart, and the log-sum-exp.
@@ -128,6 +132,12 @@ impl<const D: usize> Slots<D> {
     }
 }
 
+/// The heads that a warp merges: of each tile of 8 one.
+#[inline(always)]
+fn head_of_warp(head_tile: usize) -> u32 {
+    head_tile as u32 * NUM_WARPS + thread::thread_idx_x() / WARP_SIZE
+}
+
 impl<O: OutputElement> DecodeOutput<O> {
     /// Writes a head of the result.
     #[inline(always)]
@@ -145,8 +155,8 @@ impl<O: OutputElement> DecodeOutput<O> {
         }
     }
 
-    /// Writes a head of a part. The warp whose part of it arrives last merges all of them, if the
-    /// plan leaves open who does.
+    /// Writes a head of a part. Returns, in lane 0, how many of the pair's parts of it were before
+    /// it, if the plan leaves open who merges them.
     #[inline(always)]
     unsafe fn store_part_row<const D: usize>(
         &self,
@@ -155,23 +165,37 @@ impl<O: OutputElement> DecodeOutput<O> {
         head: u32,
         values: [[f32; 2]; 2],
         log_sum: f32,
-    ) {
+    ) -> u32 {
         self.parts.store_row::<D>(item.part, head, values, log_sum);
-        if item.merged == WorkItem::BY_LAST_PART {
+        if item.merged == WorkItem::BY_LAST_PART || warp::lane_id() != 0 {
+            return 0;
+        }
+        // Ordered with nothing: rows say by themselves that they are there.
+        let meeting = (item.meeting * params.group_size + head) as usize;
+        atomic::fetch_add_relaxed_gpu(self.parts.arrived, meeting, 1)
+    }
+
+    /// Merges those of this warp's heads whose parts arrived last with this item's.
+    #[inline(always)]
+    unsafe fn merge_rows_if_last<const D: usize, const HT: usize>(
+        &self,
+        params: &DecodeParams,
+        item: &WorkItem,
+        arrivals: [u32; HT],
+    ) {
+        if item.num_parts <= 1 || item.merged == WorkItem::BY_LAST_PART {
             return;
         }
-        let meeting = (item.meeting * params.group_size + head) as usize;
-        warp::sync_warp(FULL_MASK);
-        let mut arrived = 0;
-        if warp::lane_id() == 0 {
-            arrived = atomic::fetch_add_acq_rel_gpu(self.parts.arrived, meeting, 1) + 1;
-        }
-        let (arrived, _) = warp::warp_shuffle_idx(FULL_MASK, arrived, 0, WARP_SIZE);
-        if arrived == item.num_parts {
-            if warp::lane_id() == 0 {
-                self.parts.arrived.store(meeting, 0);
+        for h in 0..HT {
+            let head = head_of_warp(h);
+            let (before, _) = warp::warp_shuffle_idx(FULL_MASK, arrivals[h], 0, WARP_SIZE);
+            if head < params.group_size && before + 1 == item.num_parts {
+                if warp::lane_id() == 0 {
+                    let meeting = (item.meeting * params.group_size + head) as usize;
+                    self.parts.arrived.store(meeting, 0);
+                }
+                self.merge_row::<D>(params, item, head);
             }
-            self.merge_row::<D>(params, item, head);
         }
     }
 
@@ -198,8 +222,9 @@ pub(crate) unsafe fn decode_tiles<
     H: Handshake,
 >(
     pages: TilePages<T>,
-    items: Global<u32>, // [items, WorkItem::WORDS]
-    q: Global<T>,       // [batch, num_qo_heads, D]
+    items: Global<u32>,      // [items, WorkItem::WORDS]
+    claimed: GlobalMut<u32>, // [1], 0 before and after
+    q: Global<T>,            // [batch, num_qo_heads, D]
     output: DecodeOutput<O>,
     handshake: H,
 ) {
@@ -223,6 +248,8 @@ pub(crate) unsafe fn decode_tiles<
     if thread::thread_idx_x() == 0 {
         slots.init();
     }
+    let list = WorkList { items, claimed, claims: part(layout.claims()).cast() };
+    list.init();
     if first.is_idle() {
         handshake.await_pages();
         handshake.await_queries();
@@ -230,30 +257,31 @@ pub(crate) unsafe fn decode_tiles<
         return;
     }
     let ring = part(layout.ring(warp_idx));
-    let mut loader = TileLoader::<T, D, STAGES>::start(pages, items, first, ring, full);
+    let mut loader = TileLoader::<T, D, STAGES>::start(pages, list, first, ring, full);
+    if first.next == WorkItem::CLAIMED {
+        thread::sync_threads();
+    }
     handshake.await_pages();
-    for _ in 1..STAGES {
-        loader.load_tile();
+    for tiles_ahead in 0..STAGES - 1 {
+        loader.load_tile(tiles_ahead);
     }
     thread::sync_threads();
     handshake.await_queries();
 
-    // The item before, as long as this warp has not merged its heads of it; after the last item comes
-    // an idle one, for that alone.
+    // The item before: its heads are merged over the warps after a tile of this one, and over the
+    // parts, which takes an answer of other blocks, at its end. After the last item comes an idle
+    // one, for that alone.
     let mut before = WorkItem::IDLE;
+    let (mut is_drained, mut arrivals) = (false, [0; HT]);
     let mut item = first;
     let mut idx = 0;
     let mut q_fragments = load_q::<T, Halves<T>, D, HT>(&params, q, &first, lane);
     loop {
-        let next = match item.next {
-            WorkItem::END => WorkItem::IDLE,
-            next => load_item(items, next),
-        };
         let mut softmax = Softmax::<HT>::new();
         let mut tile = item.tile_begin + warp_idx;
         loop {
             if tile < item.tile_end {
-                loader.load_tile();
+                loader.load_tile(STAGES - 1);
                 let num_tokens = item.kv_len - tile * TILE_TOKENS;
                 let boxes = loader.take(num_tokens);
                 softmax.add_tile::<Halves<T>, D>(
@@ -265,14 +293,19 @@ pub(crate) unsafe fn decode_tiles<
                 loader.release();
                 tile += NUM_WARPS;
             }
-            if !before.is_idle() {
-                slots.drain(idx - 1, &params, &before, &output);
-                before = WorkItem::IDLE;
+            if !before.is_idle() && !is_drained {
+                arrivals = slots.drain(idx - 1, &params, &before, &output);
+                is_drained = true;
             }
             if tile >= item.tile_end {
                 break;
             }
         }
+        if !before.is_idle() {
+            output.merge_rows_if_last::<D, HT>(&params, &before, arrivals);
+            is_drained = false;
+        }
+        let next = list.item_after(&item, idx);
         // Without the condition 16 heads fit the registers, and the next item may be none.
         if HT > 1 || !next.is_idle() {
             // On its way while the result is stored.
@@ -286,10 +319,10 @@ pub(crate) unsafe fn decode_tiles<
         idx += 1;
     }
     if first.merges_at_end() {
-        let mut head = warp_idx;
-        while head < params.group_size {
-            output.merge_row::<D>(&params, &first, head);
-            head += NUM_WARPS;
+        for h in 0..HT {
+            if head_of_warp(h) < params.group_size {
+                output.merge_row::<D>(&params, &first, head_of_warp(h));
+            }
         }
     }
     handshake.tell_done();
