@@ -167,6 +167,7 @@ fn host(bounds: &Bounds, function: &ItemFn, parameters: &[Parameter]) -> TokenSt
         Some(threads) => quote! { ::core::option::Option::Some(#threads) },
         None => quote! { ::core::option::Option::None },
     };
+    let cluster = bounds.cluster.unwrap_or(1);
     let early = bounds.early;
     let entry_name = name.to_string();
 
@@ -187,6 +188,7 @@ fn host(bounds: &Bounds, function: &ItemFn, parameters: &[Parameter]) -> TokenSt
             const PARAMS: &'static [&'static str] = &[#(#declarations),*];
             const TARGET: ::cuda_std::PtxTarget = ::cuda_std::PtxTarget::#target;
             const THREADS: ::core::option::Option<u32> = #threads;
+            const CLUSTER: u32 = #cluster;
             const EARLY: bool = #early;
 
             #(#on_run)*

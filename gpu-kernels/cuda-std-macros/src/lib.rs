@@ -31,7 +31,7 @@ mod tests;
 /// |---|---|
 /// | `threads = 256` | blocks have this many threads, and a launch with another number is refused |
 /// | `min_blocks = 2` | blocks that an SM should be able to hold at once |
-/// | `cluster = 2` | blocks of a cluster |
+/// | `cluster = 2` | blocks of a cluster: see `cuda_std::cluster` |
 /// | `early = true` | blocks may start before the kernel before this one has ended: see `cuda_std::grid` |
 /// | `target = "sm_90a"` | only in the PTX for Hopper |
 ///

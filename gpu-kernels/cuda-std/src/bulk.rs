@@ -46,6 +46,13 @@ impl Mbarrier {
         arch::bulk::mbarrier_arrive(self.0.raw);
     }
 
+    /// Arrives at the barrier that block `rank` of the [cluster](crate::cluster) has at this place.
+    #[inline(always)]
+    #[track_caller]
+    pub unsafe fn arrive_in(self, rank: u32) {
+        arch::bulk::mbarrier_arrive_in(self.0.raw, rank);
+    }
+
     /// Arrives, and expects `bytes` more bytes from bulk loads in this phase.
     #[inline(always)]
     #[track_caller]
@@ -127,6 +134,21 @@ pub unsafe fn load_tile_with_policy<T: AnyBitPattern, U: AnyBitPattern, const RA
     policy: CachePolicy,
 ) {
     arch::tensor_map::load_with_policy(dst.raw, &map.raw, coordinates, barrier.0.raw, policy.0);
+}
+
+/// As [`load_tile`], for several blocks of the [cluster](crate::cluster): those whose bits are set in
+/// `blocks`. Memory is read once; each of them gets the tile at its `dst`, and the bytes count on its
+/// `barrier`.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn load_tile_to<T: AnyBitPattern, U: AnyBitPattern, const RANK: usize>(
+    blocks: u16,
+    dst: Shared<U>,
+    map: &TensorMap<T, RANK>,
+    coordinates: [i32; RANK],
+    barrier: Mbarrier,
+) {
+    arch::tensor_map::load_to(blocks, dst.raw, &map.raw, coordinates, barrier.0.raw);
 }
 
 /// Starts a store of the tile at `src`, aligned to 128 bytes, to where `map` has the tile with these

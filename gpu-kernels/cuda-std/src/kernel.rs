@@ -48,6 +48,8 @@ mod host {
         const TARGET: PtxTarget;
         /// Threads of a block, if the kernel fixes them.
         const THREADS: Option<u32>;
+        /// Blocks of a [cluster](crate::cluster); the grid is a multiple of it in x.
+        const CLUSTER: u32;
         /// Whether its blocks may start before the kernel before it has ended: see
         /// [`grid`](crate::grid).
         const EARLY: bool;

@@ -13,6 +13,7 @@
 //! |---|---|
 //! | [`thread`] | indices, block barrier, clocks |
 //! | [`grid`] | launches that overlap (sm_90) |
+//! | [`cluster`] | blocks that reach each other's shared memory (sm_90) |
 //! | [`warp`] | lanes, shuffles, votes, reductions |
 //! | [`global`] | views of device memory: this GPU's, a peer's, pinned host memory |
 //! | [`shared`] | views of a block's shared memory |
@@ -49,6 +50,7 @@ use cpu::arch;
 pub mod async_copy;
 pub mod atomic;
 pub mod bulk;
+pub mod cluster;
 pub mod float;
 pub mod global;
 pub mod grid;
@@ -74,6 +76,7 @@ pub mod prelude {
     pub use crate::shared::Shared;
     pub use crate::tensor_map::{TensorMap, TensorMaps};
     pub use crate::{
-        async_copy, atomic, bulk, float, global, grid, kernel, mma, shared, thread, warp, wgmma,
+        async_copy, atomic, bulk, cluster, float, global, grid, kernel, mma, shared, thread, warp,
+        wgmma,
     };
 }

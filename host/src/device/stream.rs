@@ -452,6 +452,10 @@ fn check_launch<K: Kernel>(config: LaunchDims) -> Result<()> {
             format!("{:?}", config.block),
         );
     }
+    if !config.grid[0].is_multiple_of(K::CLUSTER) {
+        let needed = format!("whole clusters of {} blocks in x", K::CLUSTER);
+        return refused("grid", needed, format!("{:?}", config.grid));
+    }
     match K::THREADS {
         Some(fixed) if threads != u64::from(fixed) => {
             refused("block", format!("the kernel's {fixed} threads"), format!("{:?}", config.block))

@@ -1,6 +1,6 @@
 //! One block of a launch: its lanes, what they share, and who may run next.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::ptr::NonNull;
 
 use corosensei::Coroutine;
@@ -9,7 +9,6 @@ use super::bulk::Mbarriers;
 use super::executor::Launch;
 use super::fault::{BlockIdx, Fault, Violation, Waits, WaitsFor};
 use super::lane::{self, Caller, Lane, Wait};
-use super::memory;
 use super::named_barrier::NamedBarriers;
 use super::order::Order;
 use super::shared::SharedMemory;
@@ -31,12 +30,42 @@ pub(super) struct Block {
     /// Warps that have a ready lane.
     ready_warps: Cell<u32>,
     num_returned: Cell<usize>,
-    /// Lanes at the block barrier, and the call that the first of them made.
-    num_arrived: Cell<usize>,
-    arrived_at: Cell<Option<Caller>>,
-    diverged: Cell<bool>,
+    meeting: Meeting,
+    /// The blocks of its cluster, by rank.
+    cluster: OnceCell<Vec<NonNull<Block>>>,
+    /// Where all lanes of those meet, if this is the first of them.
+    cluster_meeting: Meeting,
+    /// Whether they have met.
+    has_met_cluster: Cell<bool>,
     fault: RefCell<Option<Fault>>,
     ending: Cell<bool>,
+}
+
+/// Where lanes wait until all are there.
+#[derive(Default)]
+struct Meeting {
+    num_arrived: Cell<usize>,
+    /// The call that the first of them made.
+    arrived_at: Cell<Option<Caller>>,
+    /// Whether others made another.
+    diverged: Cell<bool>,
+}
+
+impl Meeting {
+    /// One more lane is there. Whether all are, of `num_lanes`.
+    fn come(&self, site: Caller, num_lanes: usize) -> bool {
+        match self.arrived_at.get() {
+            None => self.arrived_at.set(Some(site)),
+            Some(first) => self.diverged.set(self.diverged.get() | (first != site)),
+        }
+        self.num_arrived.set(self.num_arrived.get() + 1);
+        let all = self.num_arrived.get() == num_lanes && !self.diverged.get();
+        if all {
+            self.num_arrived.set(0);
+            self.arrived_at.set(None);
+        }
+        all
+    }
 }
 
 impl Block {
@@ -72,19 +101,80 @@ impl Block {
     /// Waits in `lane` until all lanes are here.
     pub fn sync_threads(&self, lane: &Lane, site: Caller) {
         lane.wait.set(Wait::Block(site));
-        match self.arrived_at.get() {
-            None => self.arrived_at.set(Some(site)),
-            Some(first) => self.diverged.set(self.diverged.get() | (first != site)),
+        if self.meeting.come(site, self.lanes.len()) {
+            self.make_all_ready();
         }
-        self.num_arrived.set(self.num_arrived.get() + 1);
-        if self.num_arrived.get() == self.lanes.len() && !self.diverged.get() {
-            self.num_arrived.set(0);
-            self.arrived_at.set(None);
-            for (idx, warp) in self.warps.iter().enumerate() {
-                self.make_ready(idx, warp.lanes);
+        lane.suspend();
+    }
+
+    /// Waits in `lane` until all lanes of the cluster are here.
+    pub fn sync_cluster(&self, lane: &Lane, site: Caller) {
+        lane.wait.set(Wait::Cluster(site));
+        let num_lanes = self.cluster_size() * self.lanes.len();
+        if self.of_cluster(0).cluster_meeting.come(site, num_lanes) {
+            for rank in 0..self.cluster_size() {
+                let block = self.of_cluster(rank);
+                block.has_met_cluster.set(true);
+                block.make_all_ready();
             }
         }
         lane.suspend();
+    }
+
+    /// Blocks of its cluster.
+    pub fn cluster_size(&self) -> usize {
+        self.cluster.get().expect("a block is of a cluster").len()
+    }
+
+    /// Block `rank` of its cluster.
+    pub fn of_cluster(&self, rank: usize) -> &Block {
+        let blocks = self.cluster.get().expect("a block is of a cluster");
+        // SAFETY: the blocks of a cluster end together.
+        unsafe { blocks[rank].as_ref() }
+    }
+
+    /// Its place in its cluster.
+    pub fn rank(&self) -> usize {
+        self.idx.get()[0] as usize % self.cluster_size()
+    }
+
+    pub fn has_met_cluster(&self) -> bool {
+        self.has_met_cluster.get()
+    }
+
+    fn make_all_ready(&self) {
+        for (idx, warp) in self.warps.iter().enumerate() {
+            self.make_ready(idx, warp.lanes);
+        }
+    }
+
+    /// Whether some lane can run.
+    pub fn is_ready(&self) -> bool {
+        self.ready_warps.get() != 0
+    }
+
+    pub fn num_returned(&self) -> usize {
+        self.num_returned.get()
+    }
+
+    /// Whether all lanes have.
+    pub fn has_returned(&self) -> bool {
+        self.num_returned.get() == self.lanes.len()
+    }
+
+    /// What is wrong with a block whose lanes have returned.
+    pub fn left_in_flight(&self) -> Option<Fault> {
+        let barriers = self.mbarriers.borrow();
+        let load = barriers.load_in_flight()?;
+        Some(Fault::Violation {
+            kernel: self.launch().kernel,
+            block: load.block,
+            thread: load.thread,
+            site: load.site.into(),
+            violation: Violation::Bulk(
+                "the block ends while this load into its shared memory is on its way".into(),
+            ),
+        })
     }
 
     /// Who waits where, for a report.
@@ -92,6 +182,7 @@ impl Block {
         Waits::group(self.lanes.iter().map(|lane| match lane.wait.get() {
             Wait::Start | Wait::Returned => (None, WaitsFor::Returned),
             Wait::Block(site) => (Some(site.into()), WaitsFor::Block),
+            Wait::Cluster(site) => (Some(site.into()), WaitsFor::Cluster),
             Wait::NamedBarrier(id, site) => {
                 let state = self.named_barriers.borrow().describe(id);
                 (Some(site.into()), WaitsFor::NamedBarrier { id, state })
@@ -117,6 +208,7 @@ impl Block {
         self.named_barriers.borrow_mut().clear();
         self.warpgroups.iter().for_each(Warpgroup::reset);
         self.num_returned.set(0);
+        self.has_met_cluster.set(false);
         for lane in &self.lanes {
             lane.reset();
         }
@@ -133,26 +225,19 @@ impl Block {
     }
 
     /// Lets the lanes that poll look again; whether there are any.
-    fn wake_spinning(&self) -> bool {
+    pub fn wake_spinning(&self) -> bool {
         for (idx, warp) in self.warps.iter().enumerate() {
             let spinning = warp.spinning.take();
             if spinning != 0 {
                 self.make_ready(idx, spinning);
             }
         }
-        self.ready_warps.get() != 0
+        self.is_ready()
     }
 }
 
-/// How far a block came.
-pub(super) enum Outcome {
-    /// All lanes have returned.
-    Finished,
-    /// Lanes poll for another block or rank, and no lane can do anything else.
-    Spinning {
-        /// Whether some lane got further than its next poll.
-        progress: bool,
-    },
+/// Why the lanes of a block cannot go on, although some are ready.
+pub(super) enum End {
     /// A fault: the launch ends.
     Fault(Box<Fault>),
     /// Another block ended the launch.
@@ -184,9 +269,10 @@ impl Runner {
             lanes: Vec::with_capacity(num_lanes),
             ready_warps: Cell::new(0),
             num_returned: Cell::new(0),
-            num_arrived: Cell::new(0),
-            arrived_at: Cell::new(None),
-            diverged: Cell::new(false),
+            meeting: Meeting::default(),
+            cluster: OnceCell::new(),
+            cluster_meeting: Meeting::default(),
+            has_met_cluster: Cell::new(false),
             fault: RefCell::new(None),
             ending: Cell::new(false),
         }));
@@ -204,6 +290,17 @@ impl Runner {
     pub fn block(&self) -> &Block {
         // SAFETY: made by `new`, freed by `drop`.
         unsafe { self.block.as_ref() }
+    }
+
+    /// Makes this block one of `cluster`.
+    pub fn join(&self, cluster: &[NonNull<Block>]) {
+        let joined = self.block().cluster.set(cluster.to_vec());
+        assert!(joined.is_ok(), "a block joins once");
+    }
+
+    /// The block, for the other blocks of its cluster.
+    pub fn address(&self) -> NonNull<Block> {
+        self.block
     }
 
     /// Begins block `linear` of the grid, x fastest.
@@ -226,12 +323,10 @@ impl Runner {
         Ok(())
     }
 
-    /// Runs lanes until all have returned, or only polling is left.
-    pub fn run(&mut self) -> Outcome {
+    /// Runs lanes until none is ready.
+    pub fn run(&mut self) -> Result<(), End> {
         // SAFETY: as in `block`; borrowed apart from the coroutines.
         let block = unsafe { self.block.as_ref() };
-        let returned_before = block.num_returned.get();
-        let writes_before = memory::num_writes();
         while block.ready_warps.get() != 0 {
             let idx = self.order.warp(block.ready_warps.get());
             block.ready_warps.set(block.ready_warps.get() & !(1 << idx));
@@ -239,38 +334,14 @@ impl Runner {
                 self.resume(block, (32 * idx + lane) as usize);
                 if block.is_ending() {
                     let fault = block.fault.take().expect("what ends a block says why");
-                    return Outcome::Fault(Box::new(fault));
+                    return Err(End::Fault(Box::new(fault)));
                 }
             }
             if block.launch().is_stopped() {
-                return Outcome::Stopped;
+                return Err(End::Stopped);
             }
         }
-        if block.num_returned.get() == block.lanes.len() {
-            return match block.mbarriers.borrow().load_in_flight() {
-                None => Outcome::Finished,
-                Some(load) => Outcome::Fault(Box::new(Fault::Violation {
-                    kernel: block.launch().kernel,
-                    block: block.idx(),
-                    thread: load.thread,
-                    site: load.site.into(),
-                    violation: Violation::Bulk(
-                        "the block ends while this load into its shared memory is on its way"
-                            .into(),
-                    ),
-                })),
-            };
-        }
-        if block.wake_spinning() {
-            let progress =
-                block.num_returned.get() > returned_before || memory::num_writes() != writes_before;
-            return Outcome::Spinning { progress };
-        }
-        Outcome::Fault(Box::new(Fault::Stuck {
-            kernel: block.launch().kernel,
-            block: block.idx(),
-            waits: block.waits(),
-        }))
+        Ok(())
     }
 
     #[inline(always)]

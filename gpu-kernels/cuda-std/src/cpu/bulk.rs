@@ -6,10 +6,12 @@
 use std::panic::Location;
 
 use super::async_copy::Copy;
-use super::fault::Violation;
+use super::block::Block;
+use super::cluster;
+use super::fault::{BlockIdx, Violation};
 use super::global::RawGlobal;
 use super::groups::Groups;
-use super::lane::{self, Caller, Lane, Wait};
+use super::lane::{self, Caller, Wait};
 use super::shared::RawShared;
 
 /// Addresses and sizes of bulk copies are multiples of this.
@@ -33,6 +35,8 @@ pub(super) struct Load {
     pub dst: RawShared,
     pub bytes: usize,
     pub pieces: Vec<Piece>,
+    /// Who issued it.
+    pub block: BlockIdx,
     pub thread: u32,
     pub site: Caller,
 }
@@ -79,14 +83,14 @@ impl Mbarrier {
     }
 
     /// Completes the phase if its counts are met: lands its loads, wakes who waits.
-    fn settle(&mut self, lane: &Lane) {
+    fn settle(&mut self, block: &Block) {
         if !self.is_met() {
             return;
         }
         self.loads.drain(..).for_each(Load::land);
         self.copies.drain(..).for_each(Copy::land);
         for thread in self.waiting.drain(..) {
-            lane.block().make_ready(thread as usize / 32, 1 << (thread % 32));
+            block.make_ready(thread as usize / 32, 1 << (thread % 32));
         }
         self.phase = self.phase.wrapping_add(1);
         self.missing = self.arrivals;
@@ -128,19 +132,19 @@ impl Mbarriers {
     }
 }
 
-/// Calls `act` with the barrier at `place`, after its phase has completed if it can.
+/// Calls `act` with the barrier at `place` in `block`, after its phase has completed if it can.
 #[inline]
 #[track_caller]
 fn with_barrier<R>(
+    block: &Block,
     place: RawShared,
-    act: impl FnOnce(&Lane, &mut Mbarrier) -> Result<R, String>,
+    act: impl FnOnce(&mut Mbarrier) -> Result<R, String>,
 ) -> R {
-    let lane = lane::current();
-    let mut barriers = lane.block().mbarriers.borrow_mut();
+    let mut barriers = block.mbarriers.borrow_mut();
     let done = match barriers.at(place) {
         Some(barrier) => {
-            barrier.settle(lane);
-            act(lane, barrier)
+            barrier.settle(block);
+            act(barrier)
         }
         None => Err(format!("no mbarrier was set up at shared byte {}", place.address())),
     };
@@ -191,23 +195,28 @@ pub unsafe fn mbarrier_init(place: RawShared, arrivals: u32) {
 
 #[track_caller]
 pub unsafe fn mbarrier_arrive(place: RawShared) {
-    arrive(place, 0, Vec::new());
+    arrive(lane::current().block(), place, 0, Vec::new());
+}
+
+#[track_caller]
+pub unsafe fn mbarrier_arrive_in(place: RawShared, rank: u32) {
+    arrive(cluster::reach(rank), place, 0, Vec::new());
 }
 
 #[track_caller]
 pub unsafe fn mbarrier_arrive_expect_bytes(place: RawShared, bytes: u32) {
-    arrive(place, bytes as usize, Vec::new());
+    arrive(lane::current().block(), place, bytes as usize, Vec::new());
 }
 
 /// Arrives when `copies` have landed: they land with the phase.
 #[track_caller]
 pub(super) fn mbarrier_arrive_with(place: RawShared, copies: Vec<Copy>) {
-    arrive(place, 0, copies);
+    arrive(lane::current().block(), place, 0, copies);
 }
 
 #[track_caller]
-fn arrive(place: RawShared, bytes: usize, mut copies: Vec<Copy>) {
-    with_barrier(place, |lane, barrier| {
+fn arrive(block: &Block, place: RawShared, bytes: usize, mut copies: Vec<Copy>) {
+    with_barrier(block, place, |barrier| {
         barrier.missing = barrier.missing.checked_sub(1).ok_or_else(|| {
             format!(
                 "the mbarrier at shared byte {} has all {} arrivals of its phase already",
@@ -217,7 +226,7 @@ fn arrive(place: RawShared, bytes: usize, mut copies: Vec<Copy>) {
         barrier.expected_bytes += bytes;
         barrier.copies.append(&mut copies);
         if !barrier.waiting.is_empty() {
-            barrier.settle(lane);
+            barrier.settle(block);
         }
         Ok(())
     });
@@ -227,7 +236,8 @@ fn arrive(place: RawShared, bytes: usize, mut copies: Vec<Copy>) {
 #[track_caller]
 pub unsafe fn mbarrier_try_wait(place: RawShared, parity: u32) -> bool {
     let site = Location::caller();
-    let waits = with_barrier(place, |lane, barrier| {
+    let lane = lane::current();
+    let waits = with_barrier(lane.block(), place, |barrier| {
         if parity > 1 {
             return Err(format!("a parity is 0 or 1, not {parity}"));
         }
@@ -238,7 +248,6 @@ pub unsafe fn mbarrier_try_wait(place: RawShared, parity: u32) -> bool {
         Ok(waits)
     });
     if waits {
-        let lane = lane::current();
         lane.wait.set(Wait::Mbarrier { address: place.address(), parity, site });
         lane.suspend();
     }
@@ -266,22 +275,25 @@ pub unsafe fn load(dst: RawShared, src: RawGlobal, bytes: u32, barrier: RawShare
     let bytes = check_size(bytes);
     dst.check_store(bytes, UNIT);
     let src = src.check_load(0, bytes, UNIT).cast_mut();
-    issue_load(
-        dst,
-        bytes,
-        vec![Piece { shared: dst, global: src, bytes, is_written: true }],
-        barrier,
-    );
+    let pieces = vec![Piece { shared: dst, global: src, bytes, is_written: true }];
+    issue_load(lane::current().block(), dst, bytes, pieces, barrier);
 }
 
-/// Puts a load of `bytes` bytes to `dst`, made of checked pieces, on its way.
+/// Puts a load of `bytes` bytes to `dst` in `block`, made of checked pieces, on its way.
 #[track_caller]
-pub(super) fn issue_load(dst: RawShared, bytes: usize, pieces: Vec<Piece>, barrier: RawShared) {
-    let site = Location::caller();
-    with_barrier(barrier, |lane, barrier| {
-        barrier.loads.push(Load { dst, bytes, pieces, thread: lane.linear, site });
+pub(super) fn issue_load(
+    block: &Block,
+    dst: RawShared,
+    bytes: usize,
+    pieces: Vec<Piece>,
+    barrier: RawShared,
+) {
+    let (lane, site) = (lane::current(), Location::caller());
+    let (thread, by_block) = (lane.linear, lane.block().idx());
+    with_barrier(block, barrier, |barrier| {
+        barrier.loads.push(Load { dst, bytes, pieces, block: by_block, thread, site });
         if !barrier.waiting.is_empty() {
-            barrier.settle(lane);
+            barrier.settle(block);
         }
         Ok(())
     });

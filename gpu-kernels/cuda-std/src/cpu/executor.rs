@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::Kernel;
 
-use super::block::{Outcome, Runner};
+use super::block::{Block, End};
+use super::cluster::{Cluster, Outcome};
 use super::fault::{BlockIdx, Fault, Refusal};
 use super::lane::{self, Entry};
 use super::order::LaneOrder;
@@ -19,9 +20,9 @@ const MAX_THREADS: u32 = 1024;
 const MAX_BLOCK: [u32; 3] = [1024, 1024, 64];
 const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65535, 65535];
 
-/// Rounds of polling in a row after which a worker takes on another block even though its own
+/// Rounds of polling in a row after which a worker takes on another cluster even though its own
 /// still get on.
-const MAX_ROUNDS_BEFORE_NEXT_BLOCK: u32 = 16;
+const MAX_ROUNDS_BEFORE_NEXT_CLUSTER: u32 = 16;
 
 /// Blocks that the report of a spin deadline names.
 const NUM_BLOCKS_REPORTED: usize = 4;
@@ -107,24 +108,26 @@ impl Executor {
             // SAFETY: `launch` passes its kernel, and is there until all lanes have ended.
             unsafe { (*kernel.cast::<K>()).run() }
         }
-        check(dims, K::THREADS).map_err(|reason| Fault::Refused { kernel: K::NAME, reason })?;
+        check::<K>(dims).map_err(|reason| Fault::Refused { kernel: K::NAME, reason })?;
 
         let num_blocks = dims.grid.iter().map(|&n| u64::from(n)).product::<u64>();
+        let num_clusters = num_blocks / u64::from(K::CLUSTER);
         let num_workers = match &self.pool {
-            Some(pool) => num_blocks.min(pool.current_num_threads() as u64) as usize,
+            Some(pool) => num_clusters.min(pool.current_num_threads() as u64) as usize,
             None => 1,
         };
         let launch = Launch {
             kernel: K::NAME,
             dims,
             entry: Entry { kernel: (&raw const kernel).cast(), run: run::<K> },
+            cluster_size: K::CLUSTER,
             is_early: K::EARLY,
             number: self.num_launches.fetch_add(1, Ordering::Relaxed),
             order: self.config.lane_order,
             check_init: self.config.check_init,
             deadline: self.config.deadline,
-            num_blocks,
-            next_block: AtomicU64::new(0),
+            num_clusters,
+            next_cluster: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             fault: Mutex::new(None),
             started: Instant::now(),
@@ -149,7 +152,7 @@ impl Executor {
     }
 }
 
-fn check(dims: LaunchDims, needed_threads: Option<u32>) -> Result<(), Refusal> {
+fn check<K: Kernel>(dims: LaunchDims) -> Result<(), Refusal> {
     for (what, dims, limit) in [("grid", dims.grid, MAX_GRID), ("block", dims.block, MAX_BLOCK)] {
         if dims.contains(&0) {
             return Err(Refusal::ZeroDimension { what, dims });
@@ -162,8 +165,12 @@ fn check(dims: LaunchDims, needed_threads: Option<u32>) -> Result<(), Refusal> {
     if got > u64::from(MAX_THREADS) {
         return Err(Refusal::TooManyThreads { got, limit: MAX_THREADS });
     }
-    if let Some(needed) = needed_threads.filter(|&needed| u64::from(needed) != got) {
+    if let Some(needed) = K::THREADS.filter(|&needed| u64::from(needed) != got) {
         return Err(Refusal::WrongThreads { got, needed });
+    }
+    let [blocks, ..] = dims.grid;
+    if !blocks.is_multiple_of(K::CLUSTER) {
+        return Err(Refusal::PartOfCluster { got: blocks, cluster: K::CLUSTER });
     }
     if dims.shared_bytes > MAX_SHARED_BYTES {
         return Err(Refusal::TooMuchShared { got: dims.shared_bytes, limit: MAX_SHARED_BYTES });
@@ -180,6 +187,8 @@ pub(super) struct Launch {
     pub kernel: &'static str,
     pub dims: LaunchDims,
     pub entry: Entry,
+    /// Blocks of a cluster.
+    pub cluster_size: u32,
     /// Whether the kernel would start early on a GPU.
     pub is_early: bool,
     /// Which launch of its executor it is.
@@ -187,8 +196,8 @@ pub(super) struct Launch {
     pub order: LaneOrder,
     pub check_init: bool,
     deadline: Duration,
-    num_blocks: u64,
-    next_block: AtomicU64,
+    num_clusters: u64,
+    next_cluster: AtomicU64,
     stopped: AtomicBool,
     fault: Mutex<Option<Fault>>,
     started: Instant,
@@ -216,47 +225,47 @@ impl Launch {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    fn take_block(&self) -> Option<u64> {
-        let block = self.next_block.fetch_add(1, Ordering::Relaxed);
-        (block < self.num_blocks).then_some(block)
+    fn take_cluster(&self) -> Option<u64> {
+        let cluster = self.next_cluster.fetch_add(1, Ordering::Relaxed);
+        (cluster < self.num_clusters).then_some(cluster)
     }
 
-    /// Runs blocks until the grid is done. Blocks that only poll are put aside and looked at again,
+    /// Runs clusters until the grid is done. Those that only poll are put aside and looked at again,
     /// and meanwhile others begin, as many as the grid has: all blocks of a grid can wait for each
     /// other.
     fn work(&self, worker: usize) {
-        let mut polling: Vec<Runner> = Vec::new();
-        let mut spare: Vec<Runner> = Vec::new();
+        let mut polling: Vec<Cluster> = Vec::new();
+        let mut spare: Vec<Cluster> = Vec::new();
         let mut num_rounds = 0;
         let mut num_idle_rounds = 0;
-        let mut blocks_left = true;
+        let mut clusters_left = true;
         while !self.is_stopped() {
             let mut progress = false;
-            for runner in std::mem::take(&mut polling) {
-                progress |= self.advance(runner, &mut polling, &mut spare);
+            for cluster in std::mem::take(&mut polling) {
+                progress |= self.advance(cluster, &mut polling, &mut spare);
             }
             num_rounds += 1;
-            if blocks_left && (!progress || num_rounds == MAX_ROUNDS_BEFORE_NEXT_BLOCK) {
+            if clusters_left && (!progress || num_rounds == MAX_ROUNDS_BEFORE_NEXT_CLUSTER) {
                 num_rounds = 0;
-                match self.take_block() {
-                    Some(block) => {
-                        let mut runner = spare.pop().unwrap_or_else(|| Runner::new(self));
-                        match runner.start(block) {
-                            Ok(()) => self.advance(runner, &mut polling, &mut spare),
-                            Err(error) => return self.stop_without_stacks(&runner, &error),
+                match self.take_cluster() {
+                    Some(linear) => {
+                        let mut cluster = spare.pop().unwrap_or_else(|| Cluster::new(self));
+                        match cluster.start(linear) {
+                            Ok(()) => self.advance(cluster, &mut polling, &mut spare),
+                            Err(error) => return self.stop_without_stacks(&cluster, &error),
                         };
                         progress = true;
                     }
-                    None => blocks_left = false,
+                    None => clusters_left = false,
                 }
             }
-            if polling.is_empty() && !blocks_left {
+            if polling.is_empty() && !clusters_left {
                 break;
             }
             if progress {
                 num_idle_rounds = 0;
                 self.idle_since[worker].store(BUSY, Ordering::Relaxed);
-            } else if !blocks_left {
+            } else if !clusters_left {
                 num_idle_rounds += 1;
                 self.idle(worker, num_idle_rounds, &polling);
             }
@@ -264,27 +273,27 @@ impl Launch {
         self.idle_since[worker].store(DONE, Ordering::Relaxed);
     }
 
-    /// Runs a block as far as it goes; whether it got on.
+    /// Runs a cluster as far as it goes; whether it got on.
     fn advance(
         &self,
-        mut runner: Runner,
-        polling: &mut Vec<Runner>,
-        spare: &mut Vec<Runner>,
+        mut cluster: Cluster,
+        polling: &mut Vec<Cluster>,
+        spare: &mut Vec<Cluster>,
     ) -> bool {
-        match runner.run() {
-            Outcome::Finished => spare.push(runner),
+        match cluster.run() {
+            Outcome::Finished => spare.push(cluster),
             Outcome::Spinning { progress } => {
-                polling.push(runner);
+                polling.push(cluster);
                 return progress;
             }
-            Outcome::Fault(fault) => self.stop(*fault),
-            Outcome::Stopped => {}
+            Outcome::Ended(End::Fault(fault)) => self.stop(*fault),
+            Outcome::Ended(End::Stopped) => {}
         }
         true
     }
 
     /// Nothing of this worker's got on: lets other OS threads run, and watches the deadline.
-    fn idle(&self, worker: usize, num_rounds: u32, polling: &[Runner]) {
+    fn idle(&self, worker: usize, num_rounds: u32, polling: &[Cluster]) {
         let now = (self.started.elapsed().as_nanos() as u64).max(1);
         let since = &self.idle_since[worker];
         if since.load(Ordering::Relaxed) == BUSY {
@@ -297,16 +306,15 @@ impl Launch {
             since => now.saturating_sub(since) > deadline,
         };
         if self.idle_since.iter().all(overdue) {
-            let blocks = polling
-                .iter()
-                .take(NUM_BLOCKS_REPORTED)
-                .map(|runner| (runner.block().idx(), runner.block().waits()))
-                .collect();
+            let of_clusters = || polling.iter().flat_map(Cluster::blocks);
+            let num_more = of_clusters().count().saturating_sub(NUM_BLOCKS_REPORTED);
+            let blocks = of_clusters().take(NUM_BLOCKS_REPORTED);
+            let blocks = blocks.map(|block| (block.idx(), block.waits())).collect();
             return self.stop(Fault::SpinDeadline {
                 kernel: self.kernel,
                 deadline: self.deadline,
                 blocks,
-                num_more: polling.len().saturating_sub(NUM_BLOCKS_REPORTED),
+                num_more,
             });
         }
         // Another rank's answer comes within microseconds, or takes a while.
@@ -317,8 +325,9 @@ impl Launch {
         }
     }
 
-    fn stop_without_stacks(&self, runner: &Runner, error: &std::io::Error) {
-        let block: BlockIdx = runner.block().idx();
+    fn stop_without_stacks(&self, cluster: &Cluster, error: &std::io::Error) {
+        let first = cluster.blocks().map(Block::idx).next();
+        let block = first.unwrap_or(BlockIdx([0; 3]));
         self.stop(Fault::NoStacks { kernel: self.kernel, block, error: error.to_string() });
     }
 }

@@ -112,6 +112,14 @@ pub enum Refusal {
         /// As in `#[kernel(threads = …)]`.
         needed: u32,
     },
+    /// Blocks that are left over when the grid is divided into clusters.
+    #[error("the grid has {got} blocks in x, and the kernel runs in clusters of {cluster}")]
+    PartOfCluster {
+        /// As launched.
+        got: u32,
+        /// As in `#[kernel(cluster = …)]`.
+        cluster: u32,
+    },
     /// More shared memory than a block can have.
     #[error("a block has {got} bytes of shared memory, and the limit is {limit}")]
     TooMuchShared {
@@ -193,6 +201,9 @@ pub enum Violation {
     /// What an early kernel may not do, or not yet.
     #[error("{0}")]
     Early(String),
+    /// What a block of a cluster does to another, against the rules.
+    #[error("{0}")]
+    Cluster(String),
     /// A bulk copy or its barrier, used against the rules.
     #[error("{0}")]
     Bulk(String),
@@ -264,6 +275,8 @@ impl fmt::Display for Site {
 pub enum WaitsFor {
     /// All threads of the block, in `sync_threads`.
     Block,
+    /// All threads of the cluster.
+    Cluster,
     /// Some threads of the block, in `sync_some`.
     NamedBarrier {
         /// The barrier.
@@ -390,6 +403,7 @@ impl fmt::Display for ThreadsWait {
                 write!(f, " for parity {parity} of the mbarrier at shared byte {address} ({state})")
             }
             WaitsFor::NamedBarrier { id, state } => write!(f, " at barrier {id} ({state})"),
+            WaitsFor::Cluster => f.write_str(" for the cluster"),
             WaitsFor::Block | WaitsFor::Others | WaitsFor::Returned => Ok(()),
         }
     }

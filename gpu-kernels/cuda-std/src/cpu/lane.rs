@@ -33,6 +33,7 @@ thread_local! {
 pub(super) enum Wait {
     Start,
     Block(Caller),
+    Cluster(Caller),
     NamedBarrier(u32, Caller),
     Warp(Operation, u32, Caller),
     Warpgroup(&'static str, Caller),

@@ -1,14 +1,15 @@
 //! The SIMT executor: kernels on the CPU, one coroutine for each GPU thread.
 //!
 //! # How it runs a launch
-//! A launch hands the blocks of its grid to worker threads. A worker runs a block on one OS
-//! thread: each of its GPU threads is a coroutine with a stack of its own, which runs until it has
+//! A launch hands the blocks of its grid to worker threads, those of a cluster together. A worker runs
+//! a block on one OS thread: each of its GPU threads is a coroutine with a stack of its own, which runs until it has
 //! to wait. What it waits for decides who makes it ready again:
 //!
 //! | waits in | until |
 //! |---|---|
 //! | a warp operation | the lanes of its mask are there; the last to come computes for all |
 //! | `sync_threads` | all threads of the block are there |
+//! | `cluster::sync` | all threads of the cluster are there |
 //! | `sync_some` | as many threads as it names are there |
 //! | a multiplication of `wgmma` | the 128 threads of the warpgroup are there |
 //! | an `mbarrier` wait | the arrival or the load that completes the phase |
@@ -31,6 +32,8 @@
 //! - **Bounds.** Every access to device memory is checked against its view and against the live
 //!   [allocations](memory::Allocation), and every access to shared memory against the block's size;
 //!   both against their alignment.
+//! - **Clusters.** A block that reaches into another's shared memory has met it before, and the other
+//!   has not ended.
 //! - **Initialisation.** Shared memory starts as poison for each block, and reading a byte of it
 //!   that nothing wrote is a fault; likewise device memory that
 //!   [keeps track](memory::Allocation::with_init_check).
@@ -58,6 +61,7 @@ pub(crate) mod async_copy;
 pub(crate) mod atomic;
 mod block;
 pub(crate) mod bulk;
+pub(crate) mod cluster;
 mod executor;
 mod fault;
 pub(crate) mod float;
@@ -86,6 +90,6 @@ pub(crate) mod arch {
     pub(crate) use super::global::RawGlobal;
     pub(crate) use super::shared::RawShared;
     pub(crate) use super::{
-        async_copy, atomic, bulk, float, grid, mma, tensor_map, thread, warp, wgmma,
+        async_copy, atomic, bulk, cluster, float, grid, mma, tensor_map, thread, warp, wgmma,
     };
 }

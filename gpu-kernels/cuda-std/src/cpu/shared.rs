@@ -4,6 +4,7 @@ use std::alloc::{self, Layout};
 use std::mem::size_of;
 use std::ptr::{self, NonNull};
 
+use super::block::Block;
 use super::fault::{Access, Violation};
 use super::lane;
 use super::memory::{POISON, all_written, mark_written};
@@ -70,6 +71,11 @@ impl RawShared {
     pub fn dynamic() -> Self {
         let shared = &lane::current().block().shared;
         Self { base: shared.base.as_ptr(), bytes: shared.bytes, offset: 0 }
+    }
+
+    /// The same place in the shared memory of `block`, which is of the same launch.
+    pub(super) fn in_block(self, block: &Block) -> Self {
+        Self { base: block.shared.base.as_ptr(), ..self }
     }
 
     /// The byte of shared memory, from 0.

@@ -4,7 +4,9 @@ use std::any::type_name;
 
 use bytemuck::AnyBitPattern;
 
+use super::block::Block;
 use super::bulk::{Piece, issue_load};
+use super::cluster;
 use super::fault::{Access, Violation};
 use super::global::RawGlobal;
 use super::lane;
@@ -311,7 +313,32 @@ pub unsafe fn load<const RANK: usize>(
     at: [i32; RANK],
     barrier: RawShared,
 ) {
-    let tiles = &map.tiles;
+    load_in(lane::current().block(), dst, map, at, barrier);
+}
+
+#[track_caller]
+pub unsafe fn load_to<const RANK: usize>(
+    blocks: u16,
+    dst: RawShared,
+    map: &RawTensorMap<RANK>,
+    at: [i32; RANK],
+    barrier: RawShared,
+) {
+    for rank in (0..u16::BITS).filter(|rank| blocks >> rank & 1 == 1) {
+        load_in(cluster::reach(rank), dst, map, at, barrier);
+    }
+}
+
+/// Puts a load to `dst` in `block` on its way.
+#[track_caller]
+fn load_in<const RANK: usize>(
+    block: &Block,
+    dst: RawShared,
+    map: &RawTensorMap<RANK>,
+    at: [i32; RANK],
+    barrier: RawShared,
+) {
+    let (tiles, dst) = (&map.tiles, dst.in_block(block));
     let bytes = tiles.tile_bytes();
     dst.check_store(bytes, TILE_ALIGNMENT);
     let mut pieces = Vec::new();
@@ -319,7 +346,7 @@ pub unsafe fn load<const RANK: usize>(
         let (global, is_written) = tiles.view.check_tile_load(byte, bytes, tiles.element_bytes);
         pieces.push(Piece { shared, global, bytes, is_written });
     }
-    issue_load(dst, bytes, pieces, barrier);
+    issue_load(block, dst, bytes, pieces, barrier);
 }
 
 #[track_caller]

@@ -8,6 +8,7 @@
 pub mod async_copy;
 pub mod atomic;
 pub mod bulk;
+pub mod cluster;
 pub mod float;
 mod global;
 pub mod grid;

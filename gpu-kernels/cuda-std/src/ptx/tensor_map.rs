@@ -112,6 +112,24 @@ pub unsafe fn load_with_policy<const RANK: usize>(
 }
 
 #[inline(always)]
+pub unsafe fn load_to<const RANK: usize>(
+    blocks: u16,
+    dst: RawShared,
+    map: &RawTensorMap<RANK>,
+    at: [i32; RANK],
+    barrier: RawShared,
+) {
+    on_tile!(
+        "cp.async.bulk.tensor.",
+        ".shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [{d}], ",
+        ", [{b}], {n};",
+        map, at,
+        d = in(reg32) dst.address(), b = in(reg32) barrier.address(), n = in(reg16) blocks,
+        options(nostack, preserves_flags)
+    );
+}
+
+#[inline(always)]
 pub unsafe fn store<const RANK: usize>(map: &RawTensorMap<RANK>, at: [i32; RANK], src: RawShared) {
     on_tile!(
         "cp.async.bulk.tensor.",
