@@ -7,6 +7,7 @@ use farpage::kernels::gemm::{Gemm, GemmArgs, multiply_exactly};
 use gpu_kernels::gemm::contract::GemmShape;
 use gpu_kernels::gemm::plan::{GemmKernel, GemmPlan, GemmVariant, StreamPlan};
 use gpu_kernels::gemm::reference::{Tolerance, cases, check, operands, product};
+use gpu_kernels::gemm::split_plan::{SplitPlan, SplitTile};
 use half::bf16;
 
 /// C of one run, which starts as NaN.
@@ -28,6 +29,9 @@ fn check_variants(stream: &Stream, shape: GemmShape, ab: [&Buffer<bf16>; 2], wan
     let mut uneven = StreamPlan::new(shape, 1, 132);
     uneven.shares.steps_per_block = 3;
     uneven.num_stages = 2;
+    let split = SplitTile::ALL.map(|tile| GemmKernel::Split(SplitPlan::new(shape, 1, tile)));
+    let split = split.map(|kernel| GemmPlan { shape, kernel });
+    plans.extend(split.into_iter().filter(|plan| plan.check().is_ok()));
     plans.extend(
         [GemmPlan::fastest(shape, 132), GemmPlan { shape, kernel: GemmKernel::Stream(uneven) }]
             .into_iter()
@@ -97,5 +101,14 @@ fn large_products_equal_those_summed_in_f64() {
         }
         println!("{shape:?}, seed {seed}");
         check_variants(&stream, shape, [&a, &b], &want);
+    }
+}
+
+/// The kernels in clusters, on shapes that compute-sanitizer gets through in seconds.
+#[test]
+#[ignore = "needs 1 GPU"]
+fn a_few_small_products_are_right_on_the_gpu() {
+    for (m, n, k) in [(20, 136, 328), (300, 264, 136)] {
+        check_case(&Device::cuda(0).unwrap(), GemmShape { m, n, k }, fastrand::u64(..));
     }
 }

@@ -152,8 +152,8 @@ pub unsafe fn add_up(y: GlobalMut<u32>, how: u32) {
         let mut sums = [0; 4];
         for other in 0..4 {
             let theirs = cluster::load_x4(words.offset(4 * thread as usize), other);
-            for i in 0..4 {
-                sums[i] += theirs[i];
+            for (sum, word) in sums.iter_mut().zip(theirs) {
+                *sum += word;
             }
         }
         y.store_x4(4 * thread as usize, sums);

@@ -63,7 +63,7 @@ pub unsafe fn expert_gemm_baseline_bf16(
 }
 
 /// The tiles of all experts, of whom each lane holds one of 32. With `TALL`, an expert whose rows
-/// nearly fill one tall tile has tall ones: its weights are then read once.
+/// nearly fill tall tiles has those: its weights are then read half as often.
 #[derive(Clone, Copy)]
 struct ExpertTiles<const TALL: bool> {
     expert_offsets: Global<i32>, // [num_experts + 1]
@@ -121,7 +121,9 @@ impl<const TALL: bool> ExpertTiles<TALL> {
 
     #[inline(always)]
     fn is_tall(rows: u32) -> bool {
-        TALL && rows > FEWEST_TALL_ROWS && rows <= TALL_ROWS as u32
+        let num_tiles = rows.div_ceil(TALL_ROWS as u32);
+        let fewest = if num_tiles == 1 { FEWEST_TALL_ROWS } else { FEWEST_ROWS_OF_SEVERAL };
+        TALL && rows > num_tiles * fewest
     }
 
     /// How the rows of an expert of `rows` are dealt, and its tiles of columns.
@@ -157,6 +159,7 @@ impl<const TALL: bool> ExpertTiles<TALL> {
 }
 
 impl<const TALL: bool> Tiles for ExpertTiles<TALL> {
+    const PAIRED: bool = false;
     const RAGGED: bool = true;
     const TALL: bool = TALL;
 
@@ -201,8 +204,10 @@ const PLAIN: bool = false;
 const GATED: bool = true;
 const SOME_TALL: bool = true;
 const NONE_TALL: bool = false;
-/// Rows from which on an expert's tiles are tall: fewer waste more than they save.
+/// Rows from which on an expert has a tall tile: fewer waste more than they save.
 const FEWEST_TALL_ROWS: u32 = 192;
+/// The same for each of several: those save less, as other tiles would still share weights.
+const FEWEST_ROWS_OF_SEVERAL: u32 = 240;
 
 /// `c[r] = a[r] b[e]^T` for the rows of each expert.
 #[kernel(target = "sm_90a", threads = 384, min_blocks = 1)]

@@ -91,6 +91,7 @@ pub fn cases() -> Vec<ExpertGemmCase> {
         case("one row", &[0, 1, 0], 0, 8, 8),
         case("full, exceeded and nearly empty tiles", &[128, 129, 1, 17], 0, 264, 64),
         case("tall tiles beside others", &[200, 20, 256, 193, 257], 0, 136, 72),
+        case("several tall tiles of an expert", &[3, 500, 400], 0, 136, 72),
         case("experts without tokens, and rows of no expert", &[0, 5, 0, 0, 33, 0], 9, 72, 136),
         case("nobody has tokens", &[0, 0, 0], 4, 16, 16),
         case("all tokens to the last expert", &[0, 0, 0, 150], 0, 40, 40),

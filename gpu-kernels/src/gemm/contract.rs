@@ -5,7 +5,6 @@ use cuda_std::tensor_map::{L2Promotion, Swizzle, Tiling};
 
 use super::baseline;
 use super::schedule::ROW_STEP;
-use super::stream::WEIGHT_ROWS;
 use super::tma::{BLOCK_ROWS, STAGE_COLUMNS};
 use crate::contract::{ContractError, Work, require};
 
@@ -119,14 +118,14 @@ pub(crate) fn weights_tiling(num_experts: u32, n: u32, k: u32) -> Tiling<3> {
     }
 }
 
-/// Boxes of 64 columns and 128 rows of weights `[parts n, k]`: 8 rows of the first part, the same 8 of
+/// Boxes of 64 columns and `box_rows` rows of weights `[parts n, k]`: 8 rows of the first part, the same 8 of
 /// the next, and so on.
-pub(crate) fn parts_tiling(parts: u32, n: u32, k: u32) -> Tiling<4> {
+pub(crate) fn parts_tiling(parts: u32, n: u32, k: u32, box_rows: u32) -> Tiling<4> {
     let (rows, columns) = (u64::from(n), u64::from(k));
     Tiling {
         sizes: [columns, PIECE.into(), parts.into(), rows / u64::from(PIECE)],
         strides: [1, columns, rows * columns, u64::from(PIECE) * columns],
-        tile: [STAGE_COLUMNS as u32, PIECE, parts, WEIGHT_ROWS as u32 / PIECE / parts],
+        tile: [STAGE_COLUMNS as u32, PIECE, parts, box_rows / PIECE / parts],
         swizzle: Swizzle::Bytes128,
         l2_promotion: L2Promotion::Bytes128,
     }

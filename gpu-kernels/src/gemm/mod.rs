@@ -22,11 +22,16 @@
 //! | kernel | rows of A x of B | for |
 //! |---|---|---|
 //! | [`gemm_tma_bf16`](device::gemm_tma_bf16) | 256 x 128 | many tokens |
+//! | [`gemm_paired_bf16`](device::gemm_paired_bf16) | the same, in pairs | rows that straddle lines of L2: two SMs share loads of A |
 //! | [`gemm_stream_bf16`](device::gemm_stream_bf16) | 16 to 128 x 128 | few tokens: every SM reads an equal share of the weights |
+//! | [`gemm_split2_64_bf16`](device::gemm_split2_64_bf16) and its like | 16 to 128 x 64 or 128 | few tokens, and as many tiles as SMs or clusters |
 //!
 //! *stream*: steps of k of all tiles, one tile after the other, are dealt to blocks in equal shares.
 //! Blocks that share a tile leave their sums, in f32, in a workspace; the last to come adds them up,
 //! in the order of k, so that results repeat bit by bit.
+//!
+//! *split*: a tile for each block, or for each cluster of two or four, which share its steps and add up through
+//! each other's shared memory.
 //!
 //! # What bounds it
 //! The tensor cores, and under power limits the clock, as soon as `m` and `n` are in the thousands:
@@ -47,6 +52,8 @@ pub mod plan;
 #[cfg(feature = "host")]
 pub mod reference;
 pub mod schedule;
+#[cfg(feature = "host")]
+pub mod split_plan;
 #[cfg(test)]
 mod tests;
 
@@ -156,7 +163,7 @@ pub mod stream {
     pub const BARRIERS_BYTES: usize = 2 * MAX_STAGES as usize * size_of::<u64>();
 
     /// Bytes of a stage.
-    pub const fn stage_bytes(tile_rows: usize) -> usize {
-        SwizzledTile::<bf16>::bytes(WEIGHT_ROWS + tile_rows)
+    pub const fn stage_bytes(weight_rows: usize, tile_rows: usize) -> usize {
+        SwizzledTile::<bf16>::bytes(weight_rows + tile_rows)
     }
 }

@@ -5,8 +5,9 @@ use cuda_std::tensor_map::Tiling;
 
 use super::contract::{GemmShape, parts_tiling, row_tilings, rows_tiling, weights_tiling};
 use super::schedule::Shares;
+use super::split_plan::{SplitPlan, SplitTile};
 use super::stream::{self, BARRIERS_BYTES, MAX_STAGES, TILE_ROWS, WEIGHT_ROWS, stage_bytes};
-use super::tma::{BLOCK_ROWS, NUM_THREADS, PANEL_STEPS, WIDE};
+use super::tma::{BLOCK_ROWS, NUM_THREADS, PANEL_STEPS, STAGE_COLUMNS, WIDE};
 use crate::contract::{ContractError, require};
 
 /// Which kernel multiplies.
@@ -16,13 +17,17 @@ pub enum GemmVariant {
     Baseline,
     /// Persistent blocks, tiles of 256 rows of A and 128 of B: Hopper.
     Tma,
+    /// The same tiles, in pairs that share loads of A: Hopper.
+    Paired,
     /// Tiles of up to 128 rows of A and 128 of B, dealt to blocks by steps of k: Hopper.
     Stream,
+    /// Tiles of up to 128 rows of A, one a cluster: Hopper.
+    Split,
 }
 
 impl GemmVariant {
     /// All of them, baseline first.
-    pub const ALL: [Self; 3] = [Self::Baseline, Self::Tma, Self::Stream];
+    pub const ALL: [Self; 5] = [Self::Baseline, Self::Tma, Self::Paired, Self::Stream, Self::Split];
 }
 
 /// How a product is launched.
@@ -44,8 +49,15 @@ pub enum GemmKernel {
         /// Blocks, each of which takes one tile after the other.
         num_blocks: u32,
     },
+    /// Of [`GemmVariant::Paired`].
+    Paired {
+        /// Blocks, two a pair.
+        num_blocks: u32,
+    },
     /// Of [`GemmVariant::Stream`].
     Stream(StreamPlan),
+    /// Of [`GemmVariant::Split`].
+    Split(SplitPlan),
 }
 
 impl GemmKernel {
@@ -54,7 +66,13 @@ impl GemmKernel {
         match self {
             Self::Baseline => "gemm_baseline_bf16",
             Self::Tma { .. } => "gemm_tma_bf16",
+            Self::Paired { .. } => "gemm_paired_bf16",
             Self::Stream(_) => "gemm_stream_bf16",
+            Self::Split(SplitPlan { tile, .. }) => match (tile.num_splits, tile.weight_rows) {
+                (1, _) => "gemm_split1_64_bf16",
+                (2, _) => "gemm_split2_64_bf16",
+                _ => "gemm_split4_128_bf16",
+            },
         }
     }
 }
@@ -75,7 +93,7 @@ pub struct StreamPlan {
 }
 
 /// What an SM gets done, roughly: enough to choose a plan by.
-mod cost {
+pub(super) mod cost {
     /// Multiply-adds in a cycle.
     pub const MULTIPLY_ADDS: u64 = 2048;
     /// Bytes from L2 in a cycle, if few SMs ask.
@@ -90,12 +108,15 @@ mod cost {
     pub const STEP: u64 = 600;
     /// Cycles in which sums of blocks that share a tile are added up, and those for each row.
     pub const SHARED_TILE: u64 = 1000;
-    pub const SHARED_ROW: u64 = 75;
+    pub const SHARED_ROW: u64 = 85;
 }
 
+/// Shared memory that a block may have.
+pub(super) const SHARED_BYTES: usize = 227 * 1024;
+/// Most rows of products of few tokens: steps of all tiles are counted in 32 bits.
+pub(super) const MAX_STREAM_ROWS: u32 = StreamPlan::MAX_ROWS;
+
 impl StreamPlan {
-    /// Shared memory that a block may have.
-    const SHARED_BYTES: usize = 227 * 1024;
     /// Fewer steps are not worth a block of their own.
     const MIN_STEPS: u32 = 8;
     /// Most rows: steps of all tiles are counted in 32 bits.
@@ -139,7 +160,8 @@ impl StreamPlan {
 
     /// The same plan for blocks of so many steps.
     pub fn with_steps(self, steps_per_block: u32) -> Self {
-        let room = (Self::SHARED_BYTES - BARRIERS_BYTES) / stage_bytes(self.tile_rows as usize);
+        let room =
+            (SHARED_BYTES - BARRIERS_BYTES) / stage_bytes(WEIGHT_ROWS, self.tile_rows as usize);
         let num_stages = steps_per_block.min(room as u32).min(MAX_STAGES);
         Self { shares: Shares { steps_per_block, ..self.shares }, num_stages, ..self }
     }
@@ -157,12 +179,12 @@ impl StreamPlan {
 
     /// How the copy engine loads the weights of `shape`.
     pub fn weights_tiling(&self, shape: GemmShape) -> Tiling<4> {
-        parts_tiling(self.parts, shape.n, shape.k)
+        parts_tiling(self.parts, shape.n, shape.k, WEIGHT_ROWS as u32)
     }
 
     /// The launch.
     pub fn dims(&self) -> LaunchDims {
-        let ring = self.num_stages as usize * stage_bytes(self.tile_rows as usize);
+        let ring = self.num_stages as usize * stage_bytes(WEIGHT_ROWS, self.tile_rows as usize);
         LaunchDims {
             grid: [self.shares.num_blocks(), 1, 1],
             block: [stream::NUM_THREADS, 1, 1],
@@ -193,7 +215,7 @@ impl StreamPlan {
         let (rows, all_sms) = (u64::from(self.tile_rows), u64::from(num_sms));
         let steps = u64::from(self.shares.steps_per_block) * (cost::STEP + rows);
         let all_steps = u64::from(self.shares.num_tiles) * u64::from(self.shares.num_steps);
-        let l2 = all_steps * stage_bytes(self.tile_rows as usize) as u64
+        let l2 = all_steps * stage_bytes(WEIGHT_ROWS, self.tile_rows as usize) as u64
             / (all_sms * cost::L2_BYTES_SHARED);
         let memory = weight_bytes / (all_sms * cost::HBM_BYTES);
         let shared =
@@ -208,19 +230,39 @@ impl GemmPlan {
         let kernel = match variant {
             GemmVariant::Baseline => GemmKernel::Baseline,
             GemmVariant::Tma => GemmKernel::Tma { num_blocks: wide_tiles(shape).min(num_sms) },
+            GemmVariant::Paired => {
+                let num_pairs = pairs(shape).min((num_sms / 2).max(1));
+                GemmKernel::Paired { num_blocks: 2 * num_pairs }
+            }
             GemmVariant::Stream => GemmKernel::Stream(StreamPlan::new(shape, 1, num_sms)),
+            GemmVariant::Split => {
+                let [alone, ..] = SplitTile::ALL;
+                let fastest = SplitPlan::fastest(shape, 1, num_sms);
+                GemmKernel::Split(fastest.unwrap_or(SplitPlan::new(shape, 1, alone)))
+            }
         };
         Self { shape, kernel }
     }
 
     /// The plan that should be the fastest on a Hopper GPU of `num_sms` SMs.
     pub fn fastest(shape: GemmShape, num_sms: u32) -> Self {
-        let streams = shape.m <= StreamPlan::MAX_ROWS && {
-            let bytes = 2 * shape.b_elements() as u64;
-            StreamPlan::new(shape, 1, num_sms).cycles(bytes, num_sms) < wide_cycles(shape, num_sms)
-        };
-        let variant = if streams { GemmVariant::Stream } else { GemmVariant::Tma };
-        Self::new(shape, variant, num_sms)
+        // Where rows straddle lines of L2, those are what loads are counted in.
+        let straddles = !shape.k.is_multiple_of(STAGE_COLUMNS as u32);
+        let for_many = if straddles { GemmVariant::Paired } else { GemmVariant::Tma };
+        let wide = Self::new(shape, for_many, num_sms);
+        if shape.m > StreamPlan::MAX_ROWS {
+            return wide;
+        }
+        let bytes = 2 * shape.b_elements() as u64;
+        let stream = StreamPlan::new(shape, 1, num_sms);
+        let split = SplitPlan::fastest(shape, 1, num_sms)
+            .map(|plan| (plan.cycles(bytes, num_sms), GemmKernel::Split(plan)));
+        let plans = [
+            (wide_cycles(shape, num_sms), wide.kernel),
+            (stream.cycles(bytes, num_sms), GemmKernel::Stream(stream)),
+        ];
+        let fastest = plans.into_iter().chain(split).min_by_key(|(cycles, _)| *cycles);
+        Self { shape, kernel: fastest.map_or(wide.kernel, |(_, kernel)| kernel) }
     }
 
     /// The fastest of those plans for a Hopper GPU of `num_sms` SMs in which one block adds up an
@@ -246,6 +288,7 @@ impl GemmPlan {
         self.shape.check()?;
         match self.kernel {
             GemmKernel::Stream(_) => StreamPlan::check(self.shape),
+            GemmKernel::Split(plan) => plan.check(self.shape),
             _ => Ok(()),
         }
     }
@@ -254,21 +297,24 @@ impl GemmPlan {
     pub fn dims(&self) -> LaunchDims {
         match self.kernel {
             GemmKernel::Baseline => self.shape.baseline_dims(),
-            GemmKernel::Tma { num_blocks } => LaunchDims {
+            GemmKernel::Tma { num_blocks } | GemmKernel::Paired { num_blocks, .. } => LaunchDims {
                 grid: [num_blocks, 1, 1],
                 block: [NUM_THREADS, 1, 1],
                 shared_bytes: WIDE.shared_bytes() as u32,
             },
             GemmKernel::Stream(stream) => stream.dims(),
+            GemmKernel::Split(split) => split.dims(),
         }
     }
 
-    /// How the copy engine loads A, of [`GemmVariant::Tma`].
+    /// How the copy engine loads A, for many tokens.
     pub fn a_tiling(&self) -> Tiling<2> {
-        rows_tiling(self.shape.m, self.shape.k, WIDE.max_rows as u32)
+        let is_paired = matches!(self.kernel, GemmKernel::Paired { .. });
+        let box_rows = if is_paired { WIDE.max_rows / 2 } else { WIDE.max_rows };
+        rows_tiling(self.shape.m, self.shape.k, box_rows as u32)
     }
 
-    /// How the copy engine loads B, of [`GemmVariant::Tma`].
+    /// How the copy engine loads B, for many tokens.
     pub fn b_tiling(&self) -> Tiling<3> {
         weights_tiling(1, self.shape.n, self.shape.k)
     }
@@ -291,6 +337,11 @@ impl GemmPlan {
 /// Tiles of [`GemmVariant::Tma`].
 fn wide_tiles(shape: GemmShape) -> u32 {
     shape.m.div_ceil(WIDE.max_rows as u32) * shape.n.div_ceil(BLOCK_ROWS as u32)
+}
+
+/// Pairs of [`GemmVariant::Paired`].
+fn pairs(shape: GemmShape) -> u32 {
+    shape.m.div_ceil(WIDE.max_rows as u32) * shape.n.div_ceil(2 * BLOCK_ROWS as u32)
 }
 
 /// Roughly what [`GemmVariant::Tma`] takes, in cycles of an SM.

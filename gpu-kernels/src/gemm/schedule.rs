@@ -69,6 +69,12 @@ impl RowTiles {
     }
 }
 
+/// Part `part` of `num_steps` steps in `num_parts` that differ by at most one: from, to.
+#[inline(always)]
+pub const fn part_of(num_steps: u32, part: u32, num_parts: u32) -> [u32; 2] {
+    [part * num_steps / num_parts, (part + 1) * num_steps / num_parts]
+}
+
 /// Steps of k of all tiles, one tile after the other, dealt to blocks in equal shares. So blocks that
 /// follow each other may share a tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,8 @@ use super::contract::GemmShape;
 use super::device::*;
 use super::plan::{GemmKernel, GemmPlan, GemmVariant, StreamPlan};
 use super::reference::{Tolerance, cases, check, operands, product, random};
-use super::schedule::{Raster, RowTiles, Shares};
+use super::schedule::{Raster, RowTiles, Shares, part_of};
+use super::split_plan::{SplitPlan, SplitTile};
 use crate::testing::{DeviceMemory, TestDevice, digest, tensor_maps};
 
 /// Operands in device memory, and C as poison.
@@ -40,14 +41,62 @@ fn baseline(device: &TestDevice, shape: GemmShape, a: &[bf16], b: &[bf16]) -> Ve
 }
 
 fn wide(device: &TestDevice, shape: GemmShape, a: &[bf16], b: &[bf16]) -> Vec<bf16> {
-    let plan = GemmPlan::new(shape, GemmVariant::Tma, NUM_SMS);
+    tiled(device, shape, GemmVariant::Tma, [a, b])
+}
+
+fn paired(device: &TestDevice, shape: GemmShape, a: &[bf16], b: &[bf16]) -> Vec<bf16> {
+    tiled(device, shape, GemmVariant::Paired, [a, b])
+}
+
+fn tiled(
+    device: &TestDevice,
+    shape: GemmShape,
+    variant: GemmVariant,
+    [a, b]: [&[bf16]; 2],
+) -> Vec<bf16> {
+    let plan = GemmPlan::new(shape, variant, NUM_SMS);
     let on = OnDevice::new(shape, a, b);
     let GemmShape { m, n, k } = shape;
     let a = TensorMap::new(on.a.view(), &plan.a_tiling()).unwrap();
     let b = TensorMap::new(on.b.view(), &plan.b_tiling()).unwrap();
     let (c_maps, c) = (tensor_maps(&on.c, &plan.c_tilings()), on.c.view_mut());
-    device.launch(plan.dims(), gemm_tma_bf16 { a, b, c_maps, m, n, k, c });
+    match variant {
+        GemmVariant::Paired => {
+            device.launch(plan.dims(), gemm_paired_bf16 { a, b, c_maps, m, n, k, c });
+        }
+        _ => device.launch(plan.dims(), gemm_tma_bf16 { a, b, c_maps, m, n, k, c }),
+    }
     on.c.to_vec()
+}
+
+/// In tiles of each kind that has a kernel for the shape, which must agree.
+fn split(device: &TestDevice, shape: GemmShape, a: &[bf16], b: &[bf16]) -> Vec<bf16> {
+    let plans = SplitTile::ALL.map(|tile| SplitPlan::new(shape, 1, tile));
+    let possible = plans.into_iter().filter(|plan| plan.check(shape).is_ok());
+    let want = product(a, b, shape.k as usize);
+    let results = possible.map(|plan| {
+        let on = OnDevice::new(shape, a, b);
+        let (GemmShape { m, n, k }, SplitPlan { tile_rows, num_stages, .. }) = (shape, plan);
+        let a = TensorMap::new(on.a.view(), &plan.rows_tiling(shape)).unwrap();
+        let b = TensorMap::new(on.b.view(), &plan.weights_tiling(shape)).unwrap();
+        let (c, dims) = (on.c.view_mut(), plan.dims());
+        macro_rules! launch {
+            ($entry:ident) => {
+                device.launch(dims, $entry { a, b, m, n, k, tile_rows, num_stages, c })
+            };
+        }
+        match (plan.tile.num_splits, plan.tile.weight_rows) {
+            (1, _) => launch!(gemm_split1_64_bf16),
+            (2, _) => launch!(gemm_split2_64_bf16),
+            _ => launch!(gemm_split4_128_bf16),
+        }
+        let c = on.c.to_vec();
+        check(&c, &want, n as usize, Tolerance::BF16)
+            .unwrap_or_else(|off| panic!("{plan:?}: {off}"));
+        c
+    });
+    let all: Vec<Vec<bf16>> = results.collect();
+    all.into_iter().next_back().expect("a tile for each block can always be had")
 }
 
 /// As `plan` says, on workspaces of the sizes that it states.
@@ -97,9 +146,11 @@ fn stream_in_twos(device: &TestDevice, shape: GemmShape, a: &[bf16], b: &[bf16])
 type Run = fn(&TestDevice, GemmShape, &[bf16], &[bf16]) -> Vec<bf16>;
 
 /// Every kernel whose C is bf16, by name.
-const RUNS: [(&str, Run); 4] = [
+const RUNS: [(&str, Run); 6] = [
     ("baseline", baseline),
     ("wide", wide),
+    ("paired", paired),
+    ("split", split),
     ("stream", stream),
     ("stream in twos", stream_in_twos),
 ];
@@ -109,8 +160,8 @@ fn every_case_is_right_in_every_lane_order() {
     for (seed, shape) in (0..).zip(cases()) {
         let [a, b] = operands(&shape, seed);
         let want = product(&a, &b, shape.k as usize);
-        for (name, run) in RUNS {
-            let c = run(&TestDevice::seeded(seed), shape, &a, &b);
+        for (name, multiply) in RUNS {
+            let c = multiply(&TestDevice::seeded(seed), shape, &a, &b);
             check(&c, &want, shape.n as usize, Tolerance::BF16)
                 .unwrap_or_else(|off| panic!("{name}, {shape:?}: {off}"));
         }
@@ -121,9 +172,10 @@ fn every_case_is_right_in_every_lane_order() {
 fn results_do_not_depend_on_the_order_of_lanes() {
     let shape = GemmShape { m: 33, n: 136, k: 200 };
     let [a, b] = operands(&shape, 5);
-    for (name, run) in RUNS {
-        let digests: HashSet<u64> =
-            TestDevice::lane_orders().map(|device| digest(&run(&device, shape, &a, &b))).collect();
+    for (name, multiply) in RUNS {
+        let digests: HashSet<u64> = TestDevice::lane_orders()
+            .map(|device| digest(&multiply(&device, shape, &a, &b)))
+            .collect();
         assert_eq!(digests.len(), 1, "{name}");
     }
 }
@@ -202,6 +254,14 @@ fn plans_of_common_layers() {
             let how = match plan.kernel {
                 GemmKernel::Baseline => "baseline".into(),
                 GemmKernel::Tma { num_blocks } => std::format!("tma, {num_blocks} blocks"),
+                GemmKernel::Paired { num_blocks } => std::format!("paired, {num_blocks} blocks"),
+                GemmKernel::Split(SplitPlan { tile, num_tiles, tile_rows, num_stages, .. }) => {
+                    std::format!(
+                        "split, {num_tiles} tiles of {tile_rows} rows and {} of weights by {} blocks each, {num_stages} stages",
+                        tile.weight_rows,
+                        tile.num_splits,
+                    )
+                }
                 GemmKernel::Stream(StreamPlan { tile_rows, shares, num_stages, .. }) => {
                     std::format!(
                         "stream, {} blocks of {} steps, tiles of {tile_rows} rows and {} steps, {num_stages} stages",
@@ -255,6 +315,18 @@ proptest! {
             next += rows;
         }
         prop_assert_eq!(next, num_rows);
+    }
+
+    #[test]
+    fn parts_follow_each_other_and_differ_by_at_most_one(num_steps in 1_u32..200, num_parts in 1_u32..9) {
+        let mut next = 0;
+        for part in 0..num_parts {
+            let [begin, end] = part_of(num_steps, part, num_parts);
+            prop_assert_eq!(begin, next);
+            prop_assert!((num_steps / num_parts..=num_steps.div_ceil(num_parts)).contains(&(end - begin)));
+            next = end;
+        }
+        prop_assert_eq!(next, num_steps);
     }
 
     #[test]

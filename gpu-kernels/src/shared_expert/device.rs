@@ -12,7 +12,8 @@ use crate::gemm::device::activation::silu;
 use crate::gemm::device::dense::DenseTiles;
 use crate::gemm::device::output::Output;
 use crate::gemm::device::pipeline::{Operands, run};
-use crate::gemm::device::stream::{self, Rounded, Store, Streamed};
+use crate::gemm::device::stream::{self, Streamed};
+use crate::gemm::device::weights::{Rounded, Store, Weights};
 use crate::gemm::schedule::Shares;
 use crate::gemm::tma::BLOCK_ROWS;
 
@@ -91,7 +92,8 @@ pub unsafe fn shared_expert_stream_bf16(
 ) {
     let m_tiles = num_tokens.div_ceil(tile_rows);
     let shares = Shares::of_product(Gated::PARTS * n, m_tiles, k, steps_per_block);
-    let (a, b) = (x, gate_up);
-    let work = Streamed { a, b, tile_rows, m_tiles, shares, num_stages, sums, arrived };
+    let (a, b, num_steps) = (x, gate_up, shares.num_steps);
+    let weights = Weights { a, b, m_tiles, num_steps, num_stages };
+    let work = Streamed { weights, tile_rows, shares, sums, arrived };
     stream::run(work, Gated(Rounded { c: h, m: num_tokens, n }));
 }

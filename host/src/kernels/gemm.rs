@@ -5,6 +5,7 @@ use gpu_kernels::contract::require_len;
 use gpu_kernels::gemm::contract::GemmShape;
 use gpu_kernels::gemm::device as entries;
 use gpu_kernels::gemm::plan::{GemmKernel, GemmPlan, GemmVariant, StreamPlan};
+use gpu_kernels::gemm::split_plan::SplitPlan;
 use half::bf16;
 
 use super::KernelError;
@@ -110,37 +111,73 @@ impl Gemm {
     /// Before any launch: arguments of the wrong length.
     pub fn run(&self, stream: &Stream, args: GemmArgs<'_>) -> Result<(), KernelError> {
         let plan = &self.plan;
-        let GemmShape { m, n, k } = plan.shape;
         require_len("a", plan.shape.a_elements(), args.a.len())?;
         require_len("b", plan.shape.b_elements(), args.b.len())?;
         require_len("c", plan.shape.c_elements(), args.c.len())?;
         match plan.kernel {
             GemmKernel::Baseline => {
+                let GemmShape { m, n, k } = plan.shape;
                 let (a, b, c) = (args.a.view(), args.b.view(), args.c.view_mut());
                 let kernel = entries::gemm_baseline_bf16 { a, b, m, n, k, c };
                 // SAFETY: the contract was checked, for these lengths.
                 unsafe { stream.launch(plan.dims(), kernel) }?;
             }
-            GemmKernel::Tma { .. } => {
-                let kernel = entries::gemm_tma_bf16 {
-                    a: args.a.tensor_map(&plan.a_tiling())?,
-                    b: args.b.tensor_map(&plan.b_tiling())?,
-                    c_maps: tensor_maps(args.c, &plan.c_tilings())?,
-                    m,
-                    n,
-                    k,
-                    c: args.c.view_mut(),
-                };
-                // SAFETY: the contract was checked, for these lengths.
-                unsafe { stream.launch(plan.dims(), kernel) }?;
-            }
+            GemmKernel::Tma { .. } | GemmKernel::Paired { .. } => self.launch_wide(stream, args)?,
             GemmKernel::Stream(streams) => self.launch_stream(stream, streams, args)?,
+            GemmKernel::Split(split) => self.launch_split(stream, split, args)?,
         }
         for buffer in [args.a, args.b, args.c] {
             stream.keep(buffer);
         }
         stream.keep(&self.sums);
         stream.keep(&self.arrived);
+        Ok(())
+    }
+
+    fn launch_wide(&self, stream: &Stream, args: GemmArgs<'_>) -> Result<(), KernelError> {
+        let plan = &self.plan;
+        let GemmShape { m, n, k } = plan.shape;
+        let (a, b) = (args.a.tensor_map(&plan.a_tiling())?, args.b.tensor_map(&plan.b_tiling())?);
+        let (c_maps, c) = (tensor_maps(args.c, &plan.c_tilings())?, args.c.view_mut());
+        let dims = plan.dims();
+        // SAFETY: the contract was checked, for these lengths.
+        unsafe {
+            match plan.kernel {
+                GemmKernel::Paired { .. } => {
+                    stream.launch(dims, entries::gemm_paired_bf16 { a, b, c_maps, m, n, k, c })
+                }
+                _ => stream.launch(dims, entries::gemm_tma_bf16 { a, b, c_maps, m, n, k, c }),
+            }
+        }?;
+        Ok(())
+    }
+
+    fn launch_split(
+        &self,
+        stream: &Stream,
+        plan: SplitPlan,
+        args: GemmArgs<'_>,
+    ) -> Result<(), KernelError> {
+        let shape = self.plan.shape;
+        let GemmShape { m, n, k } = shape;
+        let SplitPlan { tile, tile_rows, num_stages, .. } = plan;
+        let a = args.a.tensor_map(&plan.rows_tiling(shape))?;
+        let b = args.b.tensor_map(&plan.weights_tiling(shape))?;
+        let (c, dims) = (args.c.view_mut(), plan.dims());
+        macro_rules! launch {
+            ($entry:ident) => {
+                // SAFETY: the contract was checked, for these lengths.
+                unsafe {
+                    let kernel = entries::$entry { a, b, m, n, k, tile_rows, num_stages, c };
+                    stream.launch(dims, kernel)
+                }
+            };
+        }
+        match (tile.num_splits, tile.weight_rows) {
+            (1, _) => launch!(gemm_split1_64_bf16),
+            (2, _) => launch!(gemm_split2_64_bf16),
+            _ => launch!(gemm_split4_128_bf16),
+        }?;
         Ok(())
     }
 

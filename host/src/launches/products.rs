@@ -4,13 +4,15 @@ use anyhow::Result;
 use gpu_kernels::expert_gemm::contract::ExpertGemmShape;
 use gpu_kernels::expert_gemm::reference::{offsets, random_rows};
 use gpu_kernels::gemm::contract::GemmShape;
-use gpu_kernels::gemm::plan::GemmVariant;
+use gpu_kernels::gemm::plan::{GemmKernel, GemmPlan, GemmVariant};
+use gpu_kernels::gemm::split_plan::{SplitPlan, SplitTile};
 use gpu_kernels::gemv::contract::{GemvExperts, GemvShape};
 use gpu_kernels::shared_expert::contract::SharedExpertShape;
 use half::bf16;
 
 use super::{KernelLaunch, Setting, kernel};
 use crate::device::{Buffer, Stream};
+use crate::kernels::KernelError;
 use crate::kernels::expert_gemm::{ExpertGemm, ExpertGemmArgs, ExpertGemmVariant};
 use crate::kernels::gemm::{Gemm, GemmArgs, multiply_exactly};
 use crate::kernels::gemv::{Gemv, GemvArgs, GemvChoice};
@@ -22,7 +24,11 @@ pub(super) fn launches() -> Vec<KernelLaunch> {
     vec![
         kernel("gemm_baseline_bf16", product(GemmVariant::Baseline, 4096)),
         kernel("gemm_tma_bf16", product(GemmVariant::Tma, 4096)),
+        kernel("gemm_paired_bf16", product(GemmVariant::Paired, 4096)),
         kernel("gemm_stream_bf16", product(GemmVariant::Stream, 128)),
+        kernel("gemm_split1_64_bf16", split_product(0)),
+        kernel("gemm_split2_64_bf16", split_product(1)),
+        kernel("gemm_split4_128_bf16", split_product(2)),
         kernel("gemm_exact_bf16", exact_product),
         kernel("gemv_rows_bf16", one_row(OneRow::Plain)),
         kernel("gemv_gated_bf16", one_row(OneRow::Gated)),
@@ -45,15 +51,32 @@ fn zeros(stream: &Stream, len: usize) -> Result<Buffer<bf16>> {
 
 fn product(variant: GemmVariant, real_m: u32) -> impl Fn(&Setting<'_>) -> Result<()> {
     move |setting| {
-        let stream = setting.stream()?;
         let (m, n, k) = setting.pick((real_m, 4096, 7168), (20, 40, 72));
         let shape = GemmShape { m, n, k };
-        let gemm = Gemm::with_variant(&stream, shape, variant)?;
-        let a = zeros(&stream, shape.a_elements())?;
-        let b = zeros(&stream, shape.b_elements())?;
-        let c = zeros(&stream, shape.c_elements())?;
-        setting.repeat(&stream, |_| Ok(gemm.run(&stream, GemmArgs { a: &a, b: &b, c: &c })?))
+        run_product(setting, |stream| Gemm::with_variant(stream, shape, variant))
     }
+}
+
+fn split_product(tile: usize) -> impl Fn(&Setting<'_>) -> Result<()> {
+    move |setting| {
+        let (m, n, k) = setting.pick((128, 4096, 7168), (20, 40, 264));
+        let shape = GemmShape { m, n, k };
+        let kernel = GemmKernel::Split(SplitPlan::new(shape, 1, SplitTile::ALL[tile]));
+        run_product(setting, |stream| Gemm::with_plan(stream, GemmPlan { shape, kernel }))
+    }
+}
+
+fn run_product(
+    setting: &Setting<'_>,
+    gemm: impl Fn(&Stream) -> Result<Gemm, KernelError>,
+) -> Result<()> {
+    let stream = setting.stream()?;
+    let gemm = gemm(&stream)?;
+    let shape = gemm.plan().shape;
+    let a = zeros(&stream, shape.a_elements())?;
+    let b = zeros(&stream, shape.b_elements())?;
+    let c = zeros(&stream, shape.c_elements())?;
+    setting.repeat(&stream, |_| Ok(gemm.run(&stream, GemmArgs { a: &a, b: &b, c: &c })?))
 }
 
 fn exact_product(setting: &Setting<'_>) -> Result<()> {

@@ -36,6 +36,7 @@ impl<const ROWS: u32> DenseTiles<ROWS> {
 }
 
 impl<const ROWS: u32> Tiles for DenseTiles<ROWS> {
+    const PAIRED: bool = false;
     const RAGGED: bool = false;
     const TALL: bool = false;
 
@@ -52,6 +53,65 @@ impl<const ROWS: u32> Tiles for DenseTiles<ROWS> {
             first_row,
             num_rows,
             first_column: n_tile * self.columns,
+            num_steps: self.num_steps,
+            is_tall: false,
+        })
+    }
+}
+
+/// The tiles of one product, in pairs that lie side by side, a pair a cluster.
+#[derive(Clone, Copy)]
+struct PairedTiles {
+    /// Of pairs.
+    raster: Raster,
+    rows: RowTiles,
+    num_steps: u32,
+    rank: u32,
+    cluster: u32,
+    num_clusters: u32,
+    /// Pairs that all clusters have had.
+    taken: u32,
+}
+
+impl PairedTiles {
+    #[inline(always)]
+    fn new(m: u32, n: u32, k: u32) -> Self {
+        let rows_per_tile = WIDE.max_rows as u32;
+        let num_tiles = m.div_ceil(rows_per_tile);
+        Self {
+            raster: Raster { m_tiles: num_tiles, n_tiles: n.div_ceil(2 * BLOCK_ROWS as u32) },
+            rows: RowTiles { num_rows: m, num_tiles, rows_per_tile },
+            num_steps: k.div_ceil(STAGE_COLUMNS as u32),
+            rank: cluster::block_rank(),
+            cluster: thread::block_idx_x() / 2,
+            num_clusters: thread::grid_dim_x() / 2,
+            taken: 0,
+        }
+    }
+}
+
+impl Tiles for PairedTiles {
+    const PAIRED: bool = true;
+    const RAGGED: bool = false;
+    const TALL: bool = false;
+
+    /// There and back: who comes last in one round is first in the next. So the short pairs at the end,
+    /// of a few columns, are dealt to as few clusters as can be.
+    #[inline(always)]
+    unsafe fn next(&mut self) -> Option<Tile> {
+        let pair = self.taken + self.cluster;
+        if pair >= self.raster.num_tiles() {
+            return None;
+        }
+        self.taken += self.num_clusters;
+        self.cluster = self.num_clusters - 1 - self.cluster;
+        let (m_tile, n_pair) = self.raster.place(pair);
+        let (first_row, num_rows) = self.rows.tile(m_tile);
+        Some(Tile {
+            expert: 0,
+            first_row,
+            num_rows,
+            first_column: (2 * n_pair + self.rank) * BLOCK_ROWS as u32,
             num_steps: self.num_steps,
             is_tall: false,
         })
@@ -77,4 +137,20 @@ pub unsafe fn gemm_tma_bf16(
     let output = Output { maps: c_maps, c, n };
     let tiles = DenseTiles::<256>::new(m, n, k, BLOCK_ROWS as u32);
     run::<_, _, 1, 128, 4, PLAIN>(operands, output, tiles);
+}
+
+/// `c = a b^T`, tiles as those of [`gemm_tma_bf16`], in pairs that share loads of A.
+#[kernel(target = "sm_90a", cluster = 2, threads = 384, min_blocks = 1)]
+pub unsafe fn gemm_paired_bf16(
+    a: TensorMap<bf16, 2>,          // [m, k]
+    b: TensorMap<bf16, 3>,          // [1, n, k]
+    c_maps: TensorMaps<bf16, 2, 4>, // [m, n]
+    m: u32,
+    n: u32,
+    k: u32,
+    c: GlobalMut<bf16>, // [m, n]
+) {
+    let operands = Operands { a, b, second_block: 0 };
+    let output = Output { maps: c_maps, c, n };
+    run::<_, _, 1, 128, 4, PLAIN>(operands, output, PairedTiles::new(m, n, k));
 }

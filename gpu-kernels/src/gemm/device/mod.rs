@@ -10,7 +10,9 @@ pub(crate) mod dense;
 mod exact;
 pub(crate) mod output;
 pub(crate) mod pipeline;
+pub(crate) mod split;
 pub(crate) mod stream;
+pub(crate) mod weights;
 
 use cuda_std::prelude::*;
 use half::bf16;
@@ -20,6 +22,7 @@ use baseline::{Operands, multiply_tile};
 
 pub use dense::*;
 pub use exact::*;
+pub use split::*;
 pub use stream::*;
 
 /// `c = a b^T`, a block for each tile of C.

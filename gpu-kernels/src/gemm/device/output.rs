@@ -52,6 +52,12 @@ impl OutputOf {
         thread::sync_some(1 + self.warpgroup, wgmma::NUM_THREADS);
     }
 
+    /// Whether C has columns where this warpgroup's begin.
+    #[inline(always)]
+    pub fn has_columns(&self, tile: &Tile) -> bool {
+        tile.first_column + self.warpgroup * (ROWS as u32) < self.to.n
+    }
+
     /// Stores an accumulator of `N` registers: 64 columns of C, from the tile's first on, `column` later, and of the
     /// `2 N` rows those that exist.
     #[inline(always)]

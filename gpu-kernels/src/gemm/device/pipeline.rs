@@ -27,6 +27,8 @@ use crate::gemm::tma::{BLOCK_ROWS, NUM_THREADS, STAGE_COLUMNS, Stages, TALL_ROWS
 pub(super) const ROWS: usize = 64;
 /// Warps that multiply.
 const NUM_WARPS: u32 = 8;
+/// The blocks of a cluster.
+const BOTH: u16 = 0b11;
 
 /// A tile of C.
 #[derive(Clone, Copy)]
@@ -47,6 +49,9 @@ pub(crate) struct Tile {
 
 /// The tiles of a block, one after the other.
 pub(crate) trait Tiles: Copy {
+    /// Whether blocks come in clusters of two, whose tiles lie side by side: each loads half of their
+    /// rows of A for both, in boxes of half the height. They have as many tiles, of as many steps.
+    const PAIRED: bool;
     /// Whether tiles take the rows that they have, rounded up to 16; else all are of full size.
     const RAGGED: bool;
     /// Whether some tiles are tall.
@@ -125,10 +130,10 @@ impl<const BLOCKS: usize, const REGISTERS: usize, const STAGES: usize>
     }
 
     #[inline(always)]
-    unsafe fn set_up(&self) {
+    unsafe fn set_up(&self, num_blocks: u32) {
         for stage in 0..STAGES {
             Mbarrier::at(self.barriers.offset(stage)).init(1);
-            Mbarrier::at(self.barriers.offset(STAGES + stage)).init(NUM_WARPS);
+            Mbarrier::at(self.barriers.offset(STAGES + stage)).init(NUM_WARPS * num_blocks);
         }
         bulk::fence_init();
     }
@@ -182,12 +187,12 @@ pub(crate) unsafe fn run<
     let ring = Ring::<BLOCKS, REGISTERS, STAGES>::new();
     let thread = thread::thread_idx_x();
     if thread == 0 {
-        ring.set_up();
+        ring.set_up(num_blocks::<T>());
         operands.a.prefetch_all();
         operands.b.prefetch();
         output.maps.prefetch_all();
     }
-    thread::sync_threads();
+    meet::<T>();
     if thread < wgmma::NUM_THREADS {
         wgmma::give_registers::<40>();
         if thread < 32 {
@@ -201,6 +206,21 @@ pub(crate) unsafe fn run<
         let mut warpgroup = Warpgroup::<BLOCKS, REGISTERS, STAGES, GATED> { ring, output };
         warpgroup.run(tiles);
     }
+    if T::PAIRED {
+        // Until then the other block loads for this one, and frees its stages.
+        cluster::meet();
+    }
+}
+
+/// Waits for all threads that use the barriers.
+#[inline(always)]
+fn meet<T: Tiles>() {
+    if T::PAIRED { cluster::meet() } else { thread::sync_threads() }
+}
+
+/// Blocks that load to a stage.
+const fn num_blocks<T: Tiles>() -> u32 {
+    if T::PAIRED { 2 } else { 1 }
 }
 
 const _: () = assert!(NUM_THREADS == 3 * wgmma::NUM_THREADS);
@@ -219,6 +239,7 @@ unsafe fn fill<
     mut tiles: T,
 ) {
     let is_first_lane = warp::lane_id() == 0;
+    let rank = if T::PAIRED { cluster::block_rank() } else { 0 };
     while let Some(tile) = tiles.next() {
         if !is_first_lane {
             continue;
@@ -247,7 +268,14 @@ unsafe fn fill<
                 let place = ring.b().offset(block * b_bytes);
                 bulk::load_tile(place, &b, [column, row as i32, tile.expert as i32], full);
             }
-            bulk::load_tile(ring.a(num_blocks), &a, [column, tile.first_row as i32], full);
+            let place = ring.a(num_blocks);
+            if T::PAIRED {
+                let row = tile.first_row + rank * (row_steps * ROW_STEP / 2);
+                let half = place.offset(rank as usize * a_bytes / 2);
+                bulk::load_tile_to(BOTH, half, &a, [column, row as i32], full);
+            } else {
+                bulk::load_tile(place, &a, [column, tile.first_row as i32], full);
+            }
             ring.advance();
             step += 1;
         }
@@ -273,21 +301,21 @@ impl<const BLOCKS: usize, const REGISTERS: usize, const STAGES: usize, const GAT
         while let Some(tile) = tiles.next() {
             if T::TALL && tile.is_tall {
                 let mut d = [[0.0; TALL_ROWS / 2]];
-                self.multiply(&mut d, tile.num_steps);
+                self.multiply::<T, _, _>(&mut d, tile.num_steps);
                 self.output.store::<{ TALL_ROWS / 2 }>(|register| d[0][register], &tile, 0);
             } else if T::RAGGED {
                 match tile.num_rows.div_ceil(ROW_STEP) {
-                    1 => self.tile::<8>(tile),
-                    2 => self.tile::<16>(tile),
-                    3 => self.tile::<24>(tile),
-                    4 => self.tile::<32>(tile),
-                    5 => self.tile::<40>(tile),
-                    6 => self.tile::<48>(tile),
-                    7 => self.tile::<56>(tile),
-                    _ => self.tile::<64>(tile),
+                    1 => self.tile::<T, 8>(tile),
+                    2 => self.tile::<T, 16>(tile),
+                    3 => self.tile::<T, 24>(tile),
+                    4 => self.tile::<T, 32>(tile),
+                    5 => self.tile::<T, 40>(tile),
+                    6 => self.tile::<T, 48>(tile),
+                    7 => self.tile::<T, 56>(tile),
+                    _ => self.tile::<T, 64>(tile),
                 }
             } else {
-                self.tile::<REGISTERS>(tile);
+                self.tile::<T, REGISTERS>(tile);
             }
         }
         self.output.finish();
@@ -295,9 +323,12 @@ impl<const BLOCKS: usize, const REGISTERS: usize, const STAGES: usize, const GAT
 
     /// One tile of `2 N` rows of A.
     #[inline(always)]
-    unsafe fn tile<const N: usize>(&mut self, tile: Tile) {
+    unsafe fn tile<T: Tiles, const N: usize>(&mut self, tile: Tile) {
+        if T::PAIRED && !self.output.has_columns(&tile) {
+            return self.pass::<T>(tile.num_steps);
+        }
         let mut d = [[0.0; N]; BLOCKS];
-        self.multiply(&mut d, tile.num_steps);
+        self.multiply::<T, _, _>(&mut d, tile.num_steps);
         if GATED {
             let [gates, ups] = [&d[0], &d[BLOCKS - 1]];
             self.output.store::<N>(|register| silu(gates[register]) * ups[register], &tile, 0);
@@ -310,7 +341,7 @@ impl<const BLOCKS: usize, const REGISTERS: usize, const STAGES: usize, const GAT
     }
 
     #[inline(always)]
-    unsafe fn multiply<const N: usize, const NUM_BLOCKS: usize>(
+    unsafe fn multiply<T: Tiles, const N: usize, const NUM_BLOCKS: usize>(
         &mut self,
         d: &mut [[f32; N]; NUM_BLOCKS],
         num_steps: u32,
@@ -339,7 +370,7 @@ impl<const BLOCKS: usize, const REGISTERS: usize, const STAGES: usize, const GAT
                 wgmma::wait_group::<1, _>(&mut d[block]);
             }
             if step > 0 {
-                self.release(previous);
+                self.release::<T>(previous);
             }
             previous = ring.stage;
             self.ring.advance();
@@ -351,15 +382,31 @@ impl<const BLOCKS: usize, const REGISTERS: usize, const STAGES: usize, const GAT
         for block in 0..NUM_BLOCKS {
             wgmma::wait_group::<0, _>(&mut d[block]);
         }
-        self.release(previous);
+        self.release::<T>(previous);
     }
 
-    /// Says that this warp has read a stage.
+    /// Frees stages of which this warpgroup needs nothing.
     #[inline(always)]
-    unsafe fn release(&self, stage: u32) {
+    unsafe fn pass<T: Tiles>(&mut self, num_steps: u32) {
+        for _ in 0..num_steps {
+            let ring = self.ring;
+            ring.full().wait(ring.parity);
+            self.release::<T>(ring.stage);
+            self.ring.advance();
+        }
+    }
+
+    /// Says that this warp has read a stage, to all that load to it.
+    #[inline(always)]
+    unsafe fn release<T: Tiles>(&self, stage: u32) {
         warp::sync_warp(warp::FULL_MASK);
-        if warp::lane_id() == 0 {
-            self.ring.empty(stage).arrive();
+        let (lane, empty) = (warp::lane_id(), self.ring.empty(stage));
+        if T::PAIRED {
+            if lane < num_blocks::<T>() {
+                empty.arrive_in(lane);
+            }
+        } else if lane == 0 {
+            empty.arrive();
         }
     }
 }
