@@ -37,8 +37,14 @@ fn both_commands_are_printed() {
     assert!(told.starts_with("ncu --clock-control none "), "{told}");
     // A room's kernels share a report.
     let (_, told) = host(&["profile", "merge_states", "--tool", "ncu", "--launches", "1"]);
-    assert!(told.contains("host launch merge_states --times 1"), "{told}");
+    assert!(told.contains("host launch merge_states --times 1 --alone"), "{told}");
     assert!(told.contains("'::regex:^merge_states_:1'"), "{told}");
+    // One that waits for itself on another GPU is run with the whole command, again and again.
+    let (_, told) = host(&["profile", "combine", "--tool", "ncu"]);
+    let [together, apart] = told.lines().collect::<Vec<_>>()[..] else { panic!("{told}") };
+    assert!(together.contains("host launch combine --times 3 --alone"), "{together}");
+    assert!(apart.contains(" --replay-mode application --devices 0 "), "{apart}");
+    assert!(apart.contains("host launch combine_push_bulk --times 3"), "{apart}");
     let (_, told) = host(&["profile", "memory_read_16", "--tool", "nsys"]);
     assert!(told.contains("host launch memory_read_16 "), "{told}");
     let (_, told) =

@@ -19,6 +19,10 @@ pub struct LaunchArguments {
     #[arg(long, value_name = "N", default_value_t = 3)]
     times: usize,
 
+    /// Without those that wait for themselves on another GPU, where several are named.
+    #[arg(long)]
+    alone: bool,
+
     /// How much there is to do for each; `real` on GPUs and `tiny` on the CPU unless given.
     #[arg(long, value_enum)]
     shapes: Option<Shapes>,
@@ -38,6 +42,8 @@ pub fn run(choice: DeviceChoice, arguments: &LaunchArguments) -> Result<Outcome>
         print!("\n{}", all_kernels(&machine));
         return Ok(Outcome::Passed);
     };
+    let selected: Vec<_> =
+        selected.into_iter().filter(|launch| !(arguments.alone && launch.meets_itself)).collect();
     selected.iter().try_for_each(|launch| machine.check(launch.num_gpus))?;
     let size = match arguments.shapes {
         Some(Shapes::Real) => Size::Real,

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use farpage::device::{DeviceChoice, ptx};
-use farpage::harness::profile::{Invocation, Kernels, Tool, around, launching, ncu, nsys};
+use farpage::harness::profile::{Invocation, Kernels, Replay, Tool, around, launching, ncu, nsys};
 use farpage::harness::{Machine, registry};
-use farpage::launches;
+use farpage::launches::{self, KernelLaunch};
 
 use super::Outcome;
 use super::selection::Selected;
@@ -50,28 +50,17 @@ enum ToolArgument {
 pub fn run(choice: DeviceChoice, arguments: &ProfileArguments) -> Result<Outcome> {
     let archs = ptx::embedded_archs();
     ensure!(!archs.is_empty(), "this build has no GPU kernels: {}", ptx::HOW_TO_EMBED);
-    let kernel = arguments.kernel.as_str();
-    let launches = launches::select(kernel)?;
-    let num_gpus = launches.iter().map(|launch| launch.num_gpus).max().unwrap_or(1);
-    let given = (!arguments.command.is_empty()).then(|| arguments.command.clone());
-    let launching = launching(kernel, arguments.launches);
-    let report = arguments.out.join(kernel);
-    let kernels = match &launches[..] {
-        [launch] => Kernels::Named(launch.kernel),
-        _ if kernel == launches::ALL => Kernels::All,
-        _ => Kernels::Beginning(kernel),
-    };
+    let selected = launches::select(&arguments.kernel)?;
+    let num_gpus = selected.iter().map(|launch| launch.num_gpus).max().unwrap_or(1);
     let mut invocations = Vec::new();
     if !matches!(arguments.tool, Some(ToolArgument::Nsys)) {
-        let command = of_host(given.clone().unwrap_or_else(|| launching.clone()));
-        let ncu = ncu(kernels, arguments.launches, &report, &command);
-        // A kernel that waits for another GPU's is replayed with what it waits for already there.
-        invocations.push(if num_gpus > 1 { ncu.one_by_one() } else { ncu });
+        invocations.extend(in_depth(arguments, &selected));
     }
     if !matches!(arguments.tool, Some(ToolArgument::Ncu)) {
-        let command =
-            given.or_else(|| around(launches[0].kernel, &registry())).unwrap_or(launching);
-        invocations.push(nsys(&report, &of_host(command)));
+        let command = given(arguments)
+            .or_else(|| around(selected[0].kernel, &registry()))
+            .unwrap_or_else(|| launching(&arguments.kernel, arguments.launches));
+        invocations.push(nsys(&arguments.out.join(&arguments.kernel), &of_host(command)));
     }
     if !arguments.run {
         invocations.iter().for_each(|invocation| println!("{invocation}"));
@@ -80,6 +69,48 @@ pub fn run(choice: DeviceChoice, arguments: &ProfileArguments) -> Result<Outcome
     require(&invocations)?;
     require_gpus(&Machine::open(choice, None)?, num_gpus)?;
     run_all(&invocations)
+}
+
+/// The `host` command that the user wants to look at.
+fn given(arguments: &ProfileArguments) -> Option<Vec<String>> {
+    (!arguments.command.is_empty()).then(|| arguments.command.clone())
+}
+
+/// Nsight Compute on all of these kernels together, but on each that cannot run alone by itself.
+fn in_depth(arguments: &ProfileArguments, selected: &[KernelLaunch]) -> Vec<Invocation> {
+    let look = |kernel: &str, kernels: Kernels<'_>, replay: Replay, more: &[&str]| {
+        let command = given(arguments).unwrap_or_else(|| {
+            let more = more.iter().map(|&option| option.to_owned());
+            launching(kernel, arguments.launches).into_iter().chain(more).collect()
+        });
+        let report = arguments.out.join(kernel);
+        ncu(kernels, arguments.launches, replay, &report, &of_host(command))
+    };
+    // A kernel that waits for others' work on another GPU is replayed with that work already done.
+    let replay = |num_gpus| match num_gpus {
+        0..=1 => Replay::Kernel,
+        _ => Replay::KernelAfterKernel,
+    };
+    let of_one = |launch: &KernelLaunch| {
+        let replay = if launch.meets_itself { Replay::Command } else { replay(launch.num_gpus) };
+        look(launch.kernel, Kernels::Named(launch.kernel), replay, &[])
+    };
+    let (together, apart): (Vec<&KernelLaunch>, Vec<&KernelLaunch>) =
+        selected.iter().partition(|launch| !launch.meets_itself);
+    let mut invocations = Vec::new();
+    match together[..] {
+        [] => (),
+        [launch] => invocations.push(of_one(launch)),
+        _ => {
+            let name = arguments.kernel.as_str();
+            let kernels =
+                if name == launches::ALL { Kernels::All } else { Kernels::Beginning(name) };
+            let num_gpus = together.iter().map(|launch| launch.num_gpus).max().unwrap_or(1);
+            invocations.push(look(name, kernels, replay(num_gpus), &["--alone"]));
+        }
+    }
+    invocations.extend(apart.into_iter().map(of_one));
+    invocations
 }
 
 /// A command line of this executable, on a GPU.
@@ -172,6 +203,7 @@ impl Depth {
             invocations.push(ncu(
                 Kernels::OfRooms(&rooms),
                 DEEP_LAUNCHES,
+                Replay::Kernel,
                 &folder.join("kernels"),
                 &command,
             ));

@@ -38,6 +38,7 @@ pub(super) fn launches() -> Vec<KernelLaunch> {
         // What a mirror's dispatch brings lies where its own tokens do: there is nothing to push.
         KernelLaunch {
             num_gpus: 2,
+            meets_itself: true,
             ..kernel("combine_push_bulk", move |setting| {
                 exchange(setting, &World::of(setting.devices)?, 4096, by(Way::Bulk), true)
             })

@@ -9,7 +9,7 @@
 //! an order in which each finds the work of those before it, and `host profile` has each finished
 //! before the next one is issued. Those of `dispatch` and `combine`, which push to each other at the
 //! same time, are launched in a [mirror](crate::comm::World::mirror), where each has what it waits for
-//! from itself; all but `combine_push_bulk`: look at that one with Nsight Systems.
+//! from itself; all but `combine_push_bulk`, for which the whole command is run again for each pass.
 //!
 //! **A new kernel gets one line** in its room's file here; a new room a file, and a line in
 //! [`all`]. The tests fail for a kernel of the build that has no line, and for a line that
@@ -100,6 +100,8 @@ pub struct KernelLaunch {
     pub kernel: &'static str,
     /// GPUs that it takes; on the CPU, as many ranks.
     pub num_gpus: usize,
+    /// Whether it waits for itself on another GPU, so that it cannot run alone.
+    pub meets_itself: bool,
     launch: Box<Launch>,
 }
 
@@ -111,7 +113,7 @@ fn kernel(
     kernel: &'static str,
     launch: impl Fn(&Setting<'_>) -> Result<()> + 'static,
 ) -> KernelLaunch {
-    KernelLaunch { kernel, num_gpus: 1, launch: Box::new(launch) }
+    KernelLaunch { kernel, num_gpus: 1, meets_itself: false, launch: Box::new(launch) }
 }
 
 impl KernelLaunch {

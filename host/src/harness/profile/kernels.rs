@@ -2,7 +2,7 @@
 
 use crate::harness::Registry;
 
-/// Arguments of the command that launches this kernel `times` times, and little else.
+/// Arguments of the command that launches this kernel, or these, `times` times each, and little else.
 pub fn launching(kernel: &str, times: usize) -> Vec<String> {
     ["launch", kernel, "--times", &times.to_string()].map(str::to_owned).to_vec()
 }

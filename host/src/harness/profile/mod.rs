@@ -46,19 +46,41 @@ impl Kernels<'_> {
     }
 }
 
+/// What Nsight Compute does again for each of its passes over a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replay {
+    /// The kernel alone, memory put back before it.
+    Kernel,
+    /// The same, each launch finished before the next one is issued: for kernels that find what they
+    /// wait for where those before them have ended.
+    KernelAfterKernel,
+    /// The whole command, looking at the first GPU and at the basics only, which take few passes: for
+    /// kernels that wait for others that run at the same time.
+    Command,
+}
+
 /// Nsight Compute on the first `num_launches` launches of some kernels by a command; its report is
 /// `report` with `.ncu-rep`.
 pub fn ncu(
     kernels: Kernels<'_>,
     num_launches: usize,
+    replay: Replay,
     report: &Path,
     command: &[String],
 ) -> Invocation {
     let filter = kernels.filter(num_launches);
-    let mut arguments = vec!["--clock-control", "none", "--set", "full"];
+    let mut arguments = vec!["--clock-control", "none", "--set"];
+    arguments.extend(match replay {
+        Replay::Kernel | Replay::KernelAfterKernel => &["full"][..],
+        Replay::Command => &["basic", "--replay-mode", "application", "--devices", "0"],
+    });
     arguments.extend(filter.iter().map(String::as_str));
     arguments.extend(["--force-overwrite", "--export"]);
-    Invocation::new(Tool::Ncu, &arguments, report, command)
+    let invocation = Invocation::new(Tool::Ncu, &arguments, report, command);
+    match replay {
+        Replay::KernelAfterKernel => invocation.one_by_one(),
+        Replay::Kernel | Replay::Command => invocation,
+    }
 }
 
 /// Nsight Systems on a command; its report is `report` with `.nsys-rep`.
@@ -97,12 +119,20 @@ mod tests {
                 ncu(
                     Kernels::Named("paged_attention_decode_baseline_f16_d64"),
                     3,
+                    Replay::Kernel,
                     report,
                     &command()
                 ),
-                ncu(Kernels::OfRooms(&rooms), 12, report, &command()),
-                ncu(Kernels::Beginning("paged_attention_decode"), 2, report, &command()),
-                ncu(Kernels::All, 1, report, &command()),
+                ncu(Kernels::OfRooms(&rooms), 12, Replay::Kernel, report, &command()),
+                ncu(
+                    Kernels::Beginning("far_decode"),
+                    2,
+                    Replay::KernelAfterKernel,
+                    report,
+                    &command()
+                ),
+                ncu(Kernels::Named("combine_push_bulk"), 1, Replay::Command, report, &command()),
+                ncu(Kernels::All, 1, Replay::Kernel, report, &command()),
                 nsys(report, &command()),
             ]
             .map(|invocation| invocation.to_string())
@@ -112,7 +142,9 @@ mod tests {
 
     #[test]
     fn clocks_are_left_alone() {
-        let text = ncu(Kernels::Named("k"), 1, Path::new("k"), &command()).to_string();
-        assert!(text.contains("--clock-control none"), "{text}");
+        for replay in [Replay::Kernel, Replay::KernelAfterKernel, Replay::Command] {
+            let text = ncu(Kernels::Named("k"), 1, replay, Path::new("k"), &command()).to_string();
+            assert!(text.contains("--clock-control none"), "{text}");
+        }
     }
 }

@@ -134,7 +134,7 @@ impl Invocation {
     }
 
     /// The same, each launch finished before the next one is issued.
-    pub fn one_by_one(mut self) -> Self {
+    pub(super) fn one_by_one(mut self) -> Self {
         self.variables.push(("CUDA_LAUNCH_BLOCKING", "1"));
         self
     }
