@@ -265,7 +265,7 @@ const MIN_CLAIMED_TILES: u64 = 64;
 const FIRST_PERCENT: u64 = 80;
 
 /// The same of what is left for a block when they are claimed, for the others.
-const LEFT_PERCENT: u64 = 150;
+const LEFT_PERCENT: u64 = 100;
 
 /// Pairs of one length for each block that whole pairs, dealt by the plan, are as good for.
 const MIN_EVEN_PAIRS_OF_BLOCK: u64 = 3;
