@@ -15,6 +15,7 @@ use farpage::model::{DeviceEngine, EngineOptions, Tokenizer};
 
 use super::Outcome;
 use super::model_source::{self, ModelSource};
+use super::sampling::SamplingArguments;
 
 /// Tokens of a page.
 const PAGE_SIZE: u32 = 16;
@@ -42,17 +43,8 @@ pub struct GenerateArguments {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
 
-    /// Logits are divided by it; 0 takes the likeliest token.
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
-    temperature: f32,
-
-    /// Only the N likeliest tokens; 0 for all.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    top_k: u32,
-
-    /// Only the likeliest tokens that together reach this probability.
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    top_p: f32,
+    #[command(flatten)]
+    sampling: SamplingArguments,
 
     /// Of weights without a folder, and of sampling.
     #[arg(long, default_value_t = 1)]
@@ -64,9 +56,7 @@ pub struct GenerateArguments {
 }
 
 pub fn run(choice: DeviceChoice, arguments: &GenerateArguments) -> Result<Outcome> {
-    let GenerateArguments { temperature, top_k, top_p, seed, .. } = *arguments;
-    let sampling = Sampling { temperature, top_k, top_p, seed };
-    sampling.check().map_err(|problem| anyhow!(problem))?;
+    let sampling = arguments.sampling.seeded(arguments.seed)?;
     let source = ModelSource::open(arguments.model.as_deref(), arguments.shape, arguments.seed)?;
     let config = &source.config;
     let tokenizer = match &source.folder {

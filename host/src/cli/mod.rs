@@ -17,6 +17,7 @@ mod profile;
 mod progress;
 mod report;
 mod run;
+mod sampling;
 mod selection;
 mod serve;
 mod table;

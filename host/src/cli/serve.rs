@@ -24,6 +24,7 @@ use serde::Serialize;
 
 use super::Outcome;
 use super::model_source::{self, ModelSource};
+use super::sampling::SamplingArguments;
 
 #[derive(Debug, Args)]
 pub struct ServeArguments {
@@ -102,17 +103,8 @@ pub struct ServeArguments {
     #[arg(long)]
     no_graph: bool,
 
-    /// Logits are divided by it; 0 takes the likeliest token.
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
-    temperature: f32,
-
-    /// Only the N likeliest tokens; 0 for all.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    top_k: u32,
-
-    /// Only the likeliest tokens that together reach this probability.
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    top_p: f32,
+    #[command(flatten)]
+    sampling: SamplingArguments,
 
     /// Pages of 16 tokens in local memory.
     #[arg(long, default_value_t = 4096)]
@@ -457,9 +449,8 @@ impl ServeArguments {
     }
 
     fn load(&self, vocab_size: u32) -> Result<Vec<Request>> {
-        let Self { temperature, top_k, top_p, seed, .. } = *self;
-        let sampling = Sampling { temperature, top_k, top_p, seed };
-        sampling.check().map_err(|problem| anyhow!(problem))?;
+        let seed = self.seed;
+        let sampling = self.sampling.seeded(seed)?;
         let sampled = |request: Request| Request {
             sampling: Sampling { seed: seed ^ request.id.0, ..sampling },
             ..request
