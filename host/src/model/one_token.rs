@@ -28,7 +28,7 @@ use crate::kernels::KernelError;
 use crate::kernels::embedding::{GatherArgs, gather_rows};
 use crate::kernels::gemm::runs_hopper_kernels;
 use crate::kernels::gemv::{Gemv, GemvArgs, GemvChoice};
-use crate::kernels::kv_append::{Append, QkNorms, QkvArgs};
+use crate::kernels::kv_append::Append;
 use crate::kernels::moe_topk::{Topk, TopkArgs, TopkVariant};
 use crate::kernels::paged_attention::{Decode, DecodeArgs, DecodeVariant};
 
@@ -193,15 +193,7 @@ impl OneToken {
         let norm_weight = Some(&weights.input_norm);
         let qkv = GemvArgs { x: &self.x, norm_weight, b: &weights.qkv, out: &self.qkv };
         self.qkv_product.run(stream, qkv)?;
-        let norms = weights.q_norm.as_ref().zip(weights.k_norm.as_ref());
-        let qkv = QkvArgs {
-            memory,
-            qkv: &self.qkv,
-            qkv_bias: weights.qkv_bias.as_ref(),
-            norms: norms.map(|(q, k)| QkNorms { q, k, eps: config.norm_eps }),
-            q_out: &self.q,
-            cos_sin_cache: Some(model.cos_sin_cache()),
-        };
+        let qkv = model.append_args(weights, memory, &self.qkv, &self.q);
         append.run_qkv(stream, config.num_qo_heads, qkv)?;
         let (table, q, out, lse) = (append.table(), &self.q, &self.attended, &self.lse);
         let attention = DecodeArgs { table, memory, q, out, lse };

@@ -32,7 +32,7 @@ use crate::device::{Buffer, Stream};
 use crate::kernels::KernelError;
 use crate::kernels::embedding::{GatherArgs, gather_rows};
 use crate::kernels::gemm::{Gemm, GemmArgs};
-use crate::kernels::kv_append::{Append, QkNorms, QkvArgs};
+use crate::kernels::kv_append::Append;
 use crate::kernels::paged_attention::{Decode, DecodeArgs, DecodeVariant};
 use crate::kernels::paged_prefill::{Prefill, PrefillArgs};
 use crate::kernels::rms_norm::{RmsNormArgs, add_rms_norm, rms_norm};
@@ -240,15 +240,7 @@ impl Pass {
         self.normalize(stream, &weights.input_norm, delta)?;
         let qkv = GemmArgs { a: &self.normed, b: &weights.qkv, c: &self.qkv };
         self.qkv_product.run(stream, qkv)?;
-        let norms = weights.q_norm.as_ref().zip(weights.k_norm.as_ref());
-        let qkv = QkvArgs {
-            memory,
-            qkv: &self.qkv,
-            qkv_bias: weights.qkv_bias.as_ref(),
-            norms: norms.map(|(q, k)| QkNorms { q, k, eps: config.norm_eps }),
-            q_out: &self.q,
-            cos_sin_cache: Some(model.cos_sin_cache()),
-        };
+        let qkv = model.append_args(weights, memory, &self.qkv, &self.q);
         append.run_qkv(stream, config.num_qo_heads, qkv)?;
         let (table, q, out, lse) = (append.table(), &self.q, &self.attended, &self.lse);
         match attention {

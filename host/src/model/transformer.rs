@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::weights::{LoadProgress, WeightSource, Weights, load};
+use super::weights::{LayerWeights, LoadProgress, WeightSource, Weights, load};
 use super::{ModelConfig, ModelError};
 use crate::device::{Buffer, Stream};
+use crate::kernels::kv_append::{QkNorms, QkvArgs};
+use crate::kv::memory::KvMemory;
 
 /// A model whose weights are on a device, ready for passes over tokens.
 pub struct Transformer {
@@ -51,7 +53,22 @@ impl Transformer {
         &self.weights
     }
 
-    pub(super) fn cos_sin_cache(&self) -> &Buffer<f32> {
-        &self.cos_sin_cache
+    /// How the joint rows `qkv` of a layer's product become K and V in `memory`, and q in `q_out`.
+    pub(super) fn append_args<'a>(
+        &'a self,
+        layer: &'a LayerWeights<Buffer<bf16>>,
+        memory: &'a KvMemory,
+        qkv: &'a Buffer<bf16>,
+        q_out: &'a Buffer<bf16>,
+    ) -> QkvArgs<'a> {
+        let norms = layer.q_norm.as_ref().zip(layer.k_norm.as_ref());
+        QkvArgs {
+            memory,
+            qkv,
+            qkv_bias: layer.qkv_bias.as_ref(),
+            norms: norms.map(|(q, k)| QkNorms { q, k, eps: self.config.norm_eps }),
+            q_out,
+            cos_sin_cache: Some(&self.cos_sin_cache),
+        }
     }
 }
