@@ -1,7 +1,7 @@
 //! Pair `inference_monolithic`: decode steps launch by launch, the token chosen by the host, against the
 //! same kernels as one graph, the token chosen on the device.
 
-use super::generation_bench::{GenerationBench, GenerationCase};
+use super::generation_bench::GenerationCase;
 use crate::harness::{Pair, Shape, ShapeSet, Variant};
 use crate::model::config::{FeedForward, NamedShape};
 use crate::model::{Issue, ModelConfig};
@@ -85,7 +85,5 @@ fn shape(
     [prompt_tokens, new_tokens]: [usize; 2],
 ) -> Shape {
     let issues = [Issue::HostSampled, Issue::Graph];
-    let case = GenerationCase { config, batch, prompt_tokens, new_tokens, issues };
-    let name = format!("{name}, {batch} x ({prompt_tokens} + {new_tokens})");
-    Shape::new(name, 1, move |devices, seed| GenerationBench::new(case.clone(), &devices[0], seed))
+    GenerationCase { config, batch, prompt_tokens, new_tokens, issues }.shape(name)
 }

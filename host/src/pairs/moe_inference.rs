@@ -1,7 +1,7 @@
 //! Pair `moe_inference`: decode steps of a mixture of experts, expert by expert after the host has read
 //! how many tokens each has, against routing and products that stay on the device.
 
-use super::generation_bench::{GenerationBench, GenerationCase};
+use super::generation_bench::GenerationCase;
 use crate::harness::{Pair, Shape, ShapeSet, Variant};
 use crate::model::config::{Experts, Family, FeedForward, NamedShape};
 use crate::model::{Issue, ModelConfig};
@@ -79,7 +79,5 @@ fn shape(
     [prompt_tokens, new_tokens]: [usize; 2],
 ) -> Shape {
     let issues = [Issue::ExpertByExpert, Issue::Graph];
-    let case = GenerationCase { config, batch, prompt_tokens, new_tokens, issues };
-    let name = format!("{name}, {batch} x ({prompt_tokens} + {new_tokens})");
-    Shape::new(name, 1, move |devices, seed| GenerationBench::new(case.clone(), &devices[0], seed))
+    GenerationCase { config, batch, prompt_tokens, new_tokens, issues }.shape(name)
 }
