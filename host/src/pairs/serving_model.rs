@@ -129,11 +129,14 @@ pub(super) fn check_tokens(served: &Served, oracle: &[Vec<u32>]) -> Result<Strin
     ))
 }
 
-/// Changes the last token of every prompt.
+/// Changes every token of every prompt: of a few tokens that a model goes on with, one changed token may
+/// change none.
 pub(super) fn change_prompts(requests: &mut [Request], vocab_size: u32) -> Result<()> {
     for request in requests {
-        let last = request.prompt.last_mut().context("a prompt of at least one token")?;
-        *last = (*last + 1) % vocab_size;
+        ensure!(!request.prompt.is_empty(), "a prompt must have a token at least");
+        for token in &mut request.prompt {
+            *token = (*token + 1) % vocab_size;
+        }
     }
     Ok(())
 }
