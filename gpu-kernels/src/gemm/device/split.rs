@@ -114,63 +114,32 @@ const MAX_FOURS: usize = 4;
 /// Sums that lie side by side, four a thread.
 const SUMS_ROW: usize = 4 * MULTIPLY_THREADS as usize;
 
-#[inline(always)]
-fn weights(
-    a: TensorMap<bf16, 2>,
-    b: TensorMap<bf16, 4>,
-    m: u32,
-    k: u32,
-    tile_rows: u32,
-    num_stages: u32,
-) -> Weights {
-    let num_steps = k.div_ceil(STAGE_COLUMNS as u32);
-    Weights { a, b, m_tiles: m.div_ceil(tile_rows), num_steps, num_stages }
+macro_rules! entries {
+    ($(#[$doc:meta] $name:ident: $rows:literal, $splits:literal $(, cluster = $cluster:literal)?;)*) => {$(
+        #[$doc]
+        #[kernel(target = "sm_90a", $(cluster = $cluster,)? threads = 288, min_blocks = 1, early = true)]
+        pub unsafe fn $name(
+            a: TensorMap<bf16, 2>, // [m, k]
+            b: TensorMap<bf16, 4>, // [n / 8, 1, 8, k]
+            m: u32,
+            n: u32,
+            k: u32,
+            tile_rows: u32,
+            num_stages: u32,
+            c: GlobalMut<bf16>, // [m, n]
+        ) {
+            let (m_tiles, num_steps) = (m.div_ceil(tile_rows), k.div_ceil(STAGE_COLUMNS as u32));
+            let weights = Weights { a, b, m_tiles, num_steps, num_stages };
+            run::<_, $rows, $splits>(weights, tile_rows, Plain(Rounded { c, m, n }));
+        }
+    )*};
 }
 
-/// `c = a b^T` for few rows of A, in tiles of 64 rows of weights, a block each.
-#[kernel(target = "sm_90a", threads = 288, min_blocks = 1, early = true)]
-pub unsafe fn gemm_split1_64_bf16(
-    a: TensorMap<bf16, 2>, // [m, k]
-    b: TensorMap<bf16, 4>, // [n / 8, 1, 8, k]
-    m: u32,
-    n: u32,
-    k: u32,
-    tile_rows: u32,
-    num_stages: u32,
-    c: GlobalMut<bf16>, // [m, n]
-) {
-    let store = Plain(Rounded { c, m, n });
-    run::<_, 64, 1>(weights(a, b, m, k, tile_rows, num_stages), tile_rows, store);
-}
-
-/// `c = a b^T` for few rows of A, in tiles of 64 rows of weights, 2 blocks each.
-#[kernel(target = "sm_90a", cluster = 2, threads = 288, min_blocks = 1, early = true)]
-pub unsafe fn gemm_split2_64_bf16(
-    a: TensorMap<bf16, 2>, // [m, k]
-    b: TensorMap<bf16, 4>, // [n / 8, 1, 8, k]
-    m: u32,
-    n: u32,
-    k: u32,
-    tile_rows: u32,
-    num_stages: u32,
-    c: GlobalMut<bf16>, // [m, n]
-) {
-    let store = Plain(Rounded { c, m, n });
-    run::<_, 64, 2>(weights(a, b, m, k, tile_rows, num_stages), tile_rows, store);
-}
-
-/// `c = a b^T` for few rows of A, in tiles of 128 rows of weights, 4 blocks each.
-#[kernel(target = "sm_90a", cluster = 4, threads = 288, min_blocks = 1, early = true)]
-pub unsafe fn gemm_split4_128_bf16(
-    a: TensorMap<bf16, 2>, // [m, k]
-    b: TensorMap<bf16, 4>, // [n / 8, 1, 8, k]
-    m: u32,
-    n: u32,
-    k: u32,
-    tile_rows: u32,
-    num_stages: u32,
-    c: GlobalMut<bf16>, // [m, n]
-) {
-    let store = Plain(Rounded { c, m, n });
-    run::<_, 128, 4>(weights(a, b, m, k, tile_rows, num_stages), tile_rows, store);
+entries! {
+    /// `c = a b^T` for few rows of A, in tiles of 64 rows of weights, a block each.
+    gemm_split1_64_bf16: 64, 1;
+    /// `c = a b^T` for few rows of A, in tiles of 64 rows of weights, 2 blocks each.
+    gemm_split2_64_bf16: 64, 2, cluster = 2;
+    /// `c = a b^T` for few rows of A, in tiles of 128 rows of weights, 4 blocks each.
+    gemm_split4_128_bf16: 128, 4, cluster = 4;
 }
