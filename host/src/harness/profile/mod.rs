@@ -54,10 +54,16 @@ pub enum Replay {
     /// The same, each launch finished before the next one is issued: for kernels that find what they
     /// wait for where those before them have ended.
     KernelAfterKernel,
-    /// The whole command, looking at the first GPU and at the basics only, which take few passes: for
-    /// kernels that wait for others that run at the same time.
+    /// The whole command, looking at the first GPU and at few counters, as each pass
+    /// starts the command anew: for kernels that wait for others that run at the same time.
     Command,
 }
+
+/// What is counted where every pass is dear: how long, how many bytes and instructions, how many
+/// warps were there.
+const FEW_COUNTERS: &str = "gpu__time_duration.sum,dram__bytes_read.sum,dram__bytes_write.sum,\
+                            sm__inst_executed.sum,sm__cycles_active.avg,sm__cycles_active.max,\
+                            sm__warps_active.avg.per_cycle_active";
 
 /// Nsight Compute on the first `num_launches` launches of some kernels by a command; its report is
 /// `report` with `.ncu-rep`.
@@ -69,11 +75,14 @@ pub fn ncu(
     command: &[String],
 ) -> Invocation {
     let filter = kernels.filter(num_launches);
-    let mut arguments = vec!["--clock-control", "none", "--set"];
-    arguments.extend(match replay {
-        Replay::Kernel | Replay::KernelAfterKernel => &["full"][..],
-        Replay::Command => &["basic", "--replay-mode", "application", "--devices", "0"],
-    });
+    let mut arguments = vec!["--clock-control", "none"];
+    match replay {
+        Replay::Kernel | Replay::KernelAfterKernel => arguments.extend(["--set", "full"]),
+        Replay::Command => {
+            arguments.extend(["--section", "LaunchStats", "--metrics", FEW_COUNTERS]);
+            arguments.extend(["--replay-mode", "application", "--devices", "0"]);
+        }
+    }
     arguments.extend(filter.iter().map(String::as_str));
     arguments.extend(["--force-overwrite", "--export"]);
     let invocation = Invocation::new(Tool::Ncu, &arguments, report, command);
