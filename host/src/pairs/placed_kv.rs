@@ -15,6 +15,8 @@ use crate::kernels::kv_page_pattern::PatternFill;
 use crate::kernels::paged_attention::DevicePageTable;
 use crate::kv::memory::KvMemory;
 
+/// Most places for one batch: batches of so few tokens that it takes more stay in a cache.
+const MAX_INPUTS: usize = 64;
 /// A value that no page of 16-bit elements holds: those are below 1.
 const CORRUPTED: f32 = 1e4;
 
@@ -63,7 +65,8 @@ pub(super) enum Staging {
 
 impl PlacedKv {
     /// Puts page `i` of the batch into location `location_of(i)`, pages of a location shuffled,
-    /// so often that no cache of the first device, whose stream this is, holds all of it.
+    /// so often that no cache of the first device, whose stream this is, holds all of it (if
+    /// [64 times](MAX_INPUTS) are enough for that).
     ///
     /// # Errors
     /// Too little memory, no peer access.
@@ -74,7 +77,7 @@ impl PlacedKv {
         location_of: impl Fn(usize) -> usize,
         staging: Staging,
     ) -> Result<Vec<Self>> {
-        let num_inputs = num_cold_inputs(stream.device(), batch.work())?;
+        let num_inputs = num_cold_inputs(stream.device(), batch.work())?.min(MAX_INPUTS);
         let inputs = 0..num_inputs as u64;
         inputs
             .map(|input| Self::new(stream, devices, batch, input, &location_of, staging))
