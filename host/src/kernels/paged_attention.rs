@@ -331,6 +331,48 @@ pub trait DecodeElement: HalfFloat + StoredElement {
     ) -> Result<(), KernelError>;
 }
 
+macro_rules! launch_baseline {
+    ($stream:ident, $views:ident, $kernel:ident { $($scale:ident: $value:expr),* }) => {{
+        let Views { decode, args, params } = *$views;
+        let (table, memory) = (args.table, args.memory);
+        let kernel = entries::$kernel {
+            kv_indptr: table.kv_indptr.view(),
+            kv_indices: table.kv_indices.view(),
+            kv_page_rank: table.kv_page_rank.view(),
+            kv_last_page_len: table.kv_last_page_len.view(),
+            peer_kv_ptrs: memory.peer_kv_ptrs().view(),
+            params,
+            $($scale: $value,)*
+            q: args.q.view(),
+            out: args.out.view_mut(),
+            lse: args.lse.view_mut(),
+        };
+        // SAFETY: the caller vouches for a checked run.
+        unsafe { $stream.launch(decode.shape.baseline_dims(), kernel) }?
+    }};
+}
+
+macro_rules! launch_split {
+    ($stream:ident, $views:ident, $dims:ident, $kernel:ident { $($argument:ident: $value:expr),* }) => {{
+        let Views { decode, args, params } = *$views;
+        let kernel = entries::$kernel {
+            $($argument: $value,)*
+            kv_indices: args.table.kv_indices.view(),
+            kv_page_rank: args.table.kv_page_rank.view(),
+            params,
+            items: decode.items.view(),
+            q: args.q.view(),
+            out: args.out.view_mut(),
+            lse: args.lse.view_mut(),
+            partial_out: decode.partial_out.view_mut(),
+            partial_lse: decode.partial_lse.view_mut(),
+            arrived: decode.arrived.view_mut(),
+        };
+        // SAFETY: the caller vouches for a checked run.
+        unsafe { $stream.launch(decode.shape.$dims(&decode.plan), kernel) }?
+    }};
+}
+
 macro_rules! decode_element {
     ($T:ty:
         $base64:ident, $base128:ident,
@@ -346,107 +388,65 @@ macro_rules! decode_element {
                 variant: DecodeVariant,
                 views: &Views<'_, Self>,
             ) -> Result<(), KernelError> {
-                let Views { decode, args, params } = *views;
-                let (shape, table, memory) = (decode.shape, args.table, args.memory);
+                let (shape, loads) = (views.decode.shape, views.decode.loads);
+                let memory = views.args.memory;
                 macro_rules! baseline {
-                    ($kernel:ident) => {{
-                        let kernel = entries::$kernel {
-                            kv_indptr: table.kv_indptr.view(),
-                            kv_indices: table.kv_indices.view(),
-                            kv_page_rank: table.kv_page_rank.view(),
-                            kv_last_page_len: table.kv_last_page_len.view(),
-                            peer_kv_ptrs: memory.peer_kv_ptrs().view(),
-                            params,
-                            q: args.q.view(),
-                            out: args.out.view_mut(),
-                            lse: args.lse.view_mut(),
-                        };
-                        // SAFETY: the caller vouches for a checked run.
-                        unsafe { stream.launch(shape.baseline_dims(), kernel) }?
-                    }};
+                    ($kernel:ident) => {
+                        launch_baseline!(stream, views, $kernel {})
+                    };
                 }
                 macro_rules! baseline_e4m3 {
-                    ($kernel:ident) => {{
-                        let kernel = entries::$kernel {
-                            kv_indptr: table.kv_indptr.view(),
-                            kv_indices: table.kv_indices.view(),
-                            kv_page_rank: table.kv_page_rank.view(),
-                            kv_last_page_len: table.kv_last_page_len.view(),
-                            peer_kv_ptrs: memory.peer_kv_ptrs().view(),
-                            params,
-                            k_scale: memory.k_scale().view(),
-                            v_scale: memory.v_scale().view(),
-                            q: args.q.view(),
-                            out: args.out.view_mut(),
-                            lse: args.lse.view_mut(),
-                        };
-                        // SAFETY: the caller vouches for a checked run.
-                        unsafe { stream.launch(shape.baseline_dims(), kernel) }?
-                    }};
+                    ($kernel:ident) => {
+                        launch_baseline!(
+                            stream,
+                            views,
+                            $kernel {
+                                k_scale: memory.k_scale().view(),
+                                v_scale: memory.v_scale().view()
+                            }
+                        )
+                    };
                 }
                 macro_rules! split {
-                    ($kernel:ident) => {{
-                        let kernel = entries::$kernel {
-                            kv_indices: table.kv_indices.view(),
-                            kv_page_rank: table.kv_page_rank.view(),
-                            peer_kv_ptrs: memory.peer_kv_ptrs().view(),
-                            params,
-                            items: decode.items.view(),
-                            q: args.q.view(),
-                            out: args.out.view_mut(),
-                            lse: args.lse.view_mut(),
-                            partial_out: decode.partial_out.view_mut(),
-                            partial_lse: decode.partial_lse.view_mut(),
-                            arrived: decode.arrived.view_mut(),
-                        };
-                        // SAFETY: the caller vouches for a checked run.
-                        unsafe { stream.launch(shape.split_dims(&decode.plan), kernel) }?
-                    }};
+                    ($kernel:ident) => {
+                        launch_split!(
+                            stream,
+                            views,
+                            split_dims,
+                            $kernel { peer_kv_ptrs: memory.peer_kv_ptrs().view() }
+                        )
+                    };
                 }
                 macro_rules! split_e4m3 {
-                    ($kernel:ident) => {{
-                        let kernel = entries::$kernel {
-                            kv_indices: table.kv_indices.view(),
-                            kv_page_rank: table.kv_page_rank.view(),
-                            peer_kv_ptrs: memory.peer_kv_ptrs().view(),
-                            params,
-                            k_scale: memory.k_scale().view(),
-                            v_scale: memory.v_scale().view(),
-                            items: decode.items.view(),
-                            q: args.q.view(),
-                            out: args.out.view_mut(),
-                            lse: args.lse.view_mut(),
-                            partial_out: decode.partial_out.view_mut(),
-                            partial_lse: decode.partial_lse.view_mut(),
-                            arrived: decode.arrived.view_mut(),
-                        };
-                        // SAFETY: the caller vouches for a checked run.
-                        unsafe { stream.launch(shape.split_dims(&decode.plan), kernel) }?
-                    }};
+                    ($kernel:ident) => {
+                        launch_split!(
+                            stream,
+                            views,
+                            split_dims,
+                            $kernel {
+                                peer_kv_ptrs: memory.peer_kv_ptrs().view(),
+                                k_scale: memory.k_scale().view(),
+                                v_scale: memory.v_scale().view()
+                            }
+                        )
+                    };
                 }
                 macro_rules! tiles {
-                    ($kernel:ident) => {{
-                        let kernel = entries::$kernel {
-                            pools: memory.tile_maps(|num_pages| shape.pool_tiling(num_pages))?,
-                            kv_indices: table.kv_indices.view(),
-                            kv_page_rank: table.kv_page_rank.view(),
-                            params,
-                            items: decode.items.view(),
-                            q: args.q.view(),
-                            out: args.out.view_mut(),
-                            lse: args.lse.view_mut(),
-                            partial_out: decode.partial_out.view_mut(),
-                            partial_lse: decode.partial_lse.view_mut(),
-                            arrived: decode.arrived.view_mut(),
-                        };
-                        // SAFETY: the caller vouches for a checked run.
-                        unsafe { stream.launch(shape.tiles_dims(&decode.plan), kernel) }?
-                    }};
+                    ($kernel:ident) => {
+                        launch_split!(
+                            stream,
+                            views,
+                            tiles_dims,
+                            $kernel {
+                                pools: memory.tile_maps(|num_pages| shape.pool_tiling(num_pages))?
+                            }
+                        )
+                    };
                 }
                 use DecodeVariant::{Baseline, Split};
                 use TileLoads::{Boxes, Pieces};
                 let (head_dim, head_tiles) = (shape.page.head_dim, shape.head_tiles());
-                match (shape.page.element, variant, decode.loads, head_dim, head_tiles) {
+                match (shape.page.element, variant, loads, head_dim, head_tiles) {
                     (KvElement::Half, Baseline, _, 64, _) => baseline!($base64),
                     (KvElement::Half, Baseline, _, _, _) => baseline!($base128),
                     (KvElement::Half, Split, Pieces, 64, 1) => split!($split64),

@@ -22,7 +22,7 @@ use half::{bf16, f16};
 use super::{DecodeParams, MAX_GROUP_SIZE, MAX_TILE_LOCATIONS, num_stages};
 use baseline::decode_baseline;
 use handshake::AtHome;
-use kv_format::{E4m3s, Halves};
+use kv_format::{E4m3s, Halves, KvFormat};
 use merge::Parts;
 use output::DecodeOutput;
 use paged_kv::PagedKv;
@@ -33,7 +33,7 @@ use tiles::decode_tiles;
 const _: () = assert!(MAX_GROUP_SIZE == 16, "entries exist for one and two tiles of 8 heads");
 
 macro_rules! baseline_entries {
-    ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal, $Format:ty = $format:expr, [$($scale:ident),*];)*) => {$(
         $(#[$doc])*
         #[kernel(threads = 256)]
         pub unsafe fn $name(
@@ -43,64 +43,42 @@ macro_rules! baseline_entries {
             kv_last_page_len: Global<i32>, // [batch]
             peer_kv_ptrs: Global<u64>,     // [locations]
             params: DecodeParams,
+            $($scale: Global<f32>,)*       // [num_kv_heads]
             q: Global<$T>,                 // [batch, num_qo_heads, head_dim]
             out: GlobalMut<$T>,            // [batch, num_qo_heads, head_dim]
             lse: GlobalMut<f32>,           // [batch, num_qo_heads]
         ) {
             let kv = PagedKv { kv_indptr, kv_indices, kv_page_rank, kv_last_page_len, peer_kv_ptrs, params };
-            decode_baseline::<$T, $D, _>(kv, Halves::<$T>::new(), q, out, lse);
+            decode_baseline::<$T, $D, $Format>(kv, $format, q, out, lse);
         }
     )*};
 }
 
 baseline_entries! {
     /// Decode, one block for each (KV head, request).
-    paged_attention_decode_baseline_bf16_d64: bf16, 64;
+    paged_attention_decode_baseline_bf16_d64: bf16, 64, Halves<bf16> = Halves::new(), [];
     /// Decode, one block for each (KV head, request).
-    paged_attention_decode_baseline_bf16_d128: bf16, 128;
+    paged_attention_decode_baseline_bf16_d128: bf16, 128, Halves<bf16> = Halves::new(), [];
     /// Decode, one block for each (KV head, request).
-    paged_attention_decode_baseline_f16_d64: f16, 64;
+    paged_attention_decode_baseline_f16_d64: f16, 64, Halves<f16> = Halves::new(), [];
     /// Decode, one block for each (KV head, request).
-    paged_attention_decode_baseline_f16_d128: f16, 128;
-}
-
-macro_rules! baseline_e4m3_entries {
-    ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal;)*) => {$(
-        $(#[$doc])*
-        #[kernel(threads = 256)]
-        pub unsafe fn $name(
-            kv_indptr: Global<i32>,        // [batch + 1]
-            kv_indices: Global<i32>,       // [entries]
-            kv_page_rank: Global<i32>,     // [entries]
-            kv_last_page_len: Global<i32>, // [batch]
-            peer_kv_ptrs: Global<u64>,     // [locations]
-            params: DecodeParams,
-            k_scale: Global<f32>,          // [num_kv_heads]
-            v_scale: Global<f32>,          // [num_kv_heads]
-            q: Global<$T>,                 // [batch, num_qo_heads, head_dim]
-            out: GlobalMut<$T>,            // [batch, num_qo_heads, head_dim]
-            lse: GlobalMut<f32>,           // [batch, num_qo_heads]
-        ) {
-            let kv = PagedKv { kv_indptr, kv_indices, kv_page_rank, kv_last_page_len, peer_kv_ptrs, params };
-            decode_baseline::<$T, $D, _>(kv, E4m3s { k_scale, v_scale }, q, out, lse);
-        }
-    )*};
-}
-
-baseline_e4m3_entries! {
+    paged_attention_decode_baseline_f16_d128: f16, 128, Halves<f16> = Halves::new(), [];
     /// Decode, one block for each (KV head, request), over e4m3.
-    paged_attention_decode_baseline_bf16_e4m3_d64: bf16, 64;
+    paged_attention_decode_baseline_bf16_e4m3_d64: bf16, 64, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
     /// Decode, one block for each (KV head, request), over e4m3.
-    paged_attention_decode_baseline_bf16_e4m3_d128: bf16, 128;
+    paged_attention_decode_baseline_bf16_e4m3_d128: bf16, 128, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
     /// Decode, one block for each (KV head, request), over e4m3.
-    paged_attention_decode_baseline_f16_e4m3_d64: f16, 64;
+    paged_attention_decode_baseline_f16_e4m3_d64: f16, 64, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
     /// Decode, one block for each (KV head, request), over e4m3.
-    paged_attention_decode_baseline_f16_e4m3_d128: f16, 128;
+    paged_attention_decode_baseline_f16_e4m3_d128: f16, 128, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
 }
 
 macro_rules! split_entries {
-    ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal, $HT:literal, $STAGES:literal, $AHEAD:literal;)*) => {$(
-        const _: () = assert!($STAGES == num_stages(2 * $D) && $AHEAD + 1 == $STAGES);
+    ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal, $HT:literal, $STAGES:literal, $AHEAD:literal, $Format:ty = $format:expr, [$($scale:ident),*];)*) => {$(
+        const _: () = {
+            let row_bytes = <$Format as KvFormat>::BYTES * $D;
+            assert!($STAGES == num_stages(row_bytes) && $AHEAD + 1 == $STAGES);
+        };
 
         $(#[$doc])*
         #[kernel(threads = 256, min_blocks = 1, early = true)]
@@ -109,6 +87,7 @@ macro_rules! split_entries {
             kv_page_rank: Global<i32>,   // [entries]
             peer_kv_ptrs: Global<u64>,   // [num_locations]
             params: DecodeParams,
+            $($scale: Global<f32>,)*     // [num_kv_heads]
             items: Global<u32>,          // [items, WorkItem::WORDS]
             q: Global<$T>,               // [batch, num_qo_heads, head_dim]
             out: GlobalMut<$T>,          // [batch, num_qo_heads, head_dim]
@@ -121,79 +100,44 @@ macro_rules! split_entries {
             let group_size = params.group_size;
             let parts = Parts { out: partial_out, lse: partial_lse, arrived, group_size };
             let output = DecodeOutput { out, lse, parts };
-            let format = Halves::<$T>::new();
-            decode_split::<$T, $D, $HT, $STAGES, $AHEAD, $T, AtHome, _>(pages, format, items, q, output, AtHome);
+            decode_split::<$T, $D, $HT, $STAGES, $AHEAD, $T, AtHome, $Format>(pages, $format, items, q, output, AtHome);
         }
     )*};
 }
 
 split_entries! {
     /// Decode by equal shares, groups of up to 8 heads.
-    paged_attention_decode_split_bf16_d64_g8: bf16, 64, 1, 4, 3;
+    paged_attention_decode_split_bf16_d64_g8: bf16, 64, 1, 4, 3, Halves<bf16> = Halves::new(), [];
     /// Decode by equal shares, groups of up to 16 heads.
-    paged_attention_decode_split_bf16_d64_g16: bf16, 64, 2, 4, 3;
+    paged_attention_decode_split_bf16_d64_g16: bf16, 64, 2, 4, 3, Halves<bf16> = Halves::new(), [];
     /// Decode by equal shares, groups of up to 8 heads.
-    paged_attention_decode_split_bf16_d128_g8: bf16, 128, 1, 2, 1;
+    paged_attention_decode_split_bf16_d128_g8: bf16, 128, 1, 2, 1, Halves<bf16> = Halves::new(), [];
     /// Decode by equal shares, groups of up to 16 heads.
-    paged_attention_decode_split_bf16_d128_g16: bf16, 128, 2, 2, 1;
+    paged_attention_decode_split_bf16_d128_g16: bf16, 128, 2, 2, 1, Halves<bf16> = Halves::new(), [];
     /// Decode by equal shares, groups of up to 8 heads.
-    paged_attention_decode_split_f16_d64_g8: f16, 64, 1, 4, 3;
+    paged_attention_decode_split_f16_d64_g8: f16, 64, 1, 4, 3, Halves<f16> = Halves::new(), [];
     /// Decode by equal shares, groups of up to 16 heads.
-    paged_attention_decode_split_f16_d64_g16: f16, 64, 2, 4, 3;
+    paged_attention_decode_split_f16_d64_g16: f16, 64, 2, 4, 3, Halves<f16> = Halves::new(), [];
     /// Decode by equal shares, groups of up to 8 heads.
-    paged_attention_decode_split_f16_d128_g8: f16, 128, 1, 2, 1;
+    paged_attention_decode_split_f16_d128_g8: f16, 128, 1, 2, 1, Halves<f16> = Halves::new(), [];
     /// Decode by equal shares, groups of up to 16 heads.
-    paged_attention_decode_split_f16_d128_g16: f16, 128, 2, 2, 1;
-}
-
-macro_rules! split_e4m3_entries {
-    ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal, $HT:literal, $STAGES:literal, $AHEAD:literal;)*) => {$(
-        const _: () = assert!($STAGES == num_stages($D) && $AHEAD + 1 == $STAGES);
-
-        $(#[$doc])*
-        #[kernel(threads = 256, min_blocks = 1, early = true)]
-        pub unsafe fn $name(
-            kv_indices: Global<i32>,     // [entries]
-            kv_page_rank: Global<i32>,   // [entries]
-            peer_kv_ptrs: Global<u64>,   // [num_locations]
-            params: DecodeParams,
-            k_scale: Global<f32>,        // [num_kv_heads]
-            v_scale: Global<f32>,        // [num_kv_heads]
-            items: Global<u32>,          // [items, WorkItem::WORDS]
-            q: Global<$T>,               // [batch, num_qo_heads, head_dim]
-            out: GlobalMut<$T>,          // [batch, num_qo_heads, head_dim]
-            lse: GlobalMut<f32>,         // [batch, num_qo_heads]
-            partial_out: GlobalMut<f32>, // [parts, group_size, head_dim]
-            partial_lse: GlobalMut<f32>, // [parts, group_size]
-            arrived: GlobalMut<u32>,     // [meetings], 0 before and after
-        ) {
-            let pages = Pages::new(kv_indices, kv_page_rank, peer_kv_ptrs, params);
-            let group_size = params.group_size;
-            let parts = Parts { out: partial_out, lse: partial_lse, arrived, group_size };
-            let output = DecodeOutput { out, lse, parts };
-            let format = E4m3s { k_scale, v_scale };
-            decode_split::<$T, $D, $HT, $STAGES, $AHEAD, $T, AtHome, _>(pages, format, items, q, output, AtHome);
-        }
-    )*};
-}
-
-split_e4m3_entries! {
+    paged_attention_decode_split_f16_d128_g16: f16, 128, 2, 2, 1, Halves<f16> = Halves::new(), [];
     /// Decode by equal shares, groups of up to 8 heads, over e4m3.
-    paged_attention_decode_split_bf16_e4m3_d64_g8: bf16, 64, 1, 4, 3;
+    paged_attention_decode_split_bf16_e4m3_d64_g8: bf16, 64, 1, 4, 3, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
     /// Decode by equal shares, groups of up to 16 heads, over e4m3.
-    paged_attention_decode_split_bf16_e4m3_d64_g16: bf16, 64, 2, 4, 3;
+    paged_attention_decode_split_bf16_e4m3_d64_g16: bf16, 64, 2, 4, 3, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
     /// Decode by equal shares, groups of up to 8 heads, over e4m3.
-    paged_attention_decode_split_bf16_e4m3_d128_g8: bf16, 128, 1, 4, 3;
+    paged_attention_decode_split_bf16_e4m3_d128_g8: bf16, 128, 1, 4, 3, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
     /// Decode by equal shares, groups of up to 16 heads, over e4m3.
-    paged_attention_decode_split_bf16_e4m3_d128_g16: bf16, 128, 2, 4, 3;
+    paged_attention_decode_split_bf16_e4m3_d128_g16: bf16, 128, 2, 4, 3, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
     /// Decode by equal shares, groups of up to 8 heads, over e4m3.
-    paged_attention_decode_split_f16_e4m3_d64_g8: f16, 64, 1, 4, 3;
+    paged_attention_decode_split_f16_e4m3_d64_g8: f16, 64, 1, 4, 3, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
     /// Decode by equal shares, groups of up to 16 heads, over e4m3.
-    paged_attention_decode_split_f16_e4m3_d64_g16: f16, 64, 2, 4, 3;
+    paged_attention_decode_split_f16_e4m3_d64_g16: f16, 64, 2, 4, 3, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
     /// Decode by equal shares, groups of up to 8 heads, over e4m3.
-    paged_attention_decode_split_f16_e4m3_d128_g8: f16, 128, 1, 4, 3;
+    paged_attention_decode_split_f16_e4m3_d128_g8: f16, 128, 1, 4, 3, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
     /// Decode by equal shares, groups of up to 16 heads, over e4m3.
-    paged_attention_decode_split_f16_e4m3_d128_g16: f16, 128, 2, 4, 3;
+    paged_attention_decode_split_f16_e4m3_d128_g16: f16, 128, 2, 4, 3, E4m3s = E4m3s { k_scale, v_scale }, [k_scale, v_scale];
 }
 
 macro_rules! tiles_entries {
