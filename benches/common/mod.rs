@@ -1,11 +1,12 @@
-//! What all benches are: the sides of one pair, sampled as `host compare` samples them.
+//! What all benches are: the sides of one pair, sampled as `host compare` samples them: in turns, as
+//! a side that runs alone draws other power, and finds other things in the caches.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use criterion::{Criterion, Throughput};
 use farpage::device::DeviceChoice;
-use farpage::harness::protocol::Protocol;
+use farpage::harness::protocol::{Protocol, Turns};
 use farpage::harness::results::Planned;
 use farpage::harness::{Machine, Variant, registry, verify_both};
 
@@ -38,18 +39,18 @@ pub fn bench_main(target: &str) -> Result<()> {
             if let Some(Planned { choice, .. }) = prepared.planned() {
                 println!("{target}/{}: {choice}", shape.name);
             }
-            for variant in Variant::BOTH {
-                let batch = protocol.batch(prepared, variant)?;
-                let mut sample = prepared.sampler(variant, batch)?;
+            let batches = protocol.batches(prepared)?;
+            let mut turns = Turns::new(prepared, batches)?;
+            for (side, variant) in Variant::BOTH.into_iter().enumerate() {
                 let work = prepared.work(variant);
                 let mut group = criterion.benchmark_group(target);
                 group.throughput(Throughput::Bytes(work.read_bytes + work.written_bytes));
                 let name = format!("{}/{}", shape.name, pair.side_name(variant));
                 group.bench_function(name, |bencher| {
                     bencher.iter_custom(|num_calls| {
-                        let num_samples = num_calls.div_ceil(batch.num_calls as u64);
+                        let num_samples = num_calls.div_ceil(batches[side].num_calls as u64);
                         let us: f64 = (0..num_samples)
-                            .map(|_| sample().expect("it ran when it was checked"))
+                            .map(|_| turns.round().expect("it ran when it was checked")[side])
                             .sum();
                         Duration::from_secs_f64(us / num_samples as f64 * num_calls as f64 / 1e6)
                     });

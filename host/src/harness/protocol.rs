@@ -122,6 +122,15 @@ impl Protocol {
         }
     }
 
+    /// What samples of the baseline and of the optimized side are taken of.
+    ///
+    /// # Errors
+    /// What the pair says.
+    pub fn batches(&self, prepared: &dyn Prepared) -> Result<[Batch; 2]> {
+        let [baseline, optimized] = Variant::BOTH.map(|variant| self.batch(prepared, variant));
+        Ok([baseline?, optimized?])
+    }
+
     /// What a sample of a side is taken of; a steady one is fitted to the time that a call takes.
     ///
     /// # Errors
@@ -160,6 +169,55 @@ pub struct Timings {
     pub ratio: Estimate,
 }
 
+/// Two sides that take turns.
+pub struct Turns<'a> {
+    /// Of the baseline and of the optimized side.
+    samplers: [Sampler<'a>; 2],
+    num_rounds: usize,
+}
+
+impl<'a> Turns<'a> {
+    /// Of both sides of a pair, each with samples of its own [batch](Protocol::batch).
+    ///
+    /// # Errors
+    /// What the pair or the device says.
+    pub fn new(prepared: &'a dyn Prepared, batches: [Batch; 2]) -> Result<Self> {
+        let [baseline, optimized] = batches;
+        Ok(Self::of([
+            prepared.sampler(Variant::Baseline, baseline)?,
+            prepared.sampler(Variant::Optimized, optimized)?,
+        ]))
+    }
+
+    fn of(samplers: [Sampler<'a>; 2]) -> Self {
+        Self { samplers, num_rounds: 0 }
+    }
+
+    /// Microseconds of a call of the baseline and of the optimized side, from a sample of each.
+    /// Who goes first alternates.
+    ///
+    /// # Errors
+    /// What the pair or the device says.
+    pub fn round(&mut self) -> Result<[f64; 2]> {
+        let is_baseline_first = self.num_rounds.is_multiple_of(2);
+        self.num_rounds += 1;
+        let [baseline, optimized] = &mut self.samplers;
+        Ok(if is_baseline_first {
+            let baseline_us = in_range(Variant::Baseline, baseline)?;
+            [baseline_us, in_range(Variant::Optimized, optimized)?]
+        } else {
+            let optimized_us = in_range(Variant::Optimized, optimized)?;
+            [in_range(Variant::Baseline, baseline)?, optimized_us]
+        })
+    }
+}
+
+/// A sample, as a profiler shows it.
+fn in_range(variant: Variant, sampler: &mut Sampler<'_>) -> Result<f64> {
+    let _range = nvtx::range(&variant.to_string());
+    sampler()
+}
+
 /// Measures both sides of a pair; nothing, if interrupted.
 ///
 /// # Errors
@@ -170,32 +228,21 @@ pub fn measure(
     watch: &dyn Watch,
 ) -> Result<Option<Timings>> {
     watch.step("warming up");
-    let sampler = |variant| prepared.sampler(variant, protocol.batch(prepared, variant)?);
-    take_turns([sampler(Variant::Baseline)?, sampler(Variant::Optimized)?], protocol, watch)
+    let turns = Turns::new(prepared, protocol.batches(prepared)?)?;
+    take_turns(turns, protocol, watch)
 }
 
 /// Samples of two sides, round by round.
 fn take_turns(
-    [mut baseline, mut optimized]: [Sampler<'_>; 2],
+    mut turns: Turns<'_>,
     protocol: &Protocol,
     watch: &dyn Watch,
 ) -> Result<Option<Timings>> {
-    let mut baseline = in_range(Variant::Baseline, &mut baseline);
-    let mut optimized = in_range(Variant::Optimized, &mut optimized);
-    let mut round = |is_baseline_first: bool| -> Result<[f64; 2]> {
-        Ok(if is_baseline_first {
-            let baseline_us = baseline()?;
-            [baseline_us, optimized()?]
-        } else {
-            let optimized_us = optimized()?;
-            [baseline()?, optimized_us]
-        })
-    };
-    for warmup in 0..protocol.warmup_rounds {
+    for _ in 0..protocol.warmup_rounds {
         if watch.is_interrupted() {
             return Ok(None);
         }
-        round(warmup % 2 == 0)?;
+        turns.round()?;
     }
     let (mut samples, mut next_look) = (Samples::default(), FIRST_LOOK);
     let begun = Instant::now();
@@ -203,7 +250,7 @@ fn take_turns(
         if watch.is_interrupted() {
             return Ok(None);
         }
-        samples.push(round(samples.len() % 2 == 0)?);
+        samples.push(turns.round()?);
         let num_rounds = samples.len();
         let is_done = match protocol.rounds {
             Rounds::Fixed { num_rounds: wanted, max_time } => {
@@ -225,18 +272,6 @@ fn take_turns(
         if is_done {
             return Ok(Some(samples.timings()));
         }
-    }
-}
-
-/// The sampler, as a profiler shows it.
-fn in_range<'a>(
-    variant: Variant,
-    sampler: &'a mut Sampler<'_>,
-) -> impl FnMut() -> Result<f64> + 'a {
-    let name = variant.to_string();
-    move || {
-        let _range = nvtx::range(&name);
-        sampler()
     }
 }
 

@@ -24,7 +24,7 @@ fn sides_take_turns_and_who_goes_first_alternates() {
             Ok(1.0)
         })
     };
-    take_turns([side('b'), side('o')], &protocol(Rounds::exactly(3)), &Silent).unwrap();
+    take_turns(Turns::of([side('b'), side('o')]), &protocol(Rounds::exactly(3)), &Silent).unwrap();
     assert_eq!(order.into_inner(), "bo ob bo ob bo".replace(' ', ""));
 }
 
@@ -41,7 +41,7 @@ fn the_ratio_is_paired_round_by_round() {
         Box::new(|| drifting("baseline", &baseline)),
         Box::new(|| drifting("optimized", &optimized)),
     ];
-    let found = take_turns(sides, &protocol(ADAPTIVE), &Silent).unwrap().unwrap();
+    let found = take_turns(Turns::of(sides), &protocol(ADAPTIVE), &Silent).unwrap().unwrap();
     assert_eq!((found.ratio.low, found.ratio.median, found.ratio.high), (3.0, 3.0, 3.0));
     assert!(relative_width(&found.baseline_us) > 0.5);
     assert_eq!(found.ratio.n, FIRST_LOOK);
@@ -51,24 +51,26 @@ fn the_ratio_is_paired_round_by_round() {
 fn an_unsure_ratio_gets_more_rounds_up_to_the_limit() {
     let mut rng = fastrand::Rng::with_seed(3);
     let noisy: Sampler<'_> = Box::new(move || Ok(1.0 + rng.f64()));
-    let found = take_turns([noisy, constant(1.0)], &protocol(ADAPTIVE), &Silent).unwrap().unwrap();
+    let found = take_turns(Turns::of([noisy, constant(1.0)]), &protocol(ADAPTIVE), &Silent)
+        .unwrap()
+        .unwrap();
     assert_eq!(found.ratio.n, 100);
 
     let min_time = Duration::MAX;
     let sure = Rounds::Adaptive { min_time, max_rounds: 100, max_time: Duration::MAX };
-    let found = take_turns([constant(1.0), constant(1.0)], &protocol(sure), &Silent);
+    let found = take_turns(Turns::of([constant(1.0), constant(1.0)]), &protocol(sure), &Silent);
     assert_eq!(found.unwrap().unwrap().ratio.n, 100, "sure, but too early");
 
     let (min_time, max_time) = (Duration::ZERO, Duration::ZERO);
     let limit = Rounds::Adaptive { min_time, max_rounds: 100, max_time };
-    let found = take_turns([constant(1.0), constant(1.0)], &protocol(limit), &Silent);
+    let found = take_turns(Turns::of([constant(1.0), constant(1.0)]), &protocol(limit), &Silent);
     assert_eq!(found.unwrap().unwrap().ratio.n, 1);
 }
 
 #[test]
 fn of_rounds_and_seconds_those_count_that_end_first() {
     let rounds = |rounds: Rounds| {
-        take_turns([constant(1.0), constant(1.0)], &protocol(rounds), &Silent)
+        take_turns(Turns::of([constant(1.0), constant(1.0)]), &protocol(rounds), &Silent)
             .map(|found| found.map(|timings| timings.ratio.n))
             .unwrap()
     };
@@ -90,14 +92,14 @@ fn an_interruption_ends_it_without_a_result() {
         }
     }
     let sides = [constant(1.0), constant(1.0)];
-    let found = take_turns(sides, &protocol(ADAPTIVE), &AfterFive(Cell::new(0)));
+    let found = take_turns(Turns::of(sides), &protocol(ADAPTIVE), &AfterFive(Cell::new(0)));
     assert_eq!(found.unwrap(), None);
 }
 
 #[test]
 fn an_error_ends_it() {
     let failing: Sampler<'_> = Box::new(|| anyhow::bail!("no more"));
-    assert!(take_turns([constant(1.0), failing], &protocol(ADAPTIVE), &Silent).is_err());
+    assert!(take_turns(Turns::of([constant(1.0), failing]), &protocol(ADAPTIVE), &Silent).is_err());
 }
 
 #[test]
