@@ -26,6 +26,7 @@ pub mod paged_attention;
 pub mod paged_prefill;
 pub mod rms_norm;
 pub mod sampling;
+pub mod seeded_values;
 pub mod shared_expert;
 pub mod tensor_peak;
 pub mod token_pack;

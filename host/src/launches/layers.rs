@@ -1,10 +1,11 @@
-//! Kernels of the rooms `rms_norm`, `embedding` and `sampling`: a prompt of 4096 tokens, and the
-//! logits of 32 requests.
+//! Kernels of the rooms `rms_norm`, `embedding`, `sampling` and `seeded_values`: a prompt of 4096 tokens,
+//! the logits of 32 requests, and the weights of a product.
 
 use anyhow::Result;
 use gpu_kernels::embedding::contract::EmbeddingShape;
 use gpu_kernels::rms_norm::contract::RmsNormShape;
 use gpu_kernels::sampling::contract::SamplingShape;
+use gpu_kernels::seeded_values::contract::SeededValuesShape;
 use half::bf16;
 
 use super::{KernelLaunch, Setting, kernel};
@@ -15,6 +16,7 @@ use crate::kernels::sampling::SamplingVariant::{self, Row, Split};
 use crate::kernels::sampling::{
     ArgmaxArgs, ChooseArgs, LogitElement, Sampler, SamplingRule, argmax,
 };
+use crate::kernels::seeded_values::{SeededTensor, fill};
 
 pub(super) fn launches() -> Vec<KernelLaunch> {
     vec![
@@ -34,6 +36,7 @@ pub(super) fn launches() -> Vec<KernelLaunch> {
         kernel("sampling_choose_row_f32", drawn::<f32>(Row)),
         kernel("sampling_choose_split_bf16", drawn::<bf16>(Split)),
         kernel("sampling_choose_split_f32", drawn::<f32>(Split)),
+        kernel("seeded_values_fill_bf16", seeded),
     ]
 }
 
@@ -79,6 +82,22 @@ fn gather(setting: &Setting<'_>) -> Result<()> {
     let out = stream.device().alloc(shape.out_elements())?;
     let args = GatherArgs { table: &table, row_ids: &row_ids, out: &out };
     setting.repeat(&stream, |_| Ok(gather_rows(&stream, shape, args)?))
+}
+
+fn seeded(setting: &Setting<'_>) -> Result<()> {
+    let stream = setting.stream()?;
+    let len = setting.pick(16_384, 64);
+    let shape = SeededValuesShape {
+        row_len: len,
+        first_row: 0,
+        num_rows: len,
+        first_column: 0,
+        num_columns: len,
+        first_out: 0,
+    };
+    let out = stream.device().alloc(shape.out_elements())?;
+    let tensor = SeededTensor { key: 1, reach: 0.02 };
+    setting.repeat(&stream, |_| Ok(fill(&stream, shape, tensor, &out)?))
 }
 
 /// Logits that are all equal, and where to put the tokens.

@@ -20,6 +20,7 @@ pub use seeded::Seeded;
 use std::ops::Range;
 
 use super::ModelError;
+use crate::kernels::seeded_values::SeededTensor;
 
 /// Some rows and columns of a tensor of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,6 +106,11 @@ pub trait WeightSource {
     /// # Errors
     /// As [`check`](Self::check).
     fn read(&self, part: &Part, start: usize, values: &mut [half::bf16]) -> Result<(), ModelError>;
+
+    /// What the part's values follow from, if a GPU can make those that [`read`](Self::read) gives.
+    fn seeded(&self, _part: &Part) -> Option<SeededTensor> {
+        None
+    }
 }
 
 /// All tensors of a model.

@@ -1,9 +1,11 @@
 //! Weights made from a seed, which keep activations near 1.
 
+use gpu_kernels::seeded_values::{mix, value};
 use half::bf16;
 use rayon::prelude::*;
 
 use super::{Part, WeightSource};
+use crate::kernels::seeded_values::SeededTensor;
 use crate::model::ModelError;
 
 /// Weights of any shape, the same for the same seed on every machine.
@@ -17,9 +19,6 @@ pub struct Seeded {
     num_layers: usize,
 }
 
-/// Elements of one hash.
-const ELEMENTS_OF_HASH: usize = 4;
-
 /// Elements that one thread makes in a row.
 const MADE_AT_ONCE: usize = 1 << 16;
 
@@ -32,8 +31,16 @@ impl Seeded {
         Self { seed, num_layers }
     }
 
+    /// The mean of a tensor's values, and what its deviations from it follow from: evenly spread over
+    /// a reach on either side, they have the standard deviation wanted.
+    fn distribution(&self, part: &Part) -> (f32, SeededTensor) {
+        let (mean, deviation) = self.moments(part);
+        let key = part.tensor.bytes().fold(self.seed, |hash, byte| mix(hash ^ u64::from(byte)));
+        (mean, SeededTensor { key, reach: deviation * 3_f32.sqrt() })
+    }
+
     /// Mean and standard deviation of a tensor's values.
-    fn distribution(&self, part: &Part) -> (f32, f32) {
+    fn moments(&self, part: &Part) -> (f32, f32) {
         let inputs = part.shape.last().copied().unwrap_or(1) as f32;
         let tensor = part.tensor.as_str();
         if tensor.ends_with("norm.weight") {
@@ -64,30 +71,22 @@ impl WeightSource for Seeded {
     }
 
     fn read(&self, part: &Part, start: usize, values: &mut [bf16]) -> Result<(), ModelError> {
-        let (mean, deviation) = self.distribution(part);
-        let name = part.tensor.bytes().fold(self.seed, |hash, byte| mix(hash ^ u64::from(byte)));
-        // Evenly spread over this much on either side, which has that deviation.
-        let reach = deviation * 3_f32.sqrt();
-        let value = |bits: u16| bf16::from_f32(mean + reach * (f32::from(bits as i16) / 32768.0));
+        let (mean, SeededTensor { key, reach }) = self.distribution(part);
         let pieces = values.par_chunks_mut(MADE_AT_ONCE).enumerate();
         pieces.for_each(|(piece, mut values)| {
             for run in part.runs(start + piece * MADE_AT_ONCE, values.len()) {
                 let (of_run, rest) = values.split_at_mut(run.len());
                 for (value_of, element) in of_run.iter_mut().zip(run) {
-                    let hash = mix(name ^ (element / ELEMENTS_OF_HASH) as u64);
-                    *value_of = value((hash >> (16 * (element % ELEMENTS_OF_HASH))) as u16);
+                    *value_of = bf16::from_f32(mean + value(key, element as u64, reach));
                 }
                 values = rest;
             }
         });
         Ok(())
     }
-}
 
-/// SplitMix64: a number that looks random, from any other.
-fn mix(state: u64) -> u64 {
-    let z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    fn seeded(&self, part: &Part) -> Option<SeededTensor> {
+        let (mean, tensor) = self.distribution(part);
+        (mean == 0.0).then_some(tensor)
+    }
 }

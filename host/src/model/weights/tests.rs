@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use half::bf16;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
+use super::load::shape_of;
 use super::*;
 use crate::device::{Buffer, Device};
+use crate::kernels::seeded_values;
 use crate::model::ModelConfig;
 use crate::model::config::NamedShape;
 
@@ -191,6 +193,46 @@ fn seeded_weights_are_spread_as_said_and_differ() {
     let whole = values_of("a.q_proj.weight", 0, 1000);
     assert_eq!(whole[333..], values_of("a.q_proj.weight", 333, 667));
     assert_ne!(whole, values_of("b.q_proj.weight", 0, 1000));
+}
+
+#[test]
+fn the_kernel_makes_the_values_that_the_host_makes() {
+    let config = ModelConfig::from_folder(&fixture("qwen2_moe")).unwrap();
+    let seeded = Seeded::new(7, config.num_layers());
+    let stream = Device::cpu().new_stream().unwrap();
+    let stacks = plan(&config).into_tensors().into_iter();
+    let mut num_made = 0;
+    for part in stacks.flat_map(|stack| stack.parts) {
+        let (shape, len) = (shape_of(&part, 8), part.num_elements());
+        let Some(tensor) = seeded.seeded(&part).filter(|_| shape.check().is_ok()) else {
+            continue;
+        };
+        let out = stream.device().alloc_zeroed(8 + len).unwrap();
+        seeded_values::fill(&stream, shape, tensor, &out).unwrap();
+        let mut want = vec![bf16::ZERO; 8 + len];
+        seeded.read(&part, 0, &mut want[8..]).unwrap();
+        assert!(out.to_vec(&stream).unwrap() == want, "{part:?}");
+        num_made += 1;
+    }
+    // All but norms and biases.
+    assert!(num_made > 20, "{num_made}");
+}
+
+fn loaded_on(device: &Device, config: &ModelConfig) -> Vec<Vec<bf16>> {
+    let (stream, source) = (device.new_stream().unwrap(), Seeded::new(7, config.num_layers()));
+    let weights = load(&stream, config, &source, &mut |_| {}).unwrap();
+    weights.into_tensors().iter().map(|tensor| tensor.to_vec(&stream).unwrap()).collect()
+}
+
+#[test]
+#[ignore = "needs 1 GPU"]
+fn a_gpu_makes_the_weights_that_the_host_makes() {
+    for family in ["llama", "qwen2_moe"] {
+        let config = ModelConfig::from_folder(&fixture(family)).unwrap();
+        let device = Device::cuda(0).unwrap();
+        assert!(loaded_on(&device, &config) == loaded_on(&Device::cpu(), &config), "{family}");
+        assert!(device.launched_kernels().contains(&"seeded_values_fill_bf16"));
+    }
 }
 
 #[test]
