@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
@@ -230,6 +231,11 @@ const PAGE_SIZE: u32 = 16;
 /// Tokens of prompts that a step of a static batch takes, which has no other limit.
 const STATIC_STEP_TOKENS: usize = 2048;
 
+/// Tells whoever waits how far it is.
+fn note(since: Instant, what: &str) {
+    eprintln!("{:5.1} s: {what}", since.elapsed().as_secs_f64());
+}
+
 /// What computes, before it is there.
 enum EngineSource {
     Simulated(SimulatedModel),
@@ -359,7 +365,9 @@ impl ServeArguments {
                 let device = Device::select(choice)?;
                 self.say(&format!("{}\nmodel: {name}", device.describe()));
                 let load = |stream: &_| source.load(stream, *num_max_positions);
+                let begun = Instant::now();
                 let mut engine = self.device_engine(&device, load)?;
+                note(begun, "the engine is there");
                 self.serve_with(&mut engine, Clock::wall(), policy, requests)
             }
         }
@@ -400,6 +408,7 @@ impl ServeArguments {
             network: self.simulate_network,
             stop: None,
         };
+        let begun = Instant::now();
         let world = match source {
             EngineSource::Simulated(_) => {
                 self.say(&format!(
@@ -413,6 +422,7 @@ impl ServeArguments {
                 if device.is_cuda() { World::cuda(num_ranks)? } else { World::cpu(num_ranks) }
             }
         };
+        note(begun, "kernels are loaded, and ranks reach each other");
         let make_engine = |rank: &Rank, clock: &Clock| -> Result<Box<dyn Engine>, String> {
             match source {
                 EngineSource::Simulated(model) => {
@@ -435,11 +445,14 @@ impl ServeArguments {
                         )?)
                     };
                     let engine = self.device_engine(rank.device(), load);
-                    Ok(Box::new(engine.map_err(|error| format!("{error:#}"))?))
+                    let engine = engine.map_err(|error| format!("{error:#}"))?;
+                    note(begun, &format!("the engine of rank {} is there", rank.index()));
+                    Ok(Box::new(engine))
                 }
             }
         };
         let cluster = serve_on(&world, &options, &make_engine, requests)?;
+        note(begun, "all requests have ended");
         for (rank, report) in cluster.ranks.iter().enumerate() {
             if let Err(reason) = report {
                 eprintln!("rank {rank} stopped: {reason}");

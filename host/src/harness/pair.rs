@@ -156,6 +156,12 @@ pub trait Prepared {
     /// turn comes again.
     fn num_inputs(&self) -> usize;
 
+    /// Whether a call takes seconds, as serving a load does: then the checks before are its warm-up,
+    /// it is sampled call by call, and a few rounds are looked at.
+    fn is_long(&self) -> bool {
+        false
+    }
+
     /// Takes samples of a side. Of several ranks, the slowest one's time counts.
     ///
     /// Whatever can be done before the first sample is done here. One stream's work is sampled by

@@ -7,6 +7,7 @@
 //! | warm-up | rounds that do not count |
 //! | rounds | a sample of each side; who goes first alternates, so that drift hits both |
 //! | result | medians; the ratio is the median of the rounds' own ratios; intervals as [`statistics`] has them |
+//! | long calls | pairs [whose calls take seconds](Prepared::is_long): one call a sample, no warm-up, the interval looked at from the third round on |
 //! | end | a given number of rounds, or of seconds if they pass first; or, looked at in steps of a half more, when the ratio's interval is narrower than 2 % of it, but on GPUs not within the first second; at the latest after the limit of rounds or seconds |
 //!
 //! Commands and benches all go through here.
@@ -30,6 +31,8 @@ const MAX_CALLS: usize = 512;
 const TARGET_WIDTH: f64 = 0.02;
 /// Rounds before the interval is first looked at.
 const FIRST_LOOK: usize = 10;
+/// The same, of calls that take seconds.
+const FIRST_LOOK_OF_LONG: usize = 3;
 
 /// Which inputs calls get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,7 +144,7 @@ impl Protocol {
             Inputs::Hot => 1,
         };
         let single = Batch { mode: Mode::Single, num_calls: 1, num_inputs };
-        if self.mode == Mode::Single {
+        if self.mode == Mode::Single || prepared.is_long() {
             return Ok(single);
         }
         let mut one_call = prepared.sampler(variant, single)?;
@@ -229,13 +232,18 @@ pub fn measure(
 ) -> Result<Option<Timings>> {
     watch.step("warming up");
     let turns = Turns::new(prepared, protocol.batches(prepared)?)?;
-    take_turns(turns, protocol, watch)
+    if prepared.is_long() {
+        let protocol = Protocol { warmup_rounds: 0, ..*protocol };
+        return take_turns(turns, &protocol, FIRST_LOOK_OF_LONG, watch);
+    }
+    take_turns(turns, protocol, FIRST_LOOK, watch)
 }
 
 /// Samples of two sides, round by round.
 fn take_turns(
     mut turns: Turns<'_>,
     protocol: &Protocol,
+    first_look: usize,
     watch: &dyn Watch,
 ) -> Result<Option<Timings>> {
     for _ in 0..protocol.warmup_rounds {
@@ -244,7 +252,7 @@ fn take_turns(
         }
         turns.round()?;
     }
-    let (mut samples, mut next_look) = (Samples::default(), FIRST_LOOK);
+    let (mut samples, mut next_look) = (Samples::default(), first_look);
     let begun = Instant::now();
     loop {
         if watch.is_interrupted() {

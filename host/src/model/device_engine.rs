@@ -9,6 +9,7 @@
 //! size: a step is filled up to one of few, with sequences of nobody in pages of nobody.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use gpu_kernels::kv_append::contract::{AppendLists, AppendShape};
 use gpu_kernels::paged_attention::contract::PageTable;
@@ -23,14 +24,14 @@ use super::pages::LayeredKv;
 use super::pass::{Attention, Pass, PassShape};
 use super::transformer::Transformer;
 use super::{ModelError, step_check};
-use crate::device::Stream;
+use crate::device::{Event, Stream};
 use crate::kernels::kv_append::Append;
 use crate::kernels::paged_prefill::{Prefill, PrefillVariant};
 use crate::kernels::sampling::SamplingRule;
 use crate::kv::Location;
 
 /// Passes that are kept for steps of the same size.
-const NUM_KEPT_PASSES: usize = 24;
+const NUM_KEPT_PASSES: usize = 32;
 /// The first token of most vocabularies, for sequences of nobody.
 const FILLER: u32 = 0;
 
@@ -51,6 +52,34 @@ pub struct EngineOptions {
     pub uses_graphs: bool,
 }
 
+/// What steps took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepTimes {
+    /// Steps.
+    pub num_steps: u64,
+    /// From when they were asked for to when they were answered, µs.
+    pub us: f64,
+    /// Of this, from the first kernel of each to the end of its last.
+    pub device_us: f64,
+}
+
+impl StepTimes {
+    fn count(&mut self, us: f64, device_us: f64) {
+        self.num_steps += 1;
+        self.us += us;
+        self.device_us += device_us;
+    }
+}
+
+/// What an engine's steps took, by their kinds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct EngineTimes {
+    /// In which all sequences decode.
+    pub decode: StepTimes,
+    /// With prompts, or parts of them.
+    pub prompts: StepTimes,
+}
+
 /// A model on one device.
 pub struct DeviceEngine {
     stream: Arc<Stream>,
@@ -68,6 +97,9 @@ pub struct DeviceEngine {
     issue: Issue,
     /// Which of the decode steps ran last.
     last_decode: Option<usize>,
+    /// Before the first kernel of a step with prompts, and after the last.
+    ends: [Event; 2],
+    times: EngineTimes,
 }
 
 /// A page table's lists, as a step says them.
@@ -117,6 +149,7 @@ impl DeviceEngine {
         options: EngineOptions,
     ) -> Result<Self, ModelError> {
         let EngineOptions { page_size, device_pages, host_pages, .. } = options;
+        let ends = [stream.device().new_event()?, stream.device().new_event()?];
         let kv =
             LayeredKv::new(stream.clone(), model.config(), page_size, device_pages, host_pages)?;
         Ok(Self {
@@ -131,6 +164,8 @@ impl DeviceEngine {
             is_batch_invariant: false,
             issue: if options.uses_graphs { Issue::Graph } else { Issue::Kernels },
             last_decode: None,
+            ends,
+            times: EngineTimes::default(),
         })
     }
 
@@ -170,6 +205,11 @@ impl DeviceEngine {
     pub fn decode_us(&self) -> Result<f64, EngineError> {
         let last = self.last_decode.ok_or_else(|| EngineError::failed("no decode step yet"))?;
         self.decode_steps[last].device_us()
+    }
+
+    /// What steps took since this was last asked.
+    pub fn take_times(&mut self) -> EngineTimes {
+        std::mem::take(&mut self.times)
     }
 
     /// Logits of the last step, `[sequences that sampled, vocab_size]`, if they are kept.
@@ -244,7 +284,11 @@ impl DeviceEngine {
             }
         }
         let (num_tokens, num_answers) = (token_ids.len(), logit_rows.len());
-        let num_logit_rows = padded_sequences(num_answers).min(num_tokens);
+        // As many for any number of answers, which cost little more than one: passes are kept by it.
+        let num_logit_rows = match num_answers {
+            0 => 0,
+            _ => padded_sequences(self.options.num_max_sequences).min(num_tokens),
+        };
         let shape = PassShape {
             num_tokens: num_tokens as u32,
             num_logit_rows: num_logit_rows as u32,
@@ -252,7 +296,7 @@ impl DeviceEngine {
             one_by_one: false,
         };
         self.prepare_pass(shape)?;
-        let Self { stream, model, kv, passes, .. } = self;
+        let Self { stream, model, kv, passes, ends: [start, end], .. } = self;
         let pass = passes.last().expect("it was prepared");
         stream.upload(&token_ids, pass.token_ids())?;
         // Where answers are among the rows that have logits.
@@ -287,12 +331,15 @@ impl DeviceEngine {
         let kv_lens = append.table().kv_lens();
         let prefill = Prefill::plan(stream, variant, prefill, &append_indptr, kv_lens)?;
         let attention = Attention::Prefill(&prefill);
+        stream.record(start)?;
         pass.run(stream, model, kv, &append, &attention, after_layer)?;
         let Some(choice) = pass.choice() else {
+            stream.record(end)?;
             stream.synchronize()?;
             return Ok(Chosen::default());
         };
         choice.run(stream)?;
+        stream.record(end)?;
         let (ids, logprobs) = choice.chosen();
         let (ids, logprobs) = (ids.to_vec(stream)?, logprobs.to_vec(stream)?);
         if self.keeps_logits {
@@ -425,12 +472,18 @@ impl Engine for DeviceEngine {
         if step.sequences.is_empty() {
             return Ok(Vec::new());
         }
+        let asked = Instant::now();
+        let us = || asked.elapsed().as_secs_f64() * 1e6;
         let chosen = if step.sequences.iter().all(is_decode) {
             let chosen = self.decode(step)?;
             (0..limits.num_layers).try_for_each(|layer| after_layer(layer, &mut self.kv))?;
+            self.times.decode.count(us(), self.decode_us()?);
             chosen
         } else {
-            self.prefill(step, after_layer)?
+            let chosen = self.prefill(step, after_layer)?;
+            let [start, end] = &self.ends;
+            self.times.prompts.count(us(), start.elapsed_us(end)?);
+            chosen
         };
         answers(step, &chosen)
     }

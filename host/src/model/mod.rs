@@ -42,7 +42,7 @@ pub mod weights;
 
 pub use config::ModelConfig;
 pub use decode_step::Issue;
-pub use device_engine::{DeviceEngine, EngineOptions};
+pub use device_engine::{DeviceEngine, EngineOptions, EngineTimes, StepTimes};
 pub use error::ModelError;
 pub use pages::{LayeredKv, PageWindow, StagedPages};
 pub use tokenizer::{TextStream, Tokenizer};

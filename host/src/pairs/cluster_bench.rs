@@ -8,7 +8,7 @@ use gpu_kernels::contract::Work;
 use serde::Serialize;
 
 use super::serve_bench::{metric, serving_metrics};
-use super::serving_model::{Home, Lent, ServingModel, change_prompts, check_tokens, oracle};
+use super::serving_model::{Home, Lent, Oracle, ServingModel, change_prompts};
 use crate::comm::{Rank, World};
 use crate::device::Device;
 use crate::harness::results::Metric;
@@ -16,7 +16,7 @@ use crate::harness::{Batch, Demand, Prepared, Sampler, Variant};
 use crate::model::engine::Engine;
 use crate::serve::disagg::{ClusterOptions, ClusterServed, HandOver, Roles, serve_on};
 use crate::serve::load::PoissonLoad;
-use crate::serve::{Clock, Request, Slo, Summary};
+use crate::serve::{Clock, Request, Served, Slo, Summary};
 
 /// What is served, by how many ranks, in which ways.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -52,8 +52,8 @@ pub struct ClusterBench {
     /// By rank.
     engines: Vec<Home>,
     requests: Vec<Request>,
-    oracle: Vec<Vec<u32>>,
-    /// Of each side's last call.
+    oracle: Oracle,
+    /// Each side's last one.
     calls: RefCell<[Option<Call>; 2]>,
     /// What the hand-over takes when nothing hides it.
     bare_us: f64,
@@ -61,20 +61,22 @@ pub struct ClusterBench {
 
 /// What a call came to.
 struct Call {
+    served: Served,
     summary: Summary,
     /// Time of ranks that decode in their steps, and waiting for KV with nothing else to do.
     decode_us: f64,
 }
 
 impl Call {
-    fn new(cluster: &ClusterServed, options: &ClusterOptions) -> Self {
+    fn new(cluster: ClusterServed, options: &ClusterOptions) -> Self {
         let half = match options.roles {
             Roles::Monolithic => 0,
             Roles::Disaggregated(_) => cluster.ranks.len() / 2,
         };
         let decode = cluster.ranks[half..].iter().flatten();
         let decode_us = decode.map(|rank| rank.totals.step_us + rank.totals.fabric_stall_us).sum();
-        Self { summary: cluster.served.summary(Slo::default()), decode_us }
+        let summary = cluster.served.summary(Slo::default());
+        Self { served: cluster.served, summary, decode_us }
     }
 
     fn hand_over_us(&self) -> f64 {
@@ -92,17 +94,20 @@ impl ClusterBench {
         let world = World::of(devices)?;
         let loaded = world.try_run(|rank| case.model.engine(rank.device(), seed));
         let mut engines = loaded.map_err(|error| anyhow!("{error}"))?;
-        let oracle = oracle(&mut engines[0], &requests)?;
+        let oracle = Oracle::new(&mut engines[0], &requests)?;
         let home = |engine| Arc::new(Mutex::new(Some(engine)));
         let engines = engines.into_iter().map(home).collect();
         let calls = RefCell::default();
         let mut bench = Self { case, world, engines, requests, oracle, calls, bare_us: 0.0 };
+        let first = bench.serve(&case.baseline)?;
+        bench.oracle.learn(&first.served)?;
+        bench.keep(Variant::Baseline, first);
         if case.timed == Timed::HandOver {
             let roles = Roles::Disaggregated(HandOver::AfterPrefill);
             let options = ClusterOptions { roles, ..case.optimized };
-            // The first makes launchers and graphs.
+            // The first one between these ranks finds the way.
             bench.serve(&options)?;
-            bench.bare_us = bench.serve(&options)?.1.hand_over_us();
+            bench.bare_us = bench.serve(&options)?.hand_over_us();
         }
         Ok(bench)
     }
@@ -114,14 +119,17 @@ impl ClusterBench {
         }
     }
 
-    fn serve(&self, options: &ClusterOptions) -> Result<(ClusterServed, Call)> {
+    fn serve(&self, options: &ClusterOptions) -> Result<Call> {
         let engines = &self.engines;
         let make_engine = |rank: &Rank, _: &Clock| -> Result<Box<dyn Engine>, String> {
             Ok(Box::new(Lent::from(&engines[rank.index()])?))
         };
         let cluster = serve_on(&self.world, options, &make_engine, self.requests.clone())?;
-        let call = Call::new(&cluster, options);
-        Ok((cluster, call))
+        Ok(Call::new(cluster, options))
+    }
+
+    fn keep(&self, variant: Variant, call: Call) {
+        self.calls.borrow_mut()[variant as usize] = Some(call);
     }
 }
 
@@ -138,28 +146,38 @@ impl Prepared for ClusterBench {
         1
     }
 
+    fn is_long(&self) -> bool {
+        true
+    }
+
     fn sampler(&self, variant: Variant, batch: Batch) -> Result<Sampler<'_>> {
         Ok(Box::new(move || {
             let mut us = 0.0;
             for _ in 0..batch.num_calls {
-                let (_, call) = self.serve(self.options(variant))?;
+                let call = self.serve(self.options(variant))?;
                 us += match self.case.timed {
                     Timed::HandOver => call.hand_over_us(),
                     Timed::TpotP99 => {
                         call.summary.tpot_us.context("requests of several tokens")?.p99
                     }
                 };
-                self.calls.borrow_mut()[variant as usize] = Some(call);
+                self.keep(variant, call);
             }
             Ok(us / batch.num_calls as f64)
         }))
     }
 
+    /// Looks at the side's last call, if there is one.
     fn verify(&self, variant: Variant) -> Result<String> {
-        check_tokens(&self.serve(self.options(variant))?.0.served, &self.oracle)
+        if self.calls.borrow()[variant as usize].is_none() {
+            self.keep(variant, self.serve(self.options(variant))?);
+        }
+        let calls = self.calls.borrow();
+        self.oracle.check(&calls[variant as usize].as_ref().expect("it was served").served)
     }
 
     fn corrupt(&mut self) -> Result<()> {
+        self.calls = RefCell::default();
         change_prompts(&mut self.requests, self.case.model.vocab_size())
     }
 

@@ -1,9 +1,13 @@
 //! Pair `continuous_batching`: batches that are filled, drained and refilled, against requests that
 //! join and leave at every step.
 //!
-//! Both sides have the same engine, slots and requests. The continuous side's steps are bounded
-//! such that a prompt's chunk beside decoding requests takes no longer than reading the weights,
-//! so that tokens come as regularly as on the other side.
+//! Both sides have the same engine, slots and requests, which arrive faster than either serves them. The
+//! continuous side's steps are bounded such that a prompt's chunk beside decoding requests takes little
+//! longer than reading the weights, so that tokens come as regularly as on the other side, and are long
+//! enough that prompts keep the slots filled.
+//!
+//! The engine is batch-invariant, so that both sides run the same kernels and every request must get the
+//! same tokens from both: what differs is who is in a step, and nothing else.
 
 use super::serve_bench::{ServeBench, ServeCase};
 use super::serving_model::{PAGE_SIZE, PROMPT_TOKEN_US, ServingModel};
@@ -44,12 +48,8 @@ impl Pair for ContinuousBatching {
                 // So many that a batch is filled several times, and the last ones weigh little.
                 let lengths = [(256.0, 768), (32.0, 128)];
                 [NamedShape::Llama8B, NamedShape::QwenMoe]
-                    .into_iter()
-                    .flat_map(|model| {
-                        [Some(40.0), None]
-                            .map(|rate| shape(model, 16, load(model, 96, rate, lengths)))
-                    })
-                    .collect()
+                    .map(|model| shape(model, 16, load(model, 96, Some(40.0), lengths)))
+                    .into()
             }
             ShapeSet::Tiny => {
                 let model = NamedShape::Tiny;
@@ -96,7 +96,7 @@ fn shape(shape: NamedShape, num_slots: usize, load: PoissonLoad) -> Shape {
         },
         load,
         baseline: Policy::static_batches(num_slots),
-        optimized: Policy::continuous(num_slots, num_slots + 112).ordered(order),
+        optimized: Policy::continuous(num_slots, num_slots + 240).ordered(order),
     };
     let arrival = match load.rate_per_s {
         Some(rate) => format!("{rate} a second"),

@@ -74,7 +74,7 @@ fn refused(asked: String) -> Shape {
 fn real_shape(num_ranks: usize) -> Shape {
     let load = PoissonLoad {
         seed: 0,
-        num_requests: 16 * num_ranks,
+        num_requests: 24 * num_ranks,
         rate_per_s: Some(6.0 * num_ranks as f64),
         prompt: LogNormal { median: 1536.0, sigma: 0.4, max: 3072 },
         output: LogNormal { median: 64.0, sigma: 0.4, max: 128 },

@@ -41,24 +41,34 @@ impl Pair for KvCacheManagement {
             // Published without attention: its KV is never read.
             ShapeSet::SeedParity => Vec::new(),
             ShapeSet::Real => {
-                vec![shape(NamedShape::Llama8B, 64, 32, 1024, [(384.0, 768), (64.0, 256)])]
+                let memory = Memory { num_contexts: 8, num_max_context: 1024 };
+                vec![shape(NamedShape::Llama8B, 128, 32, memory, [(384.0, 768), (32.0, 128)])]
             }
-            ShapeSet::Tiny => vec![shape(NamedShape::Tiny, 6, 4, 64, [(24.0, 48), (4.0, 12)])],
+            ShapeSet::Tiny => {
+                let memory = Memory { num_contexts: 3, num_max_context: 64 };
+                vec![shape(NamedShape::Tiny, 6, 4, memory, [(24.0, 48), (4.0, 12)])]
+            }
         }
     }
 }
 
-/// Requests with these medians and most tokens of prompts and answers, in memory for three whole
-/// contexts, with three times that in the host.
+/// How much local KV memory there is: so many whole contexts of so many tokens.
+struct Memory {
+    num_contexts: usize,
+    num_max_context: usize,
+}
+
+/// Requests with these medians and most tokens of prompts and answers, in so much memory, with three times
+/// that in the host.
 fn shape(
     shape: NamedShape,
     num_requests: usize,
     num_slots: usize,
-    num_max_context: usize,
+    Memory { num_contexts, num_max_context }: Memory,
     lengths: [(f64, usize); 2],
 ) -> Shape {
     let [prompt, output] = lengths.map(|(median, max)| LogNormal { median, sigma: 0.8, max });
-    let num_local = 3 * num_max_context.div_ceil(PAGE_SIZE);
+    let num_local = num_contexts * num_max_context.div_ceil(PAGE_SIZE);
     let load = PoissonLoad {
         seed: 0,
         num_requests,
@@ -69,7 +79,7 @@ fn shape(
         num_shared_tokens: prompt.median as usize / 2,
         vocab_size: shape.config().vocab_size,
     };
-    let pages = Policy::continuous(num_slots, num_slots + 128);
+    let pages = Policy::continuous(num_slots, num_slots + 480);
     let whole = Policy { reserve: Reserve::WholeContext, shares_prefixes: false, ..pages };
     let case = ServeCase {
         model: ServingModel {

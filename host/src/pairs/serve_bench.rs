@@ -6,11 +6,11 @@ use anyhow::Result;
 use gpu_kernels::contract::Work;
 use serde::Serialize;
 
-use super::serving_model::{ServingModel, change_prompts, check_tokens, oracle};
+use super::serving_model::{Oracle, ServingModel, change_prompts};
 use crate::device::Device;
-use crate::harness::results::Metric;
+use crate::harness::results::{Metric, Phase};
 use crate::harness::{Batch, Demand, Prepared, Sampler, Variant};
-use crate::model::DeviceEngine;
+use crate::model::{DeviceEngine, EngineTimes};
 use crate::serve::load::PoissonLoad;
 use crate::serve::summary::Percentiles;
 use crate::serve::{Clock, Policy, Request, Served, Server, Slo, Summary};
@@ -34,9 +34,16 @@ pub struct ServeBench {
     case: ServeCase,
     engine: RefCell<DeviceEngine>,
     requests: Vec<Request>,
-    oracle: Vec<Vec<u32>>,
-    /// Of each side's last call.
-    summaries: RefCell<[Option<Summary>; 2]>,
+    oracle: Oracle,
+    /// Each side's last one.
+    calls: RefCell<[Option<Call>; 2]>,
+}
+
+/// A load that was served.
+struct Call {
+    served: Served,
+    summary: Summary,
+    times: EngineTimes,
 }
 
 impl ServeBench {
@@ -47,19 +54,30 @@ impl ServeBench {
     pub fn new(case: ServeCase, device: &Device, seed: u64) -> Result<Self> {
         let requests = PoissonLoad { seed, ..case.load }.requests();
         let mut engine = case.model.engine(device, seed)?;
-        let oracle = oracle(&mut engine, &requests)?;
-        let (engine, summaries) = (RefCell::new(engine), RefCell::default());
-        Ok(Self { case, engine, requests, oracle, summaries })
+        let oracle = Oracle::new(&mut engine, &requests)?;
+        let (engine, calls) = (RefCell::new(engine), RefCell::default());
+        let mut bench = Self { case, engine, requests, oracle, calls };
+        let first = bench.serve(Variant::Baseline)?;
+        bench.oracle.learn(&first.served)?;
+        bench.keep(Variant::Baseline, first);
+        Ok(bench)
     }
 
-    fn serve(&self, variant: Variant) -> Result<Served> {
+    fn serve(&self, variant: Variant) -> Result<Call> {
         let policy = match variant {
             Variant::Baseline => self.case.baseline,
             Variant::Optimized => self.case.optimized,
         };
         let mut engine = self.engine.borrow_mut();
+        engine.take_times();
         let mut server = Server::new(&mut *engine, policy, Clock::wall())?;
-        Ok(server.serve(self.requests.clone())?)
+        let served = server.serve(self.requests.clone())?;
+        let summary = served.summary(Slo::default());
+        Ok(Call { served, summary, times: engine.take_times() })
+    }
+
+    fn keep(&self, variant: Variant, call: Call) {
+        self.calls.borrow_mut()[variant as usize] = Some(call);
     }
 }
 
@@ -76,30 +94,59 @@ impl Prepared for ServeBench {
         1
     }
 
+    fn is_long(&self) -> bool {
+        true
+    }
+
     fn sampler(&self, variant: Variant, batch: Batch) -> Result<Sampler<'_>> {
         Ok(Box::new(move || {
             let mut us = 0.0;
             for _ in 0..batch.num_calls {
-                let summary = self.serve(variant)?.summary(Slo::default());
-                us += summary.duration_us;
-                self.summaries.borrow_mut()[variant as usize] = Some(summary);
+                let call = self.serve(variant)?;
+                us += call.summary.duration_us;
+                self.keep(variant, call);
             }
             Ok(us / batch.num_calls as f64)
         }))
     }
 
+    /// Looks at the side's last call, if there is one.
     fn verify(&self, variant: Variant) -> Result<String> {
-        check_tokens(&self.serve(variant)?, &self.oracle)
+        if self.calls.borrow()[variant as usize].is_none() {
+            self.keep(variant, self.serve(variant)?);
+        }
+        let calls = self.calls.borrow();
+        self.oracle.check(&calls[variant as usize].as_ref().expect("it was served").served)
     }
 
     fn corrupt(&mut self) -> Result<()> {
+        self.calls = RefCell::default();
         change_prompts(&mut self.requests, self.case.model.vocab_size())
     }
 
-    fn metrics(&self, variant: Variant) -> Vec<Metric> {
-        let summaries = self.summaries.borrow();
-        summaries[variant as usize].as_ref().map(serving_metrics).unwrap_or_default()
+    fn phases(&self) -> Result<Vec<Phase>> {
+        let calls = self.calls.borrow();
+        Ok(calls[Variant::Optimized as usize].as_ref().map(phases).unwrap_or_default())
     }
+
+    fn metrics(&self, variant: Variant) -> Vec<Metric> {
+        let calls = self.calls.borrow();
+        let call = calls[variant as usize].as_ref();
+        call.map(|call| serving_metrics(&call.summary)).unwrap_or_default()
+    }
+}
+
+/// Where the time of a call went: steps by their kinds, on the device and around it, and no step.
+fn phases(Call { summary, times, .. }: &Call) -> Vec<Phase> {
+    let EngineTimes { decode, prompts } = times;
+    let parts = [
+        ("decode steps, on the device", decode.device_us),
+        ("decode steps, around that", decode.us - decode.device_us),
+        ("steps with prompts, on the device", prompts.device_us),
+        ("steps with prompts, around that", prompts.us - prompts.device_us),
+        ("between steps", summary.duration_us - decode.us - prompts.us),
+    ];
+    parts.map(|(name, us)| Phase { name: name.to_owned(), us }).into()
 }
 
 pub(super) fn metric(name: &str, value: f64, unit: &str) -> Metric {
@@ -120,6 +167,8 @@ pub fn serving_metrics(summary: &Summary) -> Vec<Metric> {
     metrics.extend([
         metric("goodput", summary.goodput_per_s, "requests/s"),
         metric("batch fill", 100.0 * summary.batch_fill, "%"),
+        metric("a step of decoding", summary.totals.decode_step_us() / 1e3, "ms"),
+        metric("a step with prompts", summary.totals.mean_prompt_step_us() / 1e3, "ms"),
         metric("waiting", summary.mean_waiting, "requests"),
         metric("prompt tokens cached", 100.0 * summary.cached_token_share, "%"),
         metric("pages evicted", summary.totals.num_evicted_pages as f64, ""),

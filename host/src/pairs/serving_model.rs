@@ -14,7 +14,7 @@ use crate::model::config::{FeedForward, NamedShape};
 use crate::model::engine::{Engine, EngineError, EngineLimits, KvPages, Sampled, Step};
 use crate::model::weights::Seeded;
 use crate::model::{DeviceEngine, EngineOptions, Transformer};
-use crate::serve::{Clock, Policy, Request, Served, Server, alone};
+use crate::serve::{Request, Served, alone};
 
 /// A model, and how much its engine takes.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -92,41 +92,55 @@ impl ServingModel {
     }
 }
 
-/// What each of these requests gets: the first ones alone, all of them in one static batch after the
-/// other.
-///
-/// # Errors
-/// A load that cannot be served so; first ones that get something else alone.
-pub(super) fn oracle(engine: &mut DeviceEngine, requests: &[Request]) -> Result<Vec<Vec<u32>>> {
-    let first = requests.iter().take(NUM_ALONE).map(|request| alone(engine, request));
-    let first = first.collect::<Result<Vec<_>, _>>().context("serving a request alone")?;
-    let policy = Policy::static_batches(engine.limits().num_max_sequences);
-    let at_once = requests.iter().map(|request| Request { arrival_us: 0.0, ..request.clone() });
-    let at_once = at_once.collect();
-    let served = Server::new(engine, policy, Clock::wall())?.serve(at_once)?;
-    let tokens: Vec<Vec<u32>> =
-        served.requests.into_iter().map(|(answer, _)| answer.tokens).collect();
-    for (id, (alone, batched)) in first.iter().zip(&tokens).enumerate() {
-        ensure!(alone == batched, "request {id} gets {alone:?} alone, and in a batch {batched:?}");
-    }
-    Ok(tokens)
+/// The tokens that requests must get: of the first ones, those that each gets alone, token by token; of
+/// all, those of the first call of the baseline, which serves them one way, against all calls after it.
+pub(super) struct Oracle {
+    alone: Vec<Vec<u32>>,
+    all: Vec<Vec<u32>>,
 }
 
-/// Whether each request was served, and got what the oracle says.
-pub(super) fn check_tokens(served: &Served, oracle: &[Vec<u32>]) -> Result<String> {
-    ensure!(served.requests.len() == oracle.len(), "requests without an answer");
-    for ((answer, _), want) in served.requests.iter().zip(oracle) {
-        let id = answer.id;
-        ensure!(answer.ending.is_served(), "request {id} ended otherwise: {:?}", answer.ending);
-        ensure!(answer.tokens == *want, "request {id} got {:?}, and not {want:?}", answer.tokens);
+impl Oracle {
+    /// What the first of these requests get alone.
+    ///
+    /// # Errors
+    /// A load that cannot be served so.
+    pub fn new(engine: &mut DeviceEngine, requests: &[Request]) -> Result<Self> {
+        let first = requests.iter().take(NUM_ALONE).map(|request| alone(engine, request));
+        let alone = first.collect::<Result<_, _>>().context("serving a request alone")?;
+        Ok(Self { alone, all: Vec::new() })
     }
-    let num_tokens: usize = oracle.iter().map(Vec::len).sum();
-    Ok(format!(
-        "{num_tokens} tokens of {} requests are those of one static batch after the other, and the \
-         first {} requests' those that each gets alone",
-        oracle.len(),
-        oracle.len().min(NUM_ALONE)
-    ))
+
+    /// Takes what was served first for what all requests get.
+    ///
+    /// # Errors
+    /// First ones that get something else alone.
+    pub fn learn(&mut self, served: &Served) -> Result<()> {
+        self.all = served.requests.iter().map(|(answer, _)| answer.tokens.clone()).collect();
+        for (id, (alone, batched)) in self.alone.iter().zip(&self.all).enumerate() {
+            ensure!(alone == batched, "request {id} gets {alone:?} alone, and not {batched:?}");
+        }
+        self.check(served).map(drop)
+    }
+
+    /// Whether each request was served, and got these tokens.
+    ///
+    /// # Errors
+    /// The first that did not.
+    pub fn check(&self, served: &Served) -> Result<String> {
+        ensure!(served.requests.len() == self.all.len(), "requests without an answer");
+        for ((answer, _), want) in served.requests.iter().zip(&self.all) {
+            let id = answer.id;
+            ensure!(answer.ending.is_served(), "request {id} ended otherwise: {:?}", answer.ending);
+            ensure!(answer.tokens == *want, "request {id} got {:?}, not {want:?}", answer.tokens);
+        }
+        let num_tokens: usize = self.all.iter().map(Vec::len).sum();
+        Ok(format!(
+            "{num_tokens} tokens of {} requests are the same by both sides, and of the first {} those \
+             that each gets alone",
+            self.all.len(),
+            self.alone.len()
+        ))
+    }
 }
 
 /// Changes every token of every prompt: of a few tokens that a model goes on with, one changed token may

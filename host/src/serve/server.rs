@@ -215,9 +215,7 @@ impl<'e> Server<'e> {
 
     fn record_step(&mut self, plan: &StepPlan, us: f64) {
         let num_slots = self.scheduler.policy().num_slots;
-        self.totals.num_steps += 1;
-        self.totals.step_us += us;
-        self.totals.num_computed_tokens += plan.num_tokens() as u64;
+        self.totals.count_step(plan, us);
         self.totals.queue_us += plan.num_waiting as f64 * us;
         self.totals.num_max_waiting = self.totals.num_max_waiting.max(plan.num_waiting);
         self.totals.fill_us += plan.feeds.len() as f64 / num_slots as f64 * us;

@@ -74,6 +74,11 @@ impl StepPlan {
         self.feeds.iter().map(|feed| feed.num_tokens).sum()
     }
 
+    /// Whether a prompt, or a part of one, is in it.
+    pub fn has_prompts(&self) -> bool {
+        self.feeds.iter().any(|feed| feed.num_tokens > 1 || !feed.samples)
+    }
+
     /// Takes a request's part out of the step. Returns the tokens of that part.
     pub(super) fn withdraw(&mut self, request: RequestId) -> usize {
         let part = self.feeds.iter().position(|feed| feed.request == request.0);

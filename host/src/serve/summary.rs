@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::request::{Answer, Ending};
+use super::step_plan::StepPlan;
 use super::timeline::Timeline;
 
 /// What users were promised.
@@ -54,6 +55,10 @@ pub struct Totals {
     pub num_steps: u64,
     /// Time in steps.
     pub step_us: f64,
+    /// Steps that had a prompt, or a part of one.
+    pub num_prompt_steps: u64,
+    /// Time in those.
+    pub prompt_step_us: f64,
     /// Tokens that steps computed, of prompts and decoded ones.
     pub num_computed_tokens: u64,
     /// Requests that waited, times how long.
@@ -75,12 +80,36 @@ pub struct Totals {
 }
 
 impl Totals {
+    /// Counts a step, of which each request's part was computed.
+    pub(super) fn count_step(&mut self, plan: &StepPlan, us: f64) {
+        self.num_steps += 1;
+        self.step_us += us;
+        self.num_computed_tokens += plan.num_tokens() as u64;
+        if plan.has_prompts() {
+            self.num_prompt_steps += 1;
+            self.prompt_step_us += us;
+        }
+    }
+
+    /// What a step takes in the mean, in which all decode.
+    pub fn decode_step_us(&self) -> f64 {
+        let num_steps = self.num_steps - self.num_prompt_steps;
+        share(self.step_us - self.prompt_step_us, num_steps as f64)
+    }
+
+    /// What a step with prompts takes in the mean.
+    pub fn mean_prompt_step_us(&self) -> f64 {
+        share(self.prompt_step_us, self.num_prompt_steps as f64)
+    }
+
     /// Both together, of ranks that worked side by side.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self {
             num_steps: self.num_steps + other.num_steps,
             step_us: self.step_us + other.step_us,
+            num_prompt_steps: self.num_prompt_steps + other.num_prompt_steps,
+            prompt_step_us: self.prompt_step_us + other.prompt_step_us,
             num_computed_tokens: self.num_computed_tokens + other.num_computed_tokens,
             queue_us: self.queue_us + other.queue_us,
             num_max_waiting: self.num_max_waiting.max(other.num_max_waiting),
@@ -204,7 +233,9 @@ impl Summary {
                 format!("{:.2} / {:.2} / {:.2}", p50 / 1e3, p90 / 1e3, p99 / 1e3)
             }
         };
-        let Totals { num_steps, num_evicted_pages, fabric_stall_us, step_us, .. } = self.totals;
+        let Totals {
+            num_steps, num_prompt_steps, num_evicted_pages, fabric_stall_us, step_us, ..
+        } = self.totals;
         vec![
             (
                 "requests served, refused, failed",
@@ -218,7 +249,15 @@ impl Summary {
             ("end to end p50 / p90 / p99, ms", ms(self.end_to_end_us)),
             ("goodput, requests/s", format!("{:.2}", self.goodput_per_s)),
             ("within the SLO", percent(self.slo_share)),
-            ("steps", num_steps.to_string()),
+            ("steps, with prompts", format!("{num_steps}, {num_prompt_steps}")),
+            (
+                "a step of decoding, with prompts, ms",
+                format!(
+                    "{:.2}, {:.2}",
+                    self.totals.decode_step_us() / 1e3,
+                    self.totals.mean_prompt_step_us() / 1e3
+                ),
+            ),
             ("batch fill", percent(self.batch_fill)),
             (
                 "waiting, mean and most",

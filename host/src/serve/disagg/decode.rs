@@ -206,9 +206,7 @@ impl Decode<'_> {
         };
         let now_us = self.clock.now_us();
         let num_slots = self.scheduler.policy().num_slots;
-        self.totals.num_steps += 1;
-        self.totals.step_us += now_us - start_us;
-        self.totals.num_computed_tokens += plan.num_tokens() as u64;
+        self.totals.count_step(&plan, now_us - start_us);
         self.totals.fill_us += plan.feeds.len() as f64 / num_slots as f64 * (now_us - start_us);
         for Sampled { request, .. } in &sampled {
             self.timelines.entry(*request).or_default().token_us.push(now_us);

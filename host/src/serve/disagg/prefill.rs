@@ -148,9 +148,7 @@ impl Prefill<'_> {
             }
         }
         let after_us = self.clock.now_us();
-        self.totals.num_steps += 1;
-        self.totals.step_us += after_us - now_us;
-        self.totals.num_computed_tokens += plan.num_tokens() as u64;
+        self.totals.count_step(&plan, after_us - now_us);
         self.hand_over(&step, &sampled, after_us)?;
         self.scheduler.complete(&plan, &sampled)?;
         Ok(())
