@@ -124,10 +124,9 @@ fn num_preemptions(served: &Served) -> usize {
 }
 
 /// Static and continuous batches, prompts whole and in chunks.
-fn policies() -> [(&'static str, Policy); 4] {
+fn policies() -> [(&'static str, Policy); 3] {
     [
         ("static", Policy::static_batches(3)),
-        ("one by one", Policy::continuous(1, 128)),
         ("continuous", Policy::continuous(4, 128)),
         ("continuous, in chunks", Policy::continuous(4, 13)),
     ]
@@ -162,8 +161,8 @@ fn checkpoints_give_the_tokens_of_transformers_by_every_schedule_on_a_gpu() {
 }
 
 const LENS: [(usize, usize); 5] = [(70, 3), (33, 7), (5, 5), (64, 2), (18, 6)];
-/// Three that start in a page each and end in three.
-const GROWING: [(usize, usize); 3] = [(15, 20), (14, 20), (13, 20)];
+/// Three that start in two pages each and end in three.
+const GROWING: [(usize, usize); 3] = [(31, 6), (30, 6), (29, 6)];
 
 fn schedules_agree(device: &Device) {
     for config in shapes(device) {
@@ -176,7 +175,7 @@ fn schedules_agree(device: &Device) {
         }
         let single = EngineOptions { uses_graphs: false, ..OPTIONS };
         let mut single = seeded(&config, device, single);
-        let (_, policy) = policies()[2];
+        let (_, policy) = policies()[1];
         assert_tokens(&serve(&mut single, policy, &requests), &want, "kernel by kernel");
 
         // Evicted to the host's memory, or dropped and computed again.
@@ -372,8 +371,8 @@ fn ranks_agree(world: &World) {
             (BY_LAYER, network),
         ] {
             let options = ClusterOptions { network, ..options(roles) };
-            let cluster = serve_on_ranks(world, &config, &options, 48, &requests);
-            assert_tokens(&cluster.served, &want, &format!("{roles:?}"));
+            let cluster = serve_on_ranks(world, &config, &options, 48, &requests[..3]);
+            assert_tokens(&cluster.served, &want[..3], &format!("{roles:?}"));
             assert!(cluster.ranks.iter().all(Result::is_ok), "{:?}", cluster.ranks);
         }
 
@@ -383,7 +382,8 @@ fn ranks_agree(world: &World) {
         let cluster = serve_on_ranks(world, &config, &options(BY_LAYER), 5, &growing);
         assert_tokens(&cluster.served, &tokens_alone(&growing), "a full decode rank");
 
-        // One that stops: who was not served by then hears why.
+        // One that stops: who was not served by then hears why, and its memory is free again.
+        let free_before = free_bytes(world);
         let stop = Some(StopRank { rank: 1, num_steps: 2 });
         let options = ClusterOptions { stop, ..options(BY_LAYER) };
         let cluster = serve_on_ranks(world, &config, &options, 48, &requests);
@@ -402,7 +402,22 @@ fn ranks_agree(world: &World) {
             }
         }
         assert!(num_failed > 0);
+        for (before, after) in free_before.into_iter().zip(free_bytes(world)) {
+            assert!(
+                after + SMALL_BYTES >= before,
+                "{after} bytes are free, and {before} were before"
+            );
+        }
     }
+}
+
+/// What the driver may keep for itself; an engine has much more.
+const SMALL_BYTES: usize = 64 << 20;
+
+/// Bytes that nobody has, of each GPU.
+fn free_bytes(world: &World) -> Vec<usize> {
+    let memory = |device: &Device| device.properties().unwrap().memory;
+    world.devices().iter().filter_map(memory).map(|memory| memory.free).collect()
 }
 
 #[test]

@@ -202,6 +202,23 @@ impl Device {
         lock(&self.launched).iter().copied().collect()
     }
 
+    /// Streaming multiprocessors; on the CPU, worker threads. Soon told, unlike all
+    /// [properties](Self::properties), for which the driver counts its memory.
+    pub fn num_multiprocessors(&self) -> Result<u32> {
+        match &self.kind {
+            Kind::Cuda(gpu) => gpu.num_multiprocessors(),
+            Kind::Cpu(cpu) => Ok(cpu.num_workers()),
+        }
+    }
+
+    /// Whether it runs the kernels that only Hopper has; the CPU runs all. Soon told.
+    pub fn has_hopper_kernels(&self) -> bool {
+        match &self.kind {
+            Kind::Cuda(gpu) => gpu.ptx().is_ok_and(PtxModule::is_hopper),
+            Kind::Cpu(_) => true,
+        }
+    }
+
     /// What the device is made of.
     pub fn properties(&self) -> Result<DeviceProperties> {
         properties::of(&self.kind)

@@ -11,7 +11,7 @@ use half::{bf16, f16};
 
 use super::KernelError;
 use super::paged_attention::DevicePageTable;
-use crate::device::{Buffer, Device, PtxModule, Stream};
+use crate::device::{Buffer, Device, Stream};
 use crate::kv::memory::KvMemory;
 
 /// Which prefill kernel runs.
@@ -29,11 +29,8 @@ impl PrefillVariant {
     /// # Errors
     /// What the device says.
     pub fn fastest(device: &Device, shape: &PrefillShape) -> Result<Self, KernelError> {
-        let has_wgmma = match device.properties()?.ptx {
-            Some(ptx) => PtxModule::is_hopper(ptx),
-            None => !device.is_cuda(),
-        };
-        Ok(if has_wgmma && shape.suits_wgmma() { Self::Wgmma } else { Self::Baseline })
+        let is_taken = device.has_hopper_kernels() && shape.suits_wgmma();
+        Ok(if is_taken { Self::Wgmma } else { Self::Baseline })
     }
 
     fn block(self) -> BlockShape {
@@ -46,7 +43,7 @@ impl PrefillVariant {
     fn num_max_blocks(self, device: &Device) -> Result<u32, KernelError> {
         Ok(match self {
             Self::Baseline => u32::MAX,
-            Self::Wgmma => device.properties()?.num_multiprocessors,
+            Self::Wgmma => device.num_multiprocessors()?,
         })
     }
 }

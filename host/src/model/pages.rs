@@ -158,13 +158,16 @@ fn runs(pages: &[Location]) -> Vec<(Location, usize)> {
 }
 
 /// Pages that lie one after the other on both sides: the first of each run here and there, and how
-/// many.
+/// many. They are taken by their places here: slots that were given back go out again backwards.
 fn runs_of_both(here: &[Location], there: &[Location]) -> Vec<(Location, Location, usize)> {
+    let mut pairs: Vec<(Location, Location)> =
+        here.iter().copied().zip(there.iter().copied()).collect();
+    pairs.sort_unstable_by_key(|(from, _)| (from.rank, from.slot));
     let mut runs: Vec<(Location, Location, usize)> = Vec::new();
     let follows = |first: Location, len: usize, page: Location| {
         first.rank == page.rank && first.slot as usize + len == page.slot as usize
     };
-    for (&from, &to) in here.iter().zip(there) {
+    for (from, to) in pairs {
         match runs.last_mut() {
             Some((first, place, len))
                 if follows(*first, *len, from) && follows(*place, *len, to) =>
