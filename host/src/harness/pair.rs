@@ -157,7 +157,8 @@ pub trait Prepared {
     fn num_inputs(&self) -> usize;
 
     /// Whether a call takes seconds, as serving a load does: then the checks before are its warm-up,
-    /// it is sampled call by call, and a few rounds are looked at.
+    /// it is sampled call by call, a few rounds are looked at, and [`verify`](Self::verify) may look at
+    /// what the last call gave instead of running another.
     fn is_long(&self) -> bool {
         false
     }
