@@ -7,8 +7,10 @@
 //! D[64, N] = A[64, 16] B[N, 16]^T (+ D)         N = 16, 32, … 128, or 256
 //! ```
 //!
+//! Of e4m3, [`multiply_e4m3`] takes 32 columns of A and B where 16-bit floats have 16.
+//!
 //! A and B are 16-bit floats: A in a [`SwizzledTile`] or in registers, B in a `SwizzledTile` of its
-//! N rows, or in a [`TransposedTile`] of its 16 columns. D is f32, `N / 2` registers a thread. Which
+//! N rows, or in a [`TransposedTile`] of its 16 columns. Both of e4m3 are in `SwizzledTile`s. D is f32, `N / 2` registers a thread. Which
 //! thread holds which element is what PTX says for `wgmma`, and what [`place_of`] tells: warp `w`
 //! holds rows `16w..16w + 16`, and with `g = lane / 4` and `t = lane % 4`
 //!
@@ -65,7 +67,7 @@ use core::mem::size_of;
 use bytemuck::AnyBitPattern;
 
 use crate::arch;
-use crate::float::HalfFloat;
+use crate::float::{E4m3, HalfFloat};
 use crate::shared::Shared;
 
 /// Threads of a warpgroup.
@@ -77,8 +79,8 @@ const PIECE_BYTES: usize = 16;
 /// Rows after which the swizzle repeats.
 const SWIZZLE_ROWS: usize = 8;
 
-/// A tile of 16-bit floats in shared memory, in the layout of the 128-byte swizzle: rows of 64
-/// elements of K, one after the other, in each of which 16-byte piece `i` lies in place of piece
+/// A tile in shared memory, in the layout of the 128-byte swizzle: rows of 64 16-bit floats of K, or
+/// of 128 e4m3, one after the other, in each of which 16-byte piece `i` lies in place of piece
 /// `i ^ (row % 8)`. Eight rows of one column are then in different banks. The copy engine's
 /// 128-byte swizzle leaves the same layout.
 #[derive(Clone, Copy)]
@@ -110,14 +112,14 @@ impl<T: AnyBitPattern> SwizzledTile<T> {
         Self { first_row: self.first_row + row, ..self }
     }
 
-    /// The tile from column `column` on, a multiple of 16 where the tile is an operand.
+    /// The tile from column `column` on, a multiple of 16 where the tile is an operand, of 32 in e4m3.
     #[inline(always)]
     pub fn from_column(self, column: usize) -> Self {
         Self { first_column: self.first_column + column, ..self }
     }
 
     /// Where element (`row`, `column`) lies. The elements after it up to the next column that is a
-    /// multiple of 8 follow.
+    /// multiple of 8, in e4m3 of 16, follow.
     #[inline(always)]
     #[track_caller]
     pub unsafe fn place(self, row: usize, column: usize) -> Shared<T> {
@@ -125,7 +127,7 @@ impl<T: AnyBitPattern> SwizzledTile<T> {
         self.base.offset(swizzled_byte(self.first_row + row, byte) / size_of::<T>())
     }
 
-    /// Writes the eight elements of row `row` that start at `column`, a multiple of 8.
+    /// Writes the eight elements of row `row` that start at `column`, a multiple of 8; in e4m3 16.
     #[inline(always)]
     #[track_caller]
     pub unsafe fn store_x4(self, row: usize, column: usize, elements: [u32; 4]) {
@@ -289,6 +291,25 @@ pub unsafe fn multiply<'a, T: HalfFloat, const REGISTERS: usize>(
 ) {
     const { assert_accumulator::<REGISTERS>() }
     arch::wgmma::multiply(accumulator, a.into(), b.into(), accumulate);
+}
+
+/// `D = A B^T`, plus D if `accumulate`, for A `[64, 32]` and B `[2 REGISTERS, 32]` of e4m3.
+///
+/// A tile's first column is a multiple of 32, and its first row is aligned to 1024 bytes.
+///
+/// Tensor cores of Hopper add these products up in fewer bits than f32 has: some 14 by DeepSeek-V3's
+/// report, which therefore adds D to sums of its own after every 128 columns. The executor adds up in
+/// f32.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn multiply_e4m3<const REGISTERS: usize>(
+    accumulator: &mut [f32; REGISTERS],
+    a: SwizzledTile<E4m3>,
+    b: SwizzledTile<E4m3>,
+    accumulate: bool,
+) {
+    const { assert_accumulator::<REGISTERS>() }
+    arch::wgmma::multiply_e4m3(accumulator, a, b, accumulate);
 }
 
 multiplications! {

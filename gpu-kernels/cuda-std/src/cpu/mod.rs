@@ -62,6 +62,7 @@ pub(crate) mod atomic;
 mod block;
 pub(crate) mod bulk;
 pub(crate) mod cluster;
+mod element;
 mod executor;
 mod fault;
 pub(crate) mod float;

@@ -54,6 +54,7 @@ impl TensorElement for u8 {}
 impl TensorElement for u16 {}
 impl TensorElement for u32 {}
 impl TensorElement for f32 {}
+impl TensorElement for crate::float::E4m3 {}
 impl TensorElement for half::bf16 {}
 impl TensorElement for half::f16 {}
 

@@ -8,19 +8,22 @@ use std::cell::{Cell, RefCell};
 use std::panic::Location;
 use std::rc::Rc;
 
-use crate::float::HalfFloat;
+use bytemuck::AnyBitPattern;
+
+use crate::float::{E4m3, HalfFloat};
 use crate::shared::Shared;
 use crate::wgmma::{NUM_THREADS, OperandA, OperandB, SwizzledTile, TransposedTile, place_of};
 
+use super::element::{Element, K, K_BYTES, Row};
 use super::fault::Violation;
 use super::groups::Groups;
 use super::lane::{self, Caller, Lane, Wait};
 use super::warp::{Operation, collective};
 
-/// Rows of A, columns of a multiplication, and elements of a 16-byte piece.
+/// Rows of A.
 const M: usize = 64;
-const K: usize = 16;
-const PIECE: usize = 8;
+/// Bytes of the pieces that the swizzle moves.
+const PIECE_BYTES: usize = 16;
 
 /// What a tile's first row is aligned to, as the hardware swizzles addresses.
 const TILE_ALIGNMENT: u32 = 1024;
@@ -52,7 +55,7 @@ pub(super) struct Warpgroup {
 #[derive(Clone, Copy, PartialEq)]
 struct Call {
     operation: &'static str,
-    is_bf16: bool,
+    element: Element,
     /// `None` for registers.
     a_address: Option<u32>,
     b_address: u32,
@@ -143,18 +146,18 @@ fn raise(operation: &'static str, site: Caller, problem: String) -> ! {
 struct Multiplication {
     accumulator: usize,
     a: RowsOfA,
-    b: OperandB<u16>,
+    b: OperandB<u8>,
     accumulate: bool,
-    unpack: fn(u32) -> [f32; 2],
+    element: Element,
 }
 
 /// The two rows of A that a thread multiplies.
 enum RowsOfA {
-    InTile(SwizzledTile<u16>),
+    InTile(SwizzledTile<u8>),
     /// From the registers of four threads, one of which, at `lent`, are this thread's.
     InRegisters {
         lent: usize,
-        rows: [[f32; K]; 2],
+        rows: [Row; 2],
     },
 }
 
@@ -299,6 +302,7 @@ impl Multiplication {
                 [self.row(tile, first), self.row(tile, second)]
             }
         };
+        let num_columns = self.element.num_columns();
         for (j, d) in d.chunks_exact_mut(4).enumerate() {
             let column = place_of(thread, 4 * j).1;
             let b_rows = match self.b {
@@ -307,20 +311,22 @@ impl Multiplication {
             };
             for (i, d) in d.iter_mut().enumerate() {
                 let start = if self.accumulate { *d } else { 0.0 };
-                let products = a_rows[i / 2].iter().zip(&b_rows[i % 2]).map(|(a, b)| a * b);
+                let (a_row, b_row) = (&a_rows[i / 2][..num_columns], &b_rows[i % 2][..num_columns]);
+                let products = a_row.iter().zip(b_row).map(|(a, b)| a * b);
                 *d = products.fold(start, |sum, product| sum + product);
             }
         }
     }
 
     #[track_caller]
-    fn row(&self, tile: SwizzledTile<u16>, row: usize) -> [f32; K] {
-        let mut elements = [0.0; K];
-        for (i, piece) in elements.chunks_exact_mut(PIECE).enumerate() {
+    fn row(&self, tile: SwizzledTile<u8>, row: usize) -> Row {
+        let mut elements = [0.0; K_BYTES];
+        let in_word = self.element.num_columns() / (K_BYTES / size_of::<u32>());
+        for (i, piece) in elements.chunks_exact_mut(4 * in_word).take(2).enumerate() {
             // SAFETY: bounds and initialisation are checked.
-            let words = unsafe { tile.place(row, i * PIECE).load_x4(0) };
-            for (pair, word) in piece.chunks_exact_mut(2).zip(words) {
-                pair.copy_from_slice(&(self.unpack)(word));
+            let words = unsafe { tile.place(row, i * PIECE_BYTES).load_x4(0) };
+            for (elements, word) in piece.chunks_exact_mut(in_word).zip(words) {
+                self.element.unpack(word, elements);
             }
         }
         elements
@@ -328,38 +334,36 @@ impl Multiplication {
 
     /// Column `column`, which is even, and the next.
     #[track_caller]
-    fn columns(&self, tile: TransposedTile<u16>, column: usize) -> [[f32; K]; 2] {
-        let mut columns = [[0.0; K]; 2];
-        let [left, right] = &mut columns;
-        for (k, (left, right)) in left.iter_mut().zip(right).enumerate() {
+    fn columns(&self, tile: TransposedTile<u8>, column: usize) -> [Row; 2] {
+        let mut columns = [[0.0; K_BYTES]; 2];
+        for k in 0..K {
             // SAFETY: bounds and initialisation are checked.
             let word = unsafe { tile.place(k, column).cast::<u32>().load(0) };
-            [*left, *right] = (self.unpack)(word);
+            [columns[0][k], columns[1][k]] = self.element.pair(word);
         }
         columns
     }
 }
 
-impl TransposedTile<u16> {
-    /// Where element (`row`, `column`) lies.
+impl TransposedTile<u8> {
+    /// Where the 16-bit float (`row`, `column`) lies.
     #[track_caller]
-    unsafe fn place(self, row: usize, column: usize) -> Shared<u16> {
-        let panel_elements = self.panel_bytes as usize / size_of::<u16>();
+    unsafe fn place(self, row: usize, column: usize) -> Shared<u8> {
         let panel = column / SwizzledTile::<u16>::ROW_ELEMENTS;
-        let base = self.first_panel.base.offset(panel * panel_elements);
+        let base = self.first_panel.base.offset(panel * self.panel_bytes as usize);
         let panel = SwizzledTile { base, ..self.first_panel };
-        panel.place(row, column % SwizzledTile::<u16>::ROW_ELEMENTS)
+        panel.place(row, column % SwizzledTile::<u16>::ROW_ELEMENTS * size_of::<u16>())
     }
 }
 
 /// Rows of A that thread `thread` multiplies, from what the threads of its row hold.
-fn rows_of(thread: u32, fragments: &Fragments, unpack: fn(u32) -> [f32; 2]) -> [[f32; K]; 2] {
-    let mut rows = [[0.0; K]; 2];
+fn rows_of(thread: u32, fragments: &Fragments, element: Element) -> [Row; 2] {
+    let mut rows = [[0.0; K_BYTES]; 2];
     for t in 0..4 {
         let fragment = fragments[(thread / 4 * 4 + t) as usize];
         for (register, word) in fragment.into_iter().enumerate() {
             let column = 2 * t as usize + register / 2 * 8;
-            rows[register % 2][column..column + 2].copy_from_slice(&unpack(word));
+            element.unpack(word, &mut rows[register % 2][column..column + 2]);
         }
     }
     rows
@@ -414,46 +418,63 @@ pub unsafe fn multiply<T: HalfFloat, const REGISTERS: usize>(
     b: OperandB<T>,
     accumulate: bool,
 ) {
-    let site = Location::caller();
-    let operation = match REGISTERS {
-        8 => "m64n16k16",
-        16 => "m64n32k16",
-        24 => "m64n48k16",
-        32 => "m64n64k16",
-        40 => "m64n80k16",
-        48 => "m64n96k16",
-        56 => "m64n112k16",
-        64 => "m64n128k16",
-        _ => "m64n256k16",
+    let a = match a {
+        OperandA::Tile(tile) => OperandA::Tile(bytes_of(tile)),
+        OperandA::Registers(registers) => OperandA::Registers(registers),
     };
-    let (b, b_start) = match b {
-        OperandB::Tile(tile) => (OperandB::Tile(bits_of(tile)), start_of(bits_of(tile))),
+    let b = match b {
+        OperandB::Tile(tile) => OperandB::Tile(bytes_of(tile)),
         OperandB::Transposed(TransposedTile { first_panel, panel_bytes }) => {
-            let first_panel = bits_of(first_panel);
-            let tile = TransposedTile { first_panel, panel_bytes };
-            (OperandB::Transposed(tile), start_of(first_panel))
+            OperandB::Transposed(TransposedTile { first_panel: bytes_of(first_panel), panel_bytes })
         }
     };
-    let b_problem = match b {
-        OperandB::Tile(tile) => check_tile(tile, 2 * REGISTERS),
-        OperandB::Transposed(tile) => check_transposed(tile, 2 * REGISTERS),
+    multiply_elements(d, Element::of::<T>(), a, b, accumulate);
+}
+
+#[track_caller]
+pub unsafe fn multiply_e4m3<const REGISTERS: usize>(
+    d: &mut [f32; REGISTERS],
+    a: SwizzledTile<E4m3>,
+    b: SwizzledTile<E4m3>,
+    accumulate: bool,
+) {
+    let (a, b) = (OperandA::Tile(bytes_of(a)), OperandB::Tile(bytes_of(b)));
+    multiply_elements(d, Element::E4m3, a, b, accumulate);
+}
+
+#[track_caller]
+unsafe fn multiply_elements<const REGISTERS: usize>(
+    d: &mut [f32; REGISTERS],
+    element: Element,
+    a: OperandA<'_, u8>,
+    b: OperandB<u8>,
+    accumulate: bool,
+) {
+    let site = Location::caller();
+    let operation = element.multiplication(REGISTERS);
+    let (b_start, b_problem) = match b {
+        OperandB::Tile(tile) => (start_of(tile), check_tile(tile, 2 * REGISTERS)),
+        OperandB::Transposed(tile) => {
+            (start_of(tile.first_panel), check_transposed(tile, 2 * REGISTERS))
+        }
     };
     let a_problem = match a {
-        OperandA::Tile(tile) => check_tile(bits_of(tile), M),
+        OperandA::Tile(tile) => check_tile(tile, M),
         OperandA::Registers(_) => Ok(()),
     };
     for (name, problem) in [("a", a_problem), ("b", b_problem)] {
         if let Err(problem) = problem {
-            raise(operation, site, format!("`{name}` {problem}"));
+            let column_bytes = K_BYTES / element.num_columns();
+            raise(operation, site, format!("`{name}` {}", problem.in_words(column_bytes)));
         }
     }
     let (a_address, fragment) = match a {
-        OperandA::Tile(tile) => (Some(start_of(bits_of(tile))), Fragment::default()),
+        OperandA::Tile(tile) => (Some(start_of(tile)), Fragment::default()),
         OperandA::Registers(registers) => (None, *registers),
     };
     let call = Call {
         operation,
-        is_bf16: T::IS_BF16,
+        element,
         a_address,
         b_address: b_start,
         is_transposed: matches!(b, OperandB::Transposed(_)),
@@ -464,16 +485,16 @@ pub unsafe fn multiply<T: HalfFloat, const REGISTERS: usize>(
     let fragments = meet(lane, call, fragment);
     let mut multiplications = lane.multiplications.borrow_mut();
     let a = match a {
-        OperandA::Tile(tile) => Ok(RowsOfA::InTile(bits_of(tile))),
+        OperandA::Tile(tile) => Ok(RowsOfA::InTile(tile)),
         OperandA::Registers(registers) => {
-            let rows = rows_of(lane.linear % NUM_THREADS, &fragments, T::unpack);
+            let rows = rows_of(lane.linear % NUM_THREADS, &fragments, element);
             let lent = address_of(registers);
             multiplications.read_lent(lent, fragment).map(|()| RowsOfA::InRegisters { lent, rows })
         }
     };
     let issued = a.and_then(|a| {
         let accumulator = address_of(d);
-        let multiplication = Multiplication { accumulator, a, b, accumulate, unpack: T::unpack };
+        let multiplication = Multiplication { accumulator, a, b, accumulate, element };
         multiplications.issue(d, multiplication)
     });
     drop(multiplications);
@@ -482,47 +503,70 @@ pub unsafe fn multiply<T: HalfFloat, const REGISTERS: usize>(
     }
 }
 
-fn bits_of<T: HalfFloat>(tile: SwizzledTile<T>) -> SwizzledTile<u16> {
+fn bytes_of<T: AnyBitPattern>(tile: SwizzledTile<T>) -> SwizzledTile<u8> {
     let SwizzledTile { base, first_row, first_column } = tile;
-    SwizzledTile { base: base.cast(), first_row, first_column }
+    SwizzledTile { base: base.cast(), first_row, first_column: first_column * size_of::<T>() }
 }
 
 /// The shared byte at which the hardware is told that a tile begins.
-fn start_of(tile: SwizzledTile<u16>) -> u32 {
+fn start_of(tile: SwizzledTile<u8>) -> u32 {
     tile.base.raw.address() + tile.start_byte() as u32
 }
 
 /// Refuses a transposed tile of `columns` columns that the hardware would read elsewhere.
 #[track_caller]
-unsafe fn check_transposed(tile: TransposedTile<u16>, columns: usize) -> Result<(), String> {
+unsafe fn check_transposed(tile: TransposedTile<u8>, columns: usize) -> Result<(), TileProblem> {
     let start = start_of(tile.first_panel);
     if !start.is_multiple_of(TILE_ALIGNMENT) {
-        return Err(format!("begins at shared byte {start}, which is not aligned to 1024"));
+        return Err(TileProblem::Start(start));
     }
     if !tile.panel_bytes.is_multiple_of(TILE_ALIGNMENT) {
-        let bytes = tile.panel_bytes;
-        return Err(format!("has panels of {bytes} bytes, which is not a multiple of 1024"));
+        return Err(TileProblem::PanelBytes(tile.panel_bytes));
     }
     let last_panel = tile.place(K - 1, columns - SwizzledTile::<u16>::ROW_ELEMENTS);
     last_panel.raw.check_load(size_of::<u16>(), size_of::<u16>());
     Ok(())
 }
 
-/// Refuses a tile that the hardware would read elsewhere; `Err` holds what is wrong with it.
+/// What is wrong with a tile that the hardware would read elsewhere.
+enum TileProblem {
+    /// The shared byte at which it begins.
+    Start(u32),
+    PanelBytes(u32),
+    /// The byte of a row at which it begins.
+    ColumnByte(u32),
+}
+
+impl TileProblem {
+    fn in_words(&self, column_bytes: usize) -> String {
+        match self {
+            Self::Start(start) => {
+                format!("begins at shared byte {start}, which is not aligned to 1024")
+            }
+            Self::PanelBytes(bytes) => {
+                format!("has panels of {bytes} bytes, which is not a multiple of 1024")
+            }
+            Self::ColumnByte(byte) => {
+                let (column, multiple) = (*byte as usize / column_bytes, K_BYTES / column_bytes);
+                format!("begins at column {column}, which is not a multiple of {multiple}")
+            }
+        }
+    }
+}
+
+/// Refuses a tile that the hardware would read elsewhere.
 #[track_caller]
-unsafe fn check_tile(tile: SwizzledTile<u16>, rows: usize) -> Result<(), String> {
+unsafe fn check_tile(tile: SwizzledTile<u8>, rows: usize) -> Result<(), TileProblem> {
     let start = start_of(tile);
     let byte = start % TILE_ALIGNMENT;
     if byte >= ROW_BYTES {
-        let row = start - byte % ROW_BYTES;
-        return Err(format!("begins at shared byte {row}, which is not aligned to 1024"));
+        return Err(TileProblem::Start(start - byte % ROW_BYTES));
     }
-    let column = byte as usize / size_of::<u16>();
-    if !column.is_multiple_of(K) {
-        return Err(format!("begins at column {column}, which is not a multiple of {K}"));
+    if !byte.is_multiple_of(K_BYTES as u32) {
+        return Err(TileProblem::ColumnByte(byte));
     }
     // The last row's first piece lies last.
-    tile.place(rows - 1, 0).raw.check_load(PIECE * size_of::<u16>(), PIECE * size_of::<u16>());
+    tile.place(rows - 1, 0).raw.check_load(PIECE_BYTES, PIECE_BYTES);
     Ok(())
 }
 
@@ -545,7 +589,7 @@ pub unsafe fn wait_group<const N: u32, const REGISTERS: usize>(d: &mut [f32; REG
     drop(multiplications);
     let call = Call {
         operation: "wait_group",
-        is_bf16: false,
+        element: Element::Bf16,
         a_address: None,
         b_address: 0,
         is_transposed: false,

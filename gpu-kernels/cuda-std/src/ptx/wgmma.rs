@@ -1,6 +1,8 @@
 use core::arch::asm;
 
-use crate::float::HalfFloat;
+use bytemuck::AnyBitPattern;
+
+use crate::float::{E4m3, HalfFloat};
 use crate::wgmma::{OperandA, OperandB, SwizzledTile, TransposedTile};
 
 unsafe extern "C" {
@@ -23,7 +25,7 @@ pub unsafe fn take_registers<const REGISTERS: u32>() {
 /// The matrix descriptor of a tile in the 128-byte swizzle: eight rows are 1024 bytes after the
 /// eight before them. The other stride counts for transposed tiles only: from panel to panel.
 #[inline(always)]
-unsafe fn descriptor<T: HalfFloat>(tile: SwizzledTile<T>, panel_bytes: u32) -> u64 {
+unsafe fn descriptor<T: AnyBitPattern>(tile: SwizzledTile<T>, panel_bytes: u32) -> u64 {
     const SWIZZLE_128: u64 = 1 << 62;
     const STRIDE_OF_8_ROWS: u64 = (1024 >> 4) << 32;
     let base = panel_bytes << 12 | tile.base.raw.address() >> 4;
@@ -157,10 +159,30 @@ macro_rules! multiplication {
     };
 }
 
+/// The multiplications of a shape of e4m3, whose operands are rows of K in shared memory.
+macro_rules! multiplication_e4m3 {
+    ($registers:literal [$first:tt $($i:tt)*] $name:ident, $instruction:literal) => {
+        #[inline(always)]
+        unsafe fn $name(d: &mut [f32; $registers], a: u64, b: u64, accumulate: bool) {
+            asm!(
+                "{{ .reg .pred p; setp.ne.b32 p, {accumulate}, 0;",
+                concat!(
+                    "wgmma.mma_async.sync.aligned.", $instruction,
+                    " {{{0}" $(, ", {", stringify!($i), "}")*,
+                    "}}, {a}, {b}, p, 1, 1; }}",
+                ),
+                inout(reg32) d[$first], $(inout(reg32) d[$i],)*
+                a = in(reg64) a, b = in(reg64) b, accumulate = in(reg32) accumulate as u32,
+                options(nostack, preserves_flags),
+            );
+        }
+    };
+}
+
 /// What each size of accumulator needs, and who chooses among the sizes: one arm of a `match` is
 /// left once the number is known.
 macro_rules! sizes {
-    ($($registers:tt: $fence:ident, $wait:ident, $bf16:ident = $bf16_shape:literal, $f16:ident = $f16_shape:literal;)*) => {
+    ($($registers:tt: $fence:ident, $wait:ident, $bf16:ident = $bf16_shape:literal, $f16:ident = $f16_shape:literal, $e4m3:ident = $e4m3_shape:literal;)*) => {
         $(
             with_registers!($registers, around_accumulator, $fence, "wgmma.fence.sync.aligned");
             with_registers!(
@@ -168,6 +190,7 @@ macro_rules! sizes {
             );
             with_registers!($registers, multiplication, $bf16, $bf16_shape);
             with_registers!($registers, multiplication, $f16, $f16_shape);
+            with_registers!($registers, multiplication_e4m3, $e4m3, $e4m3_shape);
         )*
 
         #[inline(always)]
@@ -199,6 +222,20 @@ macro_rules! sizes {
         }
 
         #[inline(always)]
+        pub unsafe fn multiply_e4m3<const REGISTERS: usize>(
+            d: &mut [f32; REGISTERS],
+            a: SwizzledTile<E4m3>,
+            b: SwizzledTile<E4m3>,
+            accumulate: bool,
+        ) {
+            let [a, b] = [a, b].map(|tile| descriptor(tile, UNUSED_STRIDE));
+            match REGISTERS {
+                $($registers => $e4m3(of_length(d), a, b, accumulate),)*
+                _ => unreachable!(),
+            }
+        }
+
+        #[inline(always)]
         pub unsafe fn wait_group<const N: u32, const REGISTERS: usize>(d: &mut [f32; REGISTERS]) {
             match REGISTERS {
                 $($registers => $wait::<N>(of_length(d)),)*
@@ -209,15 +246,15 @@ macro_rules! sizes {
 }
 
 sizes! {
-    8: fence_8, wait_group_8, m64n16k16_bf16 = "m64n16k16.f32.bf16.bf16", m64n16k16_f16 = "m64n16k16.f32.f16.f16";
-    16: fence_16, wait_group_16, m64n32k16_bf16 = "m64n32k16.f32.bf16.bf16", m64n32k16_f16 = "m64n32k16.f32.f16.f16";
-    24: fence_24, wait_group_24, m64n48k16_bf16 = "m64n48k16.f32.bf16.bf16", m64n48k16_f16 = "m64n48k16.f32.f16.f16";
-    32: fence_32, wait_group_32, m64n64k16_bf16 = "m64n64k16.f32.bf16.bf16", m64n64k16_f16 = "m64n64k16.f32.f16.f16";
-    40: fence_40, wait_group_40, m64n80k16_bf16 = "m64n80k16.f32.bf16.bf16", m64n80k16_f16 = "m64n80k16.f32.f16.f16";
-    48: fence_48, wait_group_48, m64n96k16_bf16 = "m64n96k16.f32.bf16.bf16", m64n96k16_f16 = "m64n96k16.f32.f16.f16";
-    56: fence_56, wait_group_56, m64n112k16_bf16 = "m64n112k16.f32.bf16.bf16", m64n112k16_f16 = "m64n112k16.f32.f16.f16";
-    64: fence_64, wait_group_64, m64n128k16_bf16 = "m64n128k16.f32.bf16.bf16", m64n128k16_f16 = "m64n128k16.f32.f16.f16";
-    128: fence_128, wait_group_128, m64n256k16_bf16 = "m64n256k16.f32.bf16.bf16", m64n256k16_f16 = "m64n256k16.f32.f16.f16";
+    8: fence_8, wait_group_8, m64n16k16_bf16 = "m64n16k16.f32.bf16.bf16", m64n16k16_f16 = "m64n16k16.f32.f16.f16", m64n16k32_e4m3 = "m64n16k32.f32.e4m3.e4m3";
+    16: fence_16, wait_group_16, m64n32k16_bf16 = "m64n32k16.f32.bf16.bf16", m64n32k16_f16 = "m64n32k16.f32.f16.f16", m64n32k32_e4m3 = "m64n32k32.f32.e4m3.e4m3";
+    24: fence_24, wait_group_24, m64n48k16_bf16 = "m64n48k16.f32.bf16.bf16", m64n48k16_f16 = "m64n48k16.f32.f16.f16", m64n48k32_e4m3 = "m64n48k32.f32.e4m3.e4m3";
+    32: fence_32, wait_group_32, m64n64k16_bf16 = "m64n64k16.f32.bf16.bf16", m64n64k16_f16 = "m64n64k16.f32.f16.f16", m64n64k32_e4m3 = "m64n64k32.f32.e4m3.e4m3";
+    40: fence_40, wait_group_40, m64n80k16_bf16 = "m64n80k16.f32.bf16.bf16", m64n80k16_f16 = "m64n80k16.f32.f16.f16", m64n80k32_e4m3 = "m64n80k32.f32.e4m3.e4m3";
+    48: fence_48, wait_group_48, m64n96k16_bf16 = "m64n96k16.f32.bf16.bf16", m64n96k16_f16 = "m64n96k16.f32.f16.f16", m64n96k32_e4m3 = "m64n96k32.f32.e4m3.e4m3";
+    56: fence_56, wait_group_56, m64n112k16_bf16 = "m64n112k16.f32.bf16.bf16", m64n112k16_f16 = "m64n112k16.f32.f16.f16", m64n112k32_e4m3 = "m64n112k32.f32.e4m3.e4m3";
+    64: fence_64, wait_group_64, m64n128k16_bf16 = "m64n128k16.f32.bf16.bf16", m64n128k16_f16 = "m64n128k16.f32.f16.f16", m64n128k32_e4m3 = "m64n128k32.f32.e4m3.e4m3";
+    128: fence_128, wait_group_128, m64n256k16_bf16 = "m64n256k16.f32.bf16.bf16", m64n256k16_f16 = "m64n256k16.f32.f16.f16", m64n256k32_e4m3 = "m64n256k32.f32.e4m3.e4m3";
 }
 
 /// The accumulator as an array of the length that it has.
