@@ -233,6 +233,17 @@ pub unsafe fn fence<const REGISTERS: usize>(accumulator: &mut [f32; REGISTERS]) 
     arch::wgmma::fence(accumulator);
 }
 
+/// No instruction: sums made of an accumulator's registers are made before this, and not later.
+///
+/// Sums that a kernel makes of one product while nothing is multiplied might otherwise be left until after
+/// the next multiplication into the same registers was issued, which copies them and makes the
+/// hardware multiply one by one.
+#[inline(always)]
+pub unsafe fn settle<const REGISTERS: usize>(sums: &mut [f32; REGISTERS]) {
+    const { assert_accumulator::<REGISTERS>() }
+    arch::wgmma::settle(sums);
+}
+
 /// Gives registers of this warpgroup's threads back, so that each keeps `REGISTERS`: a multiple of 8
 /// from 24 to 256, at most what it has. All its threads call it.
 ///

@@ -182,9 +182,10 @@ macro_rules! multiplication_e4m3 {
 /// What each size of accumulator needs, and who chooses among the sizes: one arm of a `match` is
 /// left once the number is known.
 macro_rules! sizes {
-    ($($registers:tt: $fence:ident, $wait:ident, $bf16:ident = $bf16_shape:literal, $f16:ident = $f16_shape:literal, $e4m3:ident = $e4m3_shape:literal;)*) => {
+    ($($registers:tt: $fence:ident, $settle:ident, $wait:ident, $bf16:ident = $bf16_shape:literal, $f16:ident = $f16_shape:literal, $e4m3:ident = $e4m3_shape:literal;)*) => {
         $(
             with_registers!($registers, around_accumulator, $fence, "wgmma.fence.sync.aligned");
+            with_registers!($registers, around_accumulator, $settle, "// settled");
             with_registers!(
                 $registers, around_accumulator, $wait, "wgmma.wait_group.sync.aligned {groups}", N
             );
@@ -197,6 +198,14 @@ macro_rules! sizes {
         pub unsafe fn fence<const REGISTERS: usize>(d: &mut [f32; REGISTERS]) {
             match REGISTERS {
                 $($registers => $fence(of_length(d)),)*
+                _ => unreachable!(),
+            }
+        }
+
+        #[inline(always)]
+        pub unsafe fn settle<const REGISTERS: usize>(d: &mut [f32; REGISTERS]) {
+            match REGISTERS {
+                $($registers => $settle(of_length(d)),)*
                 _ => unreachable!(),
             }
         }
@@ -246,15 +255,15 @@ macro_rules! sizes {
 }
 
 sizes! {
-    8: fence_8, wait_group_8, m64n16k16_bf16 = "m64n16k16.f32.bf16.bf16", m64n16k16_f16 = "m64n16k16.f32.f16.f16", m64n16k32_e4m3 = "m64n16k32.f32.e4m3.e4m3";
-    16: fence_16, wait_group_16, m64n32k16_bf16 = "m64n32k16.f32.bf16.bf16", m64n32k16_f16 = "m64n32k16.f32.f16.f16", m64n32k32_e4m3 = "m64n32k32.f32.e4m3.e4m3";
-    24: fence_24, wait_group_24, m64n48k16_bf16 = "m64n48k16.f32.bf16.bf16", m64n48k16_f16 = "m64n48k16.f32.f16.f16", m64n48k32_e4m3 = "m64n48k32.f32.e4m3.e4m3";
-    32: fence_32, wait_group_32, m64n64k16_bf16 = "m64n64k16.f32.bf16.bf16", m64n64k16_f16 = "m64n64k16.f32.f16.f16", m64n64k32_e4m3 = "m64n64k32.f32.e4m3.e4m3";
-    40: fence_40, wait_group_40, m64n80k16_bf16 = "m64n80k16.f32.bf16.bf16", m64n80k16_f16 = "m64n80k16.f32.f16.f16", m64n80k32_e4m3 = "m64n80k32.f32.e4m3.e4m3";
-    48: fence_48, wait_group_48, m64n96k16_bf16 = "m64n96k16.f32.bf16.bf16", m64n96k16_f16 = "m64n96k16.f32.f16.f16", m64n96k32_e4m3 = "m64n96k32.f32.e4m3.e4m3";
-    56: fence_56, wait_group_56, m64n112k16_bf16 = "m64n112k16.f32.bf16.bf16", m64n112k16_f16 = "m64n112k16.f32.f16.f16", m64n112k32_e4m3 = "m64n112k32.f32.e4m3.e4m3";
-    64: fence_64, wait_group_64, m64n128k16_bf16 = "m64n128k16.f32.bf16.bf16", m64n128k16_f16 = "m64n128k16.f32.f16.f16", m64n128k32_e4m3 = "m64n128k32.f32.e4m3.e4m3";
-    128: fence_128, wait_group_128, m64n256k16_bf16 = "m64n256k16.f32.bf16.bf16", m64n256k16_f16 = "m64n256k16.f32.f16.f16", m64n256k32_e4m3 = "m64n256k32.f32.e4m3.e4m3";
+    8: fence_8, settle_8, wait_group_8, m64n16k16_bf16 = "m64n16k16.f32.bf16.bf16", m64n16k16_f16 = "m64n16k16.f32.f16.f16", m64n16k32_e4m3 = "m64n16k32.f32.e4m3.e4m3";
+    16: fence_16, settle_16, wait_group_16, m64n32k16_bf16 = "m64n32k16.f32.bf16.bf16", m64n32k16_f16 = "m64n32k16.f32.f16.f16", m64n32k32_e4m3 = "m64n32k32.f32.e4m3.e4m3";
+    24: fence_24, settle_24, wait_group_24, m64n48k16_bf16 = "m64n48k16.f32.bf16.bf16", m64n48k16_f16 = "m64n48k16.f32.f16.f16", m64n48k32_e4m3 = "m64n48k32.f32.e4m3.e4m3";
+    32: fence_32, settle_32, wait_group_32, m64n64k16_bf16 = "m64n64k16.f32.bf16.bf16", m64n64k16_f16 = "m64n64k16.f32.f16.f16", m64n64k32_e4m3 = "m64n64k32.f32.e4m3.e4m3";
+    40: fence_40, settle_40, wait_group_40, m64n80k16_bf16 = "m64n80k16.f32.bf16.bf16", m64n80k16_f16 = "m64n80k16.f32.f16.f16", m64n80k32_e4m3 = "m64n80k32.f32.e4m3.e4m3";
+    48: fence_48, settle_48, wait_group_48, m64n96k16_bf16 = "m64n96k16.f32.bf16.bf16", m64n96k16_f16 = "m64n96k16.f32.f16.f16", m64n96k32_e4m3 = "m64n96k32.f32.e4m3.e4m3";
+    56: fence_56, settle_56, wait_group_56, m64n112k16_bf16 = "m64n112k16.f32.bf16.bf16", m64n112k16_f16 = "m64n112k16.f32.f16.f16", m64n112k32_e4m3 = "m64n112k32.f32.e4m3.e4m3";
+    64: fence_64, settle_64, wait_group_64, m64n128k16_bf16 = "m64n128k16.f32.bf16.bf16", m64n128k16_f16 = "m64n128k16.f32.f16.f16", m64n128k32_e4m3 = "m64n128k32.f32.e4m3.e4m3";
+    128: fence_128, settle_128, wait_group_128, m64n256k16_bf16 = "m64n256k16.f32.bf16.bf16", m64n256k16_f16 = "m64n256k16.f32.f16.f16", m64n256k32_e4m3 = "m64n256k32.f32.e4m3.e4m3";
 }
 
 /// The accumulator as an array of the length that it has.
