@@ -30,6 +30,7 @@ pub mod contract;
 pub mod dispatch;
 pub mod embedding;
 pub mod expert_gemm;
+pub mod expert_gemm_fp8;
 pub mod far_decode;
 pub mod gemm;
 pub mod gemv;

@@ -16,7 +16,7 @@ use crate::gemm::tma::{BLOCK_ROWS, RAGGED, STAGE_COLUMNS, TALL_ROWS};
 
 /// Where the rows of expert `expert` begin, at most `num_rows`; no experts after the last have any.
 #[inline(always)]
-unsafe fn offset_of(
+pub(crate) unsafe fn offset_of(
     expert_offsets: Global<i32>, // [num_experts + 1]
     num_experts: u32,
     num_rows: u32,
@@ -65,7 +65,7 @@ pub unsafe fn expert_gemm_baseline_bf16(
 /// The tiles of all experts, of whom each lane holds one of 32. With `TALL`, an expert whose rows
 /// nearly fill tall tiles has those: its weights are then read half as often.
 #[derive(Clone, Copy)]
-struct ExpertTiles<const TALL: bool> {
+pub(crate) struct ExpertTiles<const TALL: bool> {
     expert_offsets: Global<i32>, // [num_experts + 1]
     num_experts: u32,
     num_rows: u32,
@@ -94,7 +94,7 @@ unsafe fn of_lane(value: u32, lane: u32) -> u32 {
 impl<const TALL: bool> ExpertTiles<TALL> {
     /// The tiles of this block. All lanes of a warp call it together.
     #[inline(always)]
-    unsafe fn new(
+    pub(crate) unsafe fn new(
         expert_offsets: Global<i32>, // [num_experts + 1]
         num_experts: u32,
         num_rows: u32,
@@ -203,7 +203,7 @@ impl<const TALL: bool> ExpertTiles<TALL> {
 const PLAIN: bool = false;
 const GATED: bool = true;
 const SOME_TALL: bool = true;
-const NONE_TALL: bool = false;
+pub(crate) const NONE_TALL: bool = false;
 /// Rows from which on an expert has a tall tile: fewer waste more than they save.
 const FEWEST_TALL_ROWS: u32 = 192;
 /// The same for each of several: those save less, as other tiles would still share weights.

@@ -1,6 +1,7 @@
 //! Launches of the room `gemm`.
 
-use cuda_std::tensor_map::{TensorMaps, Tiling};
+use bytemuck::Pod;
+use cuda_std::tensor_map::{TensorElement, TensorMaps, Tiling};
 use gpu_kernels::contract::require_len;
 use gpu_kernels::gemm::contract::GemmShape;
 use gpu_kernels::gemm::device as entries;
@@ -35,10 +36,10 @@ pub(crate) fn runs_hopper_kernels(device: &Device) -> Result<bool, KernelError> 
 }
 
 /// Maps of `rows` by boxes of several sizes.
-pub(super) fn tensor_maps<const N: usize>(
-    rows: &Buffer<bf16>,
+pub(super) fn tensor_maps<T: Pod + TensorElement, const N: usize>(
+    rows: &Buffer<T>,
     tilings: &[Tiling<2>; N],
-) -> Result<TensorMaps<bf16, 2, N>, KernelError> {
+) -> Result<TensorMaps<T, 2, N>, KernelError> {
     let maps = tilings.iter().map(|tiling| rows.tensor_map(tiling));
     Ok(TensorMaps::new(&maps.collect::<Result<Vec<_>, _>>()?))
 }

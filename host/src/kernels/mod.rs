@@ -11,6 +11,7 @@ pub mod combine;
 pub mod dispatch;
 pub mod embedding;
 pub mod expert_gemm;
+pub mod expert_gemm_fp8;
 pub mod far_decode;
 pub mod gemm;
 pub mod gemv;

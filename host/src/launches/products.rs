@@ -1,8 +1,11 @@
-//! Kernels of the rooms `gemm`, `gemv`, `expert_gemm` and `shared_expert`: sizes of a large model's layers.
+//! Kernels of the rooms `gemm`, `gemv`, `expert_gemm`, `expert_gemm_fp8` and `shared_expert`: sizes of a
+//! large model's layers.
 
 use anyhow::Result;
+use bytemuck::Pod;
 use gpu_kernels::expert_gemm::contract::ExpertGemmShape;
 use gpu_kernels::expert_gemm::reference::{offsets, random_rows};
+use gpu_kernels::expert_gemm_fp8::contract::ExpertGemmFp8Shape;
 use gpu_kernels::gemm::contract::GemmShape;
 use gpu_kernels::gemm::plan::{GemmKernel, GemmPlan, GemmVariant};
 use gpu_kernels::gemm::split_plan::{SplitPlan, SplitTile};
@@ -14,6 +17,7 @@ use super::{KernelLaunch, Setting, kernel};
 use crate::device::{Buffer, Stream};
 use crate::kernels::KernelError;
 use crate::kernels::expert_gemm::{ExpertGemm, ExpertGemmArgs, ExpertGemmVariant};
+use crate::kernels::expert_gemm_fp8::{ExpertGemmFp8, ExpertGemmFp8Args, ExpertGemmFp8Variant};
 use crate::kernels::gemm::{Gemm, GemmArgs, multiply_exactly};
 use crate::kernels::gemv::{Gemv, GemvArgs, GemvChoice};
 use crate::kernels::shared_expert::{
@@ -38,6 +42,8 @@ pub(super) fn launches() -> Vec<KernelLaunch> {
         kernel("expert_gemm_baseline_bf16", experts(ExpertGemmVariant::Baseline, false)),
         kernel("expert_gemm_grouped_bf16", experts(ExpertGemmVariant::Grouped, false)),
         kernel("expert_gemm_gated_bf16", experts(ExpertGemmVariant::Grouped, true)),
+        kernel("expert_gemm_fp8_baseline", experts_fp8(ExpertGemmFp8Variant::Baseline)),
+        kernel("expert_gemm_fp8_grouped", experts_fp8(ExpertGemmFp8Variant::Grouped)),
         kernel("shared_expert_silu_mul_bf16", separate_gate),
         kernel("shared_expert_gate_up_bf16", gate_in_product(SharedExpertVariant::Fused, 4096)),
         kernel("shared_expert_stream_bf16", gate_in_product(SharedExpertVariant::Stream, 128)),
@@ -45,7 +51,7 @@ pub(super) fn launches() -> Vec<KernelLaunch> {
 }
 
 /// Zeros: what is multiplied does not matter here.
-fn zeros(stream: &Stream, len: usize) -> Result<Buffer<bf16>> {
+fn zeros<T: Pod>(stream: &Stream, len: usize) -> Result<Buffer<T>> {
     Ok(stream.device().alloc_zeroed(len)?)
 }
 
@@ -152,6 +158,25 @@ fn experts(variant: ExpertGemmVariant, is_gated: bool) -> impl Fn(&Setting<'_>) 
         let b = zeros(&stream, shape.b_elements())?;
         let c = zeros(&stream, shape.c_elements())?;
         let args = ExpertGemmArgs { a: &a, b: &b, expert_offsets: &expert_offsets, c: &c };
+        setting.repeat(&stream, |_| Ok(product.run(&stream, args)?))
+    }
+}
+
+fn experts_fp8(variant: ExpertGemmFp8Variant) -> impl Fn(&Setting<'_>) -> Result<()> {
+    move |setting| {
+        let stream = setting.stream()?;
+        let (num_rows, num_experts, n, k) = setting.pick((8192, 32, 4096, 7168), (30, 3, 40, 272));
+        let shape = ExpertGemmFp8Shape { num_rows, num_experts, n, k };
+        let product = ExpertGemmFp8::with_variant(&stream, shape, variant)?;
+        let rows_of = random_rows(num_rows, num_experts, 1);
+        let args = ExpertGemmFp8Args {
+            a: &zeros(&stream, shape.a_elements())?,
+            a_scales: &zeros(&stream, shape.a_scales())?,
+            b: &zeros(&stream, shape.b_elements())?,
+            b_scales: &zeros(&stream, shape.b_scales())?,
+            expert_offsets: &Buffer::from_slice(&stream, &offsets(&rows_of))?,
+            c: &zeros(&stream, shape.c_elements())?,
+        };
         setting.repeat(&stream, |_| Ok(product.run(&stream, args)?))
     }
 }

@@ -23,7 +23,7 @@ pub struct ExpertGemm;
 
 /// How tokens are dealt to experts.
 #[derive(Clone, Copy)]
-enum Routing {
+pub(super) enum Routing {
     /// Equally many each.
     Uniform,
     /// Each token to one at random.
@@ -33,7 +33,7 @@ enum Routing {
 }
 
 impl Routing {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Uniform => "uniform",
             Self::Random => "random",
@@ -41,7 +41,7 @@ impl Routing {
         }
     }
 
-    fn rows_of(self, num_rows: u32, num_experts: u32, seed: u64) -> Vec<u32> {
+    pub fn rows_of(self, num_rows: u32, num_experts: u32, seed: u64) -> Vec<u32> {
         match self {
             Self::Uniform => vec![num_rows / num_experts; num_experts as usize],
             Self::Random => random_rows(num_rows, num_experts, seed),
@@ -157,6 +157,8 @@ impl Experts {
 }
 
 impl Products for Experts {
+    type Weight = bf16;
+
     fn stream(&self) -> &Stream {
         &self.stream
     }

@@ -89,6 +89,8 @@ impl OneProduct {
 }
 
 impl Products for OneProduct {
+    type Weight = bf16;
+
     fn stream(&self) -> &Stream {
         &self.stream
     }

@@ -14,6 +14,7 @@ mod decode_batch;
 mod decode_bench;
 mod disaggregated_inference;
 mod expert_gemm;
+mod expert_gemm_fp8;
 mod far_bench;
 mod far_grid;
 mod gemm;
@@ -51,6 +52,7 @@ pub use decode_batch::{BatchElement, DecodeBatch, DecodeWorkload};
 pub use decode_bench::DecodeBench;
 pub use disaggregated_inference::DisaggregatedInference;
 pub use expert_gemm::ExpertGemm;
+pub use expert_gemm_fp8::ExpertGemmFp8;
 pub use far_bench::{FarBench, FarRun, FarWay};
 pub use far_grid::{FarGrid, FarGridRow, far_grid, is_far, measured_costs};
 pub use gemm::Gemm;
@@ -93,6 +95,7 @@ pub const ALL: &[&dyn Pair] = &[
     &Gemm,
     &SharedExpert,
     &ExpertGemm,
+    &ExpertGemmFp8,
     &WideEp,
     &RmsNorm,
     &Sampling,

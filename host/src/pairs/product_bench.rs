@@ -3,6 +3,8 @@
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use bytemuck::Pod;
+use cuda_std::float::E4m3;
 use gpu_kernels::contract::Work;
 use gpu_kernels::gemm::contract::GemmShape;
 use gpu_kernels::gemm::reference::{Tolerance, check, product, random};
@@ -18,18 +20,35 @@ use crate::kernels::gemm::multiply_exactly;
 const DRAWN_TOGETHER: usize = 1 << 20;
 /// What exact products may differ from the oracle by: their rounding to f32.
 const EXACT: Tolerance = Tolerance { relative: 1e-6, absolute: 1e-9 };
-/// A value that no operand holds.
-const CORRUPTED: f32 = 100.0;
+/// An element of weights.
+pub(super) trait Weight: Pod {
+    /// A value that hardly any has.
+    const CORRUPTED: Self;
+}
+
+impl Weight for bf16 {
+    const CORRUPTED: Self = Self::from_f32_const(100.0);
+}
+
+impl Weight for E4m3 {
+    const CORRUPTED: Self = Self::MAX;
+}
 
 /// Both sides of a pair over the same operands, whose last step is a product.
 pub(super) trait Products {
+    type Weight: Weight;
+
     fn stream(&self) -> &Stream;
     fn work(&self) -> Work;
     /// How often the weights lie in memory.
     fn num_inputs(&self) -> usize;
     /// Weights of the last step, in the last of their places, of which the first `row` elements
     /// are used.
-    fn last_weights(&self) -> (&Buffer<bf16>, usize);
+    fn last_weights(&self) -> (&Buffer<Self::Weight>, usize);
+    /// What the tensor cores do, counted in operations of bf16.
+    fn bf16_flops(&self) -> u64 {
+        self.work().flops
+    }
     /// What is compared, in rows of `num_columns`.
     fn output(&self) -> &Buffer<bf16>;
     fn num_columns(&self) -> usize;
@@ -65,10 +84,9 @@ impl<P: Products> Prepared for ProductBench<P> {
     }
 
     fn demands(&self) -> Vec<Demand> {
-        let Work { read_bytes, flops, .. } = self.products.work();
         vec![
-            Demand { ceiling: DENSE_BF16, amount: flops },
-            Demand { ceiling: HBM_READ, amount: read_bytes },
+            Demand { ceiling: DENSE_BF16, amount: self.products.bf16_flops() },
+            Demand { ceiling: HBM_READ, amount: self.products.work().read_bytes },
         ]
     }
 
@@ -102,7 +120,7 @@ impl<P: Products> Prepared for ProductBench<P> {
 
     fn corrupt(&mut self) -> Result<()> {
         let (weights, row) = self.products.last_weights();
-        let corrupted = vec![bf16::from_f32(CORRUPTED); row];
+        let corrupted = vec![P::Weight::CORRUPTED; row];
         Ok(self.products.stream().upload(&corrupted, weights.slice(..row))?)
     }
 }

@@ -103,6 +103,8 @@ impl OneExpert {
 }
 
 impl Products for OneExpert {
+    type Weight = bf16;
+
     fn stream(&self) -> &Stream {
         &self.stream
     }

@@ -25,7 +25,7 @@ pub(crate) struct Output {
 }
 
 /// The output as one warpgroup writes it, through two panels of shared memory in turn.
-pub(super) struct OutputOf {
+pub(crate) struct OutputOf {
     to: Output,
     staging: Shared<u8>,
     panel: u32,
@@ -37,7 +37,7 @@ pub(super) struct OutputOf {
 impl Output {
     /// `staging` holds all warpgroups' panels; `thread` counts from the first that multiplies.
     #[inline(always)]
-    pub(super) unsafe fn of_warpgroup(self, staging: Shared<u8>, thread: u32) -> OutputOf {
+    pub(crate) unsafe fn of_warpgroup(self, staging: Shared<u8>, thread: u32) -> OutputOf {
         let warpgroup = thread / wgmma::NUM_THREADS;
         let staging = staging.offset(warpgroup as usize * STAGING_BYTES);
         let thread = thread % wgmma::NUM_THREADS;

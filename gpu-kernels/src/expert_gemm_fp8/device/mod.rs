@@ -1,0 +1,85 @@
+//! The kernels: a block for each tile, and persistent blocks.
+
+// A kernel is one unsafe program: its launch vouches for it. Arrays stay in registers as long as
+// constants index them, in loops that unroll.
+#![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, clippy::needless_range_loop)]
+
+mod baseline;
+mod pipeline;
+
+use cuda_std::float::E4m3;
+use cuda_std::prelude::*;
+use cuda_std::tensor_map::{TensorMap, TensorMaps};
+use half::bf16;
+
+use super::baseline::{TILE_M, TILE_N};
+use super::grouped::TILE_COLUMNS;
+use crate::expert_gemm::device::{ExpertTiles, NONE_TALL, offset_of};
+use crate::gemm::device::output::Output;
+use crate::token_unpack::SCALE_BLOCK;
+
+/// `c[r] = a[r] b[e]^T` for the rows of each expert, a block for each tile of 128 x 128.
+#[kernel(threads = 256, min_blocks = 1)]
+pub unsafe fn expert_gemm_fp8_baseline(
+    a: Global<E4m3>,             // [num_rows, k]
+    a_scales: Global<f32>,       // [num_rows, k.div_ceil(128)]
+    b: Global<E4m3>,             // [num_experts, n, k]
+    b_scales: Global<f32>,       // [num_experts, n.div_ceil(128), k.div_ceil(128)]
+    expert_offsets: Global<i32>, // [num_experts + 1]
+    num_rows: u32,
+    num_experts: u32,
+    n: u32,
+    k: u32,
+    c: GlobalMut<bf16>, // [num_rows, n]
+) {
+    let row_scales = k.div_ceil(SCALE_BLOCK) as usize;
+    let (blocks, block) = (n.div_ceil(SCALE_BLOCK) as usize, thread::block_idx_x() as usize);
+    let mut tile = thread::block_idx_y();
+    let mut expert = 0;
+    while expert < num_experts {
+        let begin = offset_of(expert_offsets, num_experts, num_rows, expert);
+        let end = offset_of(expert_offsets, num_experts, num_rows, expert + 1);
+        let rows = end.saturating_sub(begin);
+        let num_tiles = rows.div_ceil(TILE_M as u32);
+        if tile < num_tiles {
+            let first = tile * TILE_M as u32;
+            let (row, expert) = ((begin + first) as usize, expert as usize);
+            let operands = baseline::Operands {
+                a: a.offset(row * k as usize),
+                a_scales: a_scales.offset(row * row_scales),
+                b: b.offset(expert * n as usize * k as usize),
+                b_scales: b_scales.offset((expert * blocks + block) * row_scales),
+                c: c.offset(row * n as usize),
+                num_rows: rows - first,
+                n,
+                k,
+            };
+            return baseline::multiply_tile(operands, (block * TILE_N) as u32);
+        }
+        tile -= num_tiles;
+        expert += 1;
+    }
+}
+
+/// `c[r] = a[r] b[e]^T` for the rows of each expert.
+#[kernel(target = "sm_90a", threads = 288, min_blocks = 1)]
+pub unsafe fn expert_gemm_fp8_grouped(
+    a: TensorMaps<E4m3, 2, 8>,      // [num_rows, k]
+    b: TensorMap<E4m3, 3>,          // [num_experts, n, k]
+    c_maps: TensorMaps<bf16, 2, 4>, // [num_rows, n]
+    a_scales: Global<f32>,          // [num_rows, k.div_ceil(128)]
+    b_scales: Global<f32>,          // [num_experts, n.div_ceil(128), k.div_ceil(128)]
+    expert_offsets: Global<i32>,    // [num_experts + 1]
+    num_rows: u32,
+    num_experts: u32,
+    n: u32,
+    k: u32,
+    c: GlobalMut<bf16>, // [num_rows, n]
+) {
+    let operands = pipeline::Operands { a, b, a_scales, b_scales, n, k };
+    let output = Output { maps: c_maps, c, n };
+    let columns = TILE_COLUMNS as u32;
+    pipeline::run(operands, output, || {
+        ExpertTiles::<NONE_TALL>::new(expert_offsets, num_experts, num_rows, n, k, columns)
+    });
+}
