@@ -79,6 +79,7 @@ mod shared;
 mod stack;
 pub(crate) mod tensor_map;
 pub(crate) mod thread;
+mod tile;
 pub(crate) mod warp;
 pub(crate) mod wgmma;
 

@@ -8,26 +8,18 @@ use std::cell::{Cell, RefCell};
 use std::panic::Location;
 use std::rc::Rc;
 
-use bytemuck::AnyBitPattern;
-
 use crate::float::{E4m3, HalfFloat};
-use crate::shared::Shared;
 use crate::wgmma::{NUM_THREADS, OperandA, OperandB, SwizzledTile, TransposedTile, place_of};
 
 use super::element::{Element, K, K_BYTES, Row};
 use super::fault::Violation;
 use super::groups::Groups;
 use super::lane::{self, Caller, Lane, Wait};
+use super::tile::{PIECE_BYTES, bytes_of, check_tile, check_transposed, start_of};
 use super::warp::{Operation, collective};
 
 /// Rows of A.
 const M: usize = 64;
-/// Bytes of the pieces that the swizzle moves.
-const PIECE_BYTES: usize = 16;
-
-/// What a tile's first row is aligned to, as the hardware swizzles addresses.
-const TILE_ALIGNMENT: u32 = 1024;
-const ROW_BYTES: u32 = 128;
 
 /// What an accumulator holds while multiplications own it: a signaling NaN, which arithmetic
 /// changes.
@@ -349,17 +341,6 @@ impl Multiplication {
     }
 }
 
-impl TransposedTile<u8> {
-    /// Where the 16-bit float (`row`, `column`) lies.
-    #[track_caller]
-    unsafe fn place(self, row: usize, column: usize) -> Shared<u8> {
-        let panel = column / SwizzledTile::<u16>::ROW_ELEMENTS;
-        let base = self.first_panel.base.offset(panel * self.panel_bytes as usize);
-        let panel = SwizzledTile { base, ..self.first_panel };
-        panel.place(row, column % SwizzledTile::<u16>::ROW_ELEMENTS * size_of::<u16>())
-    }
-}
-
 /// Rows of A that thread `thread` multiplies, from what the threads of its row hold.
 fn rows_of(thread: u32, fragments: &Fragments, element: Element) -> [Row; 2] {
     let mut rows = [[0.0; K_BYTES]; 2];
@@ -505,73 +486,6 @@ unsafe fn multiply_elements<const REGISTERS: usize>(
     if let Err(problem) = issued {
         raise(operation, site, problem);
     }
-}
-
-fn bytes_of<T: AnyBitPattern>(tile: SwizzledTile<T>) -> SwizzledTile<u8> {
-    let SwizzledTile { base, first_row, first_column } = tile;
-    SwizzledTile { base: base.cast(), first_row, first_column: first_column * size_of::<T>() }
-}
-
-/// The shared byte at which the hardware is told that a tile begins.
-fn start_of(tile: SwizzledTile<u8>) -> u32 {
-    tile.base.raw.address() + tile.start_byte() as u32
-}
-
-/// Refuses a transposed tile of `columns` columns that the hardware would read elsewhere.
-#[track_caller]
-unsafe fn check_transposed(tile: TransposedTile<u8>, columns: usize) -> Result<(), TileProblem> {
-    let start = start_of(tile.first_panel);
-    if !start.is_multiple_of(TILE_ALIGNMENT) {
-        return Err(TileProblem::Start(start));
-    }
-    if !tile.panel_bytes.is_multiple_of(TILE_ALIGNMENT) {
-        return Err(TileProblem::PanelBytes(tile.panel_bytes));
-    }
-    let last_panel = tile.place(K - 1, columns - SwizzledTile::<u16>::ROW_ELEMENTS);
-    last_panel.raw.check_load(size_of::<u16>(), size_of::<u16>());
-    Ok(())
-}
-
-/// What is wrong with a tile that the hardware would read elsewhere.
-enum TileProblem {
-    /// The shared byte at which it begins.
-    Start(u32),
-    PanelBytes(u32),
-    /// The byte of a row at which it begins.
-    ColumnByte(u32),
-}
-
-impl TileProblem {
-    fn in_words(&self, column_bytes: usize) -> String {
-        match self {
-            Self::Start(start) => {
-                format!("begins at shared byte {start}, which is not aligned to 1024")
-            }
-            Self::PanelBytes(bytes) => {
-                format!("has panels of {bytes} bytes, which is not a multiple of 1024")
-            }
-            Self::ColumnByte(byte) => {
-                let (column, multiple) = (*byte as usize / column_bytes, K_BYTES / column_bytes);
-                format!("begins at column {column}, which is not a multiple of {multiple}")
-            }
-        }
-    }
-}
-
-/// Refuses a tile that the hardware would read elsewhere.
-#[track_caller]
-unsafe fn check_tile(tile: SwizzledTile<u8>, rows: usize) -> Result<(), TileProblem> {
-    let start = start_of(tile);
-    let byte = start % TILE_ALIGNMENT;
-    if byte >= ROW_BYTES {
-        return Err(TileProblem::Start(start - byte % ROW_BYTES));
-    }
-    if !byte.is_multiple_of(K_BYTES as u32) {
-        return Err(TileProblem::ColumnByte(byte));
-    }
-    // The last row's first piece lies last.
-    tile.place(rows - 1, 0).raw.check_load(PIECE_BYTES, PIECE_BYTES);
-    Ok(())
 }
 
 #[track_caller]
