@@ -14,46 +14,89 @@ use gpu_kernels::expert_gemm_fp8::reference::{
 use gpu_kernels::gemm::reference::check;
 use half::bf16;
 
+/// What the kernels read, on a device.
+struct OnDevice {
+    a: Buffer<E4m3>,
+    a_scales: Buffer<f32>,
+    b: Buffer<E4m3>,
+    b_scales: Buffer<f32>,
+    expert_offsets: Buffer<i32>,
+    c: Buffer<bf16>,
+}
+
+impl OnDevice {
+    fn new(stream: &Stream, case: &ExpertGemmFp8Case, operands: &Operands) -> Self {
+        let Operands { a, a_scales, b, b_scales } = operands;
+        Self {
+            a: Buffer::from_slice(stream, a).unwrap(),
+            a_scales: Buffer::from_slice(stream, a_scales).unwrap(),
+            b: Buffer::from_slice(stream, b).unwrap(),
+            b_scales: Buffer::from_slice(stream, b_scales).unwrap(),
+            expert_offsets: Buffer::from_slice(stream, &offsets(&case.rows_of)).unwrap(),
+            c: stream.device().alloc(case.shape.c_elements()).unwrap(),
+        }
+    }
+
+    /// C, NaN where it was not written.
+    fn run(&self, stream: &Stream, product: &ExpertGemmFp8) -> Vec<bf16> {
+        let Self { a, a_scales, b, b_scales, expert_offsets, c } = self;
+        stream.fill(c, bf16::NAN).unwrap();
+        let args = ExpertGemmFp8Args { a, a_scales, b, b_scales, expert_offsets, c };
+        product.run(stream, args).unwrap();
+        stream.download(c).unwrap()
+    }
+}
+
 /// Every kernel, twice; rows of no expert stay NaN.
 fn check_routing(stream: &Stream, case: &ExpertGemmFp8Case) {
     let (seed, shape) = (fastrand::u64(..), case.shape);
     let operands = Operands::random(&shape, seed);
     let want = expert_products(&shape, &case.rows_of, &operands);
-    let [a, b] = [&operands.a, &operands.b].map(|x| Buffer::from_slice(stream, x).unwrap());
-    let [a_scales, b_scales] =
-        [&operands.a_scales, &operands.b_scales].map(|x| Buffer::from_slice(stream, x).unwrap());
-    let expert_offsets = Buffer::from_slice(stream, &offsets(&case.rows_of)).unwrap();
-    let c = stream.device().alloc(shape.c_elements()).unwrap();
-    let args = ExpertGemmFp8Args {
-        a: &a,
-        a_scales: &a_scales,
-        b: &b,
-        b_scales: &b_scales,
-        expert_offsets: &expert_offsets,
-        c: &c,
-    };
+    let on_device = OnDevice::new(stream, case, &operands);
     for variant in ExpertGemmFp8Variant::ALL {
         let product = ExpertGemmFp8::with_variant(stream, shape, variant).unwrap();
-        let run = || {
-            stream.fill(&c, bf16::NAN).unwrap();
-            product.run(stream, args).unwrap();
-            stream.download(&c).unwrap()
-        };
-        let got = run();
+        let got = on_device.run(stream, &product);
         let (of_experts, of_none) = got.split_at(want.len());
         let name = format!("{}, {variant:?}, seed {seed}", case.name);
         check(of_experts, &want, shape.n as usize, TOLERANCE)
             .unwrap_or_else(|off| panic!("{name}: {off}"));
         assert!(of_none.iter().all(|x| x.is_nan()), "{name}: touched rows of no expert");
         let bits = |x: &[bf16]| -> Vec<u16> { x.iter().map(|x| x.to_bits()).collect() };
-        assert!(bits(&got) == bits(&run()), "{name}: does not repeat");
+        let again = on_device.run(stream, &product);
+        assert!(bits(&got) == bits(&again), "{name}: does not repeat");
     }
 }
 
 #[test]
-fn a_small_routing_is_right_on_the_cpu() {
+fn small_routings_are_right_on_the_cpu() {
     let stream = Device::cpu().new_stream().unwrap();
-    check_routing(&stream, &cases()[4]);
+    for case in cases() {
+        check_routing(&stream, &case);
+    }
+}
+
+#[test]
+fn a_scale_of_another_step_row_or_block_shows() {
+    let stream = Device::cpu().new_stream().unwrap();
+    let case = &cases()[4];
+    let (shape, row_scales) = (case.shape, case.shape.row_scales() as usize);
+    let operands = Operands::random(&shape, 5);
+    let want = expert_products(&shape, &case.rows_of, &operands);
+    for variant in ExpertGemmFp8Variant::ALL {
+        let product = ExpertGemmFp8::with_variant(&stream, shape, variant).unwrap();
+        let check_operands = |operands: &Operands| {
+            let got = OnDevice::new(&stream, case, operands).run(&stream, &product);
+            check(&got, &want, shape.n as usize, TOLERANCE)
+        };
+        check_operands(&operands).unwrap();
+        for distance in [1, row_scales] {
+            let (mut of_a, mut of_b) = (operands.clone(), operands.clone());
+            of_a.a_scales.rotate_left(distance);
+            check_operands(&of_a).unwrap_err();
+            of_b.b_scales.rotate_left(distance);
+            check_operands(&of_b).unwrap_err();
+        }
+    }
 }
 
 #[test]

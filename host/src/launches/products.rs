@@ -11,7 +11,6 @@ use gpu_kernels::gemm::plan::{GemmKernel, GemmPlan, GemmVariant};
 use gpu_kernels::gemm::split_plan::{SplitPlan, SplitTile};
 use gpu_kernels::gemv::contract::{GemvExperts, GemvShape};
 use gpu_kernels::shared_expert::contract::SharedExpertShape;
-use half::bf16;
 
 use super::{KernelLaunch, Setting, kernel};
 use crate::device::{Buffer, Stream};

@@ -47,10 +47,6 @@ impl Pair for ExpertGemmFp8 {
         }
     }
 
-    fn rooms(&self) -> Vec<&'static str> {
-        vec!["expert_gemm_fp8"]
-    }
-
     fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
         let shape = |routing: Routing, num_rows, num_experts, k, n| {
             let shape = ExpertGemmFp8Shape { num_rows, num_experts, n, k };

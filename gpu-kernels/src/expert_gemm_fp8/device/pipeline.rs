@@ -144,8 +144,13 @@ pub(super) unsafe fn run<T: Tiles>(operands: Operands, output: Output, tiles: im
 
 const _: () = assert!(NUM_WARPS as u32 * warp::WARP_SIZE == 2 * wgmma::NUM_THREADS);
 
-/// Scales of a tile, of some steps: each lane's those of every 32nd row.
-type Scales = [[f32; STEPS_EACH]; ROWS_EACH];
+/// Scales of a tile, of some steps: each lane's those of every 32nd row, and those of the block of B.
+/// They are multiplied where they are stored: until then nobody waits for them.
+#[derive(Clone, Copy)]
+struct Scales {
+    of_rows: [[f32; STEPS_EACH]; ROWS_EACH],
+    of_block: [f32; STEPS_EACH],
+}
 
 /// Loads the operands of all tiles, as fast as stages become free. All lanes of a warp call it.
 #[inline(always)]
@@ -169,7 +174,7 @@ unsafe fn fill<T: Tiles>(mut ring: Ring, operands: Operands, mut tiles: T) {
                     ring.empty().wait(ring.parity ^ 1);
                     for i in 0..ROWS_EACH {
                         let row = i * warp::WARP_SIZE as usize + lane as usize;
-                        ring.scales().store(row, scales[i][j]);
+                        ring.scales().store(row, scales.of_rows[i][j] * scales.of_block[j]);
                     }
                     if step == 0 && lane == 0 {
                         let Tile { first_row, num_rows, first_column, .. } = tile;
@@ -197,27 +202,23 @@ unsafe fn fill<T: Tiles>(mut ring: Ring, operands: Operands, mut tiles: T) {
     }
 }
 
-/// The scales of a tile's rows from step `step` on, times those of its block of B; 0 for rows and
-/// steps that do not exist.
+/// The scales of a tile from step `step` on; 0 for rows and steps that do not exist.
 #[inline(always)]
 unsafe fn scales_of(operands: &Operands, tile: &Tile, step: u32) -> Scales {
     let num_steps = operands.num_steps();
     let blocks = operands.n.div_ceil(TILE_COLUMNS as u32);
     let block = tile.expert * blocks + tile.first_column / TILE_COLUMNS as u32;
     let of_block = operands.b_scales.offset(block as usize * num_steps as usize);
-    let of_b = next_scales(of_block, step, num_steps);
-    let mut scales = [[0.0; STEPS_EACH]; ROWS_EACH];
+    let of_block = next_scales(of_block, step, num_steps);
+    let mut of_rows = [[0.0; STEPS_EACH]; ROWS_EACH];
     for i in 0..ROWS_EACH {
         let row = i as u32 * warp::WARP_SIZE + warp::lane_id();
         if row < tile.num_rows {
             let of_row = (tile.first_row + row) as usize * num_steps as usize;
-            let of_a = next_scales(operands.a_scales.offset(of_row), step, num_steps);
-            for j in 0..STEPS_EACH {
-                scales[i][j] = of_a[j] * of_b[j];
-            }
+            of_rows[i] = next_scales(operands.a_scales.offset(of_row), step, num_steps);
         }
     }
-    scales
+    Scales { of_rows, of_block }
 }
 
 /// The scales of a row from step `step` on, of those that there are.
