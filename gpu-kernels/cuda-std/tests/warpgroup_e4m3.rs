@@ -139,7 +139,7 @@ fn elements_lie_where_the_hardware_swizzles_addresses() {
     launch(dims(1, 1, 1024), element_places { out: out.view_mut() }).unwrap();
     for (i, &piece) in contents::<u32>(&out).iter().enumerate() {
         let (row, column) = ((i / K) as u32, (i % K) as u32);
-        assert_eq!(piece, row * 16 + (column / 16 ^ row), "element {i}");
+        assert_eq!(piece, row * 16 + ((column / 16) ^ row), "element {i}");
     }
 }
 

@@ -61,7 +61,7 @@ pub fn b_scales(shape: &ExpertGemmFp8Shape, seed: u64) -> Vec<f32> {
 
 /// Scales of 4 significant bits, from half of what gives `deviation` to twice that.
 fn random_scales(seed: u64, len: usize, deviation: f64) -> Vec<f32> {
-    let mut rng = fastrand::Rng::with_seed(seed ^ 0x5ca1_e5);
+    let mut rng = fastrand::Rng::with_seed(seed ^ 0x5c_a1e5);
     let unit = (deviation / DEVIATION).log2().round().exp2() as f32;
     (0..len).map(|_| unit * (8 + rng.u32(..8)) as f32 / [8.0, 16.0][rng.usize(..2)]).collect()
 }
