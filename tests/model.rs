@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
+use farpage::comm::World;
 use farpage::device::Device;
 use farpage::kv::Location;
 use farpage::model::config::NamedShape;
@@ -39,11 +40,18 @@ fn fixture(family: &str) -> PathBuf {
 }
 
 fn engine(family: &str, device: &Device, options: EngineOptions) -> DeviceEngine {
-    let stream = Arc::new(device.new_stream().unwrap());
+    engine_of(family, std::slice::from_ref(device), options)
+}
+
+/// One that runs on the first device, and has as many pages in the memory of each of the others.
+fn engine_of(family: &str, devices: &[Device], options: EngineOptions) -> DeviceEngine {
+    let stream = Arc::new(devices[0].new_stream().unwrap());
     let config = ModelConfig::from_folder(&fixture(family)).unwrap();
     let source = Checkpoint::open(&fixture(family)).unwrap();
     let model = Transformer::load(&stream, config, &source, 128, &mut |_| {}).unwrap();
-    let mut engine = DeviceEngine::new(stream, model, options).unwrap();
+    let lend = |device: &Device| (device.clone(), options.device_pages);
+    let peers: Vec<_> = devices[1..].iter().map(lend).collect();
+    let mut engine = DeviceEngine::with_peers(stream, model, options, &peers).unwrap();
     engine.keep_logits();
     engine
 }
@@ -132,17 +140,23 @@ fn generate(engine: &mut DeviceEngine, prompt: &[u32], chunk: usize, num_new: us
     sequence[0].tokens[prompt.len()..].to_vec()
 }
 
-/// Both prompts in one batch, one with its pages in host memory.
-fn equals_transformers(device: &Device) {
+/// Both prompts in one batch, with pages in every memory: the first device's, the others', the host's.
+fn equals_transformers(devices: &[Device]) {
     let mut worst: f64 = 0.0;
+    let num_locations = devices.len() as u32 + 1;
     for family in FAMILIES {
         let references = references(family);
-        let mut engine = engine(family, device, OPTIONS);
-        let mut sequences: Vec<Sequence> = references
-            .iter()
-            .enumerate()
-            .map(|(i, r)| Sequence::new(i as u64, &r.prompt, i as u32, 1))
+        let mut engine = engine_of(family, devices, OPTIONS);
+        let mut sequences: Vec<Sequence> = (0..)
+            .zip(&references)
+            .map(|(i, r)| Sequence::new(i, &r.prompt, 2 * i as u32, 1 + 4 * i as u32))
             .collect();
+        for sequence in &mut sequences {
+            // The first prompt takes two pages in the end.
+            for (i, page) in (0..).zip(&mut sequence.pages) {
+                page.rank = (page.rank + num_locations - 2 + i) % num_locations;
+            }
+        }
         for at in 0..references[0].tokens.len() {
             let tokens = step(&mut engine, &mut sequences, usize::MAX / 2);
             let vocab_size = engine.model().config().vocab_size as usize;
@@ -169,13 +183,24 @@ fn equals_transformers(device: &Device) {
 
 #[test]
 fn logits_and_tokens_are_those_of_transformers() {
-    equals_transformers(&Device::cpu());
+    equals_transformers(&[Device::cpu()]);
+}
+
+#[test]
+fn logits_and_tokens_are_the_same_with_pages_of_a_peer() {
+    equals_transformers(World::cpu(2).devices());
 }
 
 #[test]
 #[ignore = "needs 1 GPU"]
 fn logits_and_tokens_on_a_gpu_are_those_of_transformers() {
-    equals_transformers(&Device::cuda(0).unwrap());
+    equals_transformers(&[Device::cuda(0).unwrap()]);
+}
+
+#[test]
+#[ignore = "needs 2 GPUs"]
+fn logits_and_tokens_on_a_gpu_are_the_same_with_pages_of_a_peer() {
+    equals_transformers(World::cuda(2).unwrap().devices());
 }
 
 #[test]
@@ -358,6 +383,9 @@ fn the_command_prints_tokens_of_a_folder_and_of_a_seed() {
     };
     let of_folder = ["--model", &folder, "--prompt", "Far pages", "--max-tokens", "6"];
     assert_eq!(printed(&of_folder), printed(&[&of_folder[..], &["--no-graph"]].concat()));
+    for tier in [&["--kv-tier", "host"][..], &["--kv-tier", "peer", "--kv-far", "50"]] {
+        assert_eq!(printed(&of_folder), printed(&[&of_folder[..], tier].concat()));
+    }
     let of_seed = ["--shape", "tiny", "--prompt", "Far pages", "--max-tokens", "6"];
     assert_eq!(printed(&of_seed).split_whitespace().count(), 6);
     let hot = [&of_seed[..], &["--temperature", "2", "--top-k", "9", "--seed", "3"]].concat();
@@ -367,6 +395,13 @@ fn the_command_prints_tokens_of_a_folder_and_of_a_seed() {
 #[test]
 fn the_command_refuses_in_words() {
     let folder = fixture("llama").display().to_string();
+    let broken = tempfile::tempdir().unwrap();
+    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let bytes = fs::read(fixture("llama").join(file)).unwrap();
+        let len = bytes.len() - if file == "model.safetensors" { 100 } else { 0 };
+        fs::write(broken.path().join(file), &bytes[..len]).unwrap();
+    }
+    let broken = broken.path().display().to_string();
     let refusals = [
         &["--prompt", "a"][..],
         &["--model", "nowhere", "--prompt", "a"],
@@ -376,12 +411,14 @@ fn the_command_refuses_in_words() {
         &["--model", &folder, "--prompt", "a", "--max-tokens", "500"],
         &["--model", &folder, "--prompt", "a", "--temperature", "-1"],
         &["--model", &folder, "--prompt", "a", "--top-p", "1.5"],
+        &["--model", &folder, "--prompt", "a", "--kv-far", "101"],
+        &["--model", &broken, "--prompt", "a"],
     ];
     let said = refusals.map(|arguments| {
         let output = host(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         let error = String::from_utf8(output.stderr).unwrap();
-        error.lines().next().unwrap_or_default().to_owned()
+        error.lines().next().unwrap_or_default().replace(&broken, "BROKEN")
     });
     insta::assert_snapshot!(said.join("\n"));
 }

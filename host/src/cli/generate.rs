@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use clap::Args;
-use farpage::device::{Device, DeviceChoice};
+use clap::{Args, ValueEnum};
+use farpage::device::DeviceChoice;
+use farpage::harness::Machine;
 use farpage::kv::Location;
 use farpage::model::config::NamedShape;
 use farpage::model::engine::{Engine, RequestId, Sampling, Step, StepSequence};
@@ -23,6 +24,17 @@ const PAGE_SIZE: u32 = 16;
 const CHUNK_TOKENS: usize = 2048;
 /// The one request.
 const REQUEST: RequestId = RequestId(0);
+
+/// A memory that K and V may lie in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum KvTier {
+    /// The device's own.
+    Local,
+    /// Another device's.
+    Peer,
+    /// The host's, pinned.
+    Host,
+}
 
 #[derive(Debug, Args)]
 pub struct GenerateArguments {
@@ -50,6 +62,14 @@ pub struct GenerateArguments {
     #[arg(long, default_value_t = 1)]
     seed: u64,
 
+    /// Where K and V lie; `peer` takes two devices.
+    #[arg(long, value_name = "TIER", value_enum, default_value_t = KvTier::Local)]
+    kv_tier: KvTier,
+
+    /// How many of the pages lie there, in percent, the first ones; the others are local.
+    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(..=100))]
+    kv_far: u32,
+
     /// Issues decode steps kernel by kernel, instead of replaying them as one graph.
     #[arg(long)]
     no_graph: bool,
@@ -72,28 +92,60 @@ pub fn run(choice: DeviceChoice, arguments: &GenerateArguments) -> Result<Outcom
             config.num_max_positions
         );
     }
-    let device = Device::select(choice)?;
-    println!("{}", device.describe());
-    let stream = Arc::new(device.new_stream()?);
+    let machine = Machine::open(choice, None)?;
+    println!("{}", machine.describe());
+    let num_devices = if arguments.kv_tier == KvTier::Peer { 2 } else { 1 };
+    machine.check(num_devices)?;
+    let devices = machine.devices(num_devices)?;
+    let stream = Arc::new(devices[0].new_stream()?);
     let model = source.load(&stream, num_max_tokens as u32)?;
+    let num_pages = num_max_tokens.div_ceil(PAGE_SIZE as usize);
+    let pages = PagePlaces::new(arguments, num_pages);
+    let num_far = pages.num_far as usize;
     let options = EngineOptions {
         num_max_sequences: 1,
         num_max_tokens_per_step: CHUNK_TOKENS,
         page_size: PAGE_SIZE,
-        device_pages: num_max_tokens.div_ceil(PAGE_SIZE as usize),
-        host_pages: 0,
+        device_pages: num_pages - num_far,
+        host_pages: if arguments.kv_tier == KvTier::Host { num_far } else { 0 },
         uses_graphs: !arguments.no_graph,
     };
-    let engine = DeviceEngine::new(stream, model, options)?;
-    let mut generation = Generation { engine, sampling, tokens: Vec::new() };
+    let peers: Vec<_> = devices[1..].iter().map(|peer| (peer.clone(), num_far)).collect();
+    let engine = DeviceEngine::with_peers(stream, model, options, &peers)?;
+    let mut generation = Generation { engine, sampling, pages, tokens: Vec::new() };
     generation.generate(&prompt, arguments.max_tokens, &config.end_tokens, &tokenizer)?;
     Ok(Outcome::Passed)
+}
+
+/// Where the pages of the sequence lie.
+struct PagePlaces {
+    /// The first ones are far.
+    num_far: u32,
+}
+
+impl PagePlaces {
+    fn new(arguments: &GenerateArguments, num_pages: usize) -> Self {
+        let num_far = match arguments.kv_tier {
+            KvTier::Local => 0,
+            KvTier::Peer | KvTier::Host => num_pages * arguments.kv_far as usize / 100,
+        };
+        Self { num_far: num_far as u32 }
+    }
+
+    /// That of a page; there is one location beside the device's own.
+    fn of_page(&self, page: u32) -> Location {
+        match page.checked_sub(self.num_far) {
+            Some(slot) => Location { rank: 0, slot },
+            None => Location { rank: 1, slot: page },
+        }
+    }
 }
 
 /// One sequence under way.
 struct Generation {
     engine: DeviceEngine,
     sampling: Sampling,
+    pages: PagePlaces,
     /// Those whose K and V are in pages.
     tokens: Vec<u32>,
 }
@@ -148,7 +200,7 @@ impl Generation {
             request: REQUEST,
             tokens: tokens.to_vec(),
             num_cached_tokens,
-            pages: (0..num_pages).map(|slot| Location { rank: 0, slot }).collect(),
+            pages: (0..num_pages).map(|page| self.pages.of_page(page)).collect(),
             sampling: samples.then_some(self.sampling),
         };
         let answers = self.engine.step(&Step { sequences: vec![sequence] })?;

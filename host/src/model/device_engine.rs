@@ -24,7 +24,7 @@ use super::pages::LayeredKv;
 use super::pass::{Attention, Pass, PassShape};
 use super::transformer::Transformer;
 use super::{ModelError, step_check};
-use crate::device::{Event, Stream};
+use crate::device::{Device, Event, Stream};
 use crate::kernels::kv_append::Append;
 use crate::kernels::paged_prefill::{Prefill, PrefillVariant};
 use crate::kernels::sampling::SamplingRule;
@@ -148,10 +148,25 @@ impl DeviceEngine {
         model: Transformer,
         options: EngineOptions,
     ) -> Result<Self, ModelError> {
+        Self::with_peers(stream, model, options, &[])
+    }
+
+    /// The same, which also has pages in the memory of other devices, so many each: locations 1 and up,
+    /// before the host's.
+    ///
+    /// # Errors
+    /// No memory for the pages; devices that do not reach each other.
+    pub fn with_peers(
+        stream: Arc<Stream>,
+        model: Transformer,
+        options: EngineOptions,
+        peers: &[(Device, usize)],
+    ) -> Result<Self, ModelError> {
         let EngineOptions { page_size, device_pages, host_pages, .. } = options;
         let ends = [stream.device().new_event()?, stream.device().new_event()?];
+        let (of_device, config) = (stream.clone(), model.config());
         let kv =
-            LayeredKv::new(stream.clone(), model.config(), page_size, device_pages, host_pages)?;
+            LayeredKv::with_peers(of_device, config, page_size, device_pages, peers, host_pages)?;
         Ok(Self {
             stream,
             model,

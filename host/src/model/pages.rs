@@ -7,7 +7,7 @@ use gpu_kernels::kv_page_copy::KvPageMove;
 
 use super::ModelConfig;
 use super::engine::{EngineError, KvPages, PageCopy};
-use crate::device::{DeviceError, Event, PinnedBuffer, Stream};
+use crate::device::{Device, DeviceError, Event, PinnedBuffer, Stream};
 use crate::kernels::kv_page_copy::{self, CopyVariant};
 use crate::kv::Location;
 use crate::kv::memory::KvMemory;
@@ -27,8 +27,8 @@ pub struct LayeredKv {
     /// What the steps have done when a push begins.
     written: Event,
     layers: Arc<Vec<KvMemory>>,
-    /// Without those of nobody.
-    num_pages: [usize; 2],
+    /// Of each location, without those of nobody.
+    num_pages: Vec<usize>,
     /// For pages on their way through the host; what nobody holds any more is used again.
     staging: Vec<Arc<PinnedBuffer<u16>>>,
 }
@@ -63,6 +63,21 @@ impl LayeredKv {
         device_pages: usize,
         host_pages: usize,
     ) -> Result<Self, DeviceError> {
+        Self::with_peers(stream, config, page_size, device_pages, &[], host_pages)
+    }
+
+    /// The same, and pages that other devices lend, so many each: the locations between both.
+    ///
+    /// # Errors
+    /// No memory; devices that do not reach each other.
+    pub fn with_peers(
+        stream: Arc<Stream>,
+        config: &ModelConfig,
+        page_size: u32,
+        device_pages: usize,
+        peers: &[(Device, usize)],
+        host_pages: usize,
+    ) -> Result<Self, DeviceError> {
         let shape = KvPageShape {
             page_size,
             num_kv_heads: config.num_kv_heads,
@@ -70,14 +85,23 @@ impl LayeredKv {
             layout: KvLayout::Nhd,
             element: KvElement::Half,
         };
-        let devices = [stream.device().clone()];
+        let lent = || peers.iter().map(|&(_, pages)| pages);
+        let devices: Vec<Device> = std::iter::once(stream.device().clone())
+            .chain(peers.iter().map(|(device, _)| device.clone()))
+            .collect();
         let all_pages = device_pages + SCRATCH_PAGES;
+        let pool_pages: Vec<usize> = std::iter::once(all_pages).chain(lent()).collect();
         let layers = (0..config.num_layers())
-            .map(|_| KvMemory::new(&stream, &devices, shape, &[all_pages], host_pages))
+            .map(|_| KvMemory::new(&stream, &devices, shape, &pool_pages, host_pages))
             .collect::<Result<Vec<_>, _>>()?;
         // Whole pages are copied and handed over, also those that are not full yet.
         for memory in &layers {
             stream.fill_bytes(memory.pages(0, 0, all_pages), 0)?;
+            for (location, &(ref peer, pages)) in (1..).zip(peers) {
+                let of_peer = peer.new_stream()?;
+                of_peer.fill_bytes(memory.pages(location, 0, pages), 0)?;
+                of_peer.synchronize()?;
+            }
         }
         stream.synchronize()?;
         let device = stream.device();
@@ -86,7 +110,7 @@ impl LayeredKv {
             written: device.new_event()?,
             stream,
             layers: Arc::new(layers),
-            num_pages: [device_pages, host_pages],
+            num_pages: std::iter::once(device_pages).chain(lent()).chain([host_pages]).collect(),
             staging: Vec::new(),
         })
     }
