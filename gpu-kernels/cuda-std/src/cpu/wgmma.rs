@@ -332,10 +332,11 @@ impl Multiplication {
     #[track_caller]
     fn columns(&self, tile: TransposedTile<u8>, column: usize) -> [Row; 2] {
         let mut columns = [[0.0; K_BYTES]; 2];
-        for k in 0..K {
+        let [left, right] = &mut columns;
+        for (k, (left, right)) in left.iter_mut().zip(right).take(K).enumerate() {
             // SAFETY: bounds and initialisation are checked.
             let word = unsafe { tile.place(k, column).cast::<u32>().load(0) };
-            [columns[0][k], columns[1][k]] = self.element.pair(word);
+            [*left, *right] = self.element.pair(word);
         }
         columns
     }
