@@ -60,8 +60,11 @@ fn check_shared_expert(stream: &Stream, shape: SharedExpertShape) {
     let operands = shared::operands(&shape, seed);
     let [want_h, want_y] = shared::outputs(&shape, &operands[0], &operands[1], &operands[2]);
     let [x, gate_up, down] = upload(stream, operands);
+    let split = shape.split_plan().check(shape.h_product()).map(|()| SharedExpertVariant::Split);
     for variant in
         [SharedExpertVariant::Baseline, SharedExpertVariant::Fused, SharedExpertVariant::Stream]
+            .into_iter()
+            .chain(split.ok())
     {
         let expert = SharedExpert::with_variant(stream, shape, variant).unwrap();
         let y = stream.device().alloc(shape.x_elements()).unwrap();

@@ -132,8 +132,7 @@ impl StreamPlan {
             [Self::in_shares, Self::in_whole_tiles]
                 .map(|plan| plan(shape, parts, tile_rows, num_sms))
         });
-        let bytes = 2 * u64::from(parts) * shape.b_elements() as u64;
-        plans.min_by_key(|plan| plan.cycles(bytes, num_sms)).expect("there are some")
+        plans.min_by_key(|plan| plan.cycles(shape, num_sms)).expect("there are some")
     }
 
     /// Equal shares for all SMs, in tiles of `tile_rows` rows of A, one of [`TILE_ROWS`].
@@ -210,13 +209,14 @@ impl StreamPlan {
         !self.shares.steps_per_block.is_multiple_of(self.shares.num_steps)
     }
 
-    /// Roughly what it takes, in cycles of an SM, for `weight_bytes` of weights.
-    fn cycles(&self, weight_bytes: u64, num_sms: u32) -> u64 {
+    /// Roughly what it takes, in cycles of an SM.
+    pub(crate) fn cycles(&self, shape: GemmShape, num_sms: u32) -> u64 {
         let (rows, all_sms) = (u64::from(self.tile_rows), u64::from(num_sms));
         let steps = u64::from(self.shares.steps_per_block) * (cost::STEP + rows);
         let all_steps = u64::from(self.shares.num_tiles) * u64::from(self.shares.num_steps);
         let l2 = all_steps * stage_bytes(WEIGHT_ROWS, self.tile_rows as usize) as u64
             / (all_sms * cost::L2_BYTES_SHARED);
+        let weight_bytes = 2 * u64::from(self.parts) * shape.b_elements() as u64;
         let memory = weight_bytes / (all_sms * cost::HBM_BYTES);
         let shared =
             if self.shares_tiles() { cost::SHARED_TILE + cost::SHARED_ROW * rows } else { 0 };
@@ -253,13 +253,12 @@ impl GemmPlan {
         if shape.m > StreamPlan::MAX_ROWS {
             return wide;
         }
-        let bytes = 2 * shape.b_elements() as u64;
         let stream = StreamPlan::new(shape, 1, num_sms);
         let split = SplitPlan::fastest(shape, 1, num_sms)
-            .map(|plan| (plan.cycles(bytes, num_sms), GemmKernel::Split(plan)));
+            .map(|plan| (plan.cycles(shape, num_sms), GemmKernel::Split(plan)));
         let plans = [
             (wide_cycles(shape, num_sms), wide.kernel),
-            (stream.cycles(bytes, num_sms), GemmKernel::Stream(stream)),
+            (stream.cycles(shape, num_sms), GemmKernel::Stream(stream)),
         ];
         let fastest = plans.into_iter().chain(split).min_by_key(|(cycles, _)| *cycles);
         Self { shape, kernel: fastest.map_or(wide.kernel, |(_, kernel)| kernel) }
@@ -273,11 +272,10 @@ impl GemmPlan {
         if shape.m > StreamPlan::MAX_ROWS {
             return wide;
         }
-        let bytes = 2 * shape.b_elements() as u64;
         let streams = TILE_ROWS.map(|rows| StreamPlan::in_whole_tiles(shape, 1, rows, num_sms));
-        let stream = streams.into_iter().min_by_key(|plan| plan.cycles(bytes, num_sms));
+        let stream = streams.into_iter().min_by_key(|plan| plan.cycles(shape, num_sms));
         let stream = stream.expect("there are some");
-        match stream.cycles(bytes, num_sms) < wide_cycles(shape, num_sms) {
+        match stream.cycles(shape, num_sms) < wide_cycles(shape, num_sms) {
             true => Self { shape, kernel: GemmKernel::Stream(stream) },
             false => wide,
         }

@@ -30,7 +30,9 @@ pub struct SplitTile {
 
 impl SplitTile {
     /// All that there are kernels for.
-    pub const ALL: [Self; 3] = [Self::new(1, 64), Self::new(2, 64), Self::new(4, 128)];
+    pub const ALL: [Self; 3] = [Self::new(1, 64), Self::PAIR, Self::new(4, 128)];
+    /// A tile of 64 rows of weights for two blocks.
+    pub const PAIR: Self = Self::new(2, 64);
 
     const fn new(num_splits: u32, weight_rows: u32) -> Self {
         Self { num_splits, weight_rows }
@@ -85,18 +87,21 @@ impl SplitPlan {
     /// The plan that should be the fastest on `num_sms` SMs, of those whose blocks all run at a time.
     pub fn fastest(shape: GemmShape, parts: u32, num_sms: u32) -> Option<Self> {
         let plans = SplitTile::ALL.map(|tile| Self::new(shape, parts, tile));
-        let fits = |plan: &Self| plan.num_blocks() <= plan.tile.resident_blocks(num_sms);
-        let possible = plans.into_iter().filter(|plan| fits(plan) && plan.check(shape).is_ok());
-        let bytes = 2 * u64::from(parts) * shape.b_elements() as u64;
-        possible.min_by_key(|plan| plan.cycles(bytes, num_sms))
+        let possible = plans.into_iter().filter(|plan| plan.fits(shape, num_sms));
+        possible.min_by_key(|plan| plan.cycles(shape, num_sms))
+    }
+
+    /// Whether it takes `shape`, and all of its blocks run at a time on `num_sms` SMs.
+    pub fn fits(&self, shape: GemmShape, num_sms: u32) -> bool {
+        self.check(shape).is_ok() && self.num_blocks() <= self.tile.resident_blocks(num_sms)
     }
 
     fn num_blocks(&self) -> u32 {
         self.num_tiles * self.tile.num_splits
     }
 
-    /// Roughly what it takes, in cycles of an SM, for `weight_bytes` of weights.
-    pub(super) fn cycles(&self, weight_bytes: u64, num_sms: u32) -> u64 {
+    /// Roughly what it takes, in cycles of an SM.
+    pub(crate) fn cycles(&self, shape: GemmShape, num_sms: u32) -> u64 {
         let (rows, blocks) = (u64::from(self.tile_rows), u64::from(self.num_blocks()));
         let all_sms = u64::from(num_sms);
         let [step, add_up] = match (self.tile.num_splits, self.tile.weight_rows) {
@@ -106,6 +111,7 @@ impl SplitPlan {
         };
         let steps = u64::from(self.num_steps.div_ceil(self.tile.num_splits));
         let l2 = blocks * steps * self.stage_bytes() as u64 / (all_sms * cost::L2_BYTES);
+        let weight_bytes = 2 * u64::from(self.parts) * shape.b_elements() as u64;
         let memory = (blocks * cost::HBM_BYTES_ALONE).min(all_sms * plan_cost::HBM_BYTES);
         (steps * step).max(l2).max(weight_bytes / memory) + add_up + plan_cost::TILE
     }

@@ -7,6 +7,7 @@ use super::device::{PIECE, SILU_MUL_THREADS};
 use crate::contract::{ContractError, Work};
 use crate::gemm::contract::{GemmShape, row_tilings, rows_tiling, weights_tiling};
 use crate::gemm::plan::StreamPlan;
+use crate::gemm::split_plan::{SplitPlan, SplitTile};
 use crate::gemm::tma::{BLOCK_ROWS, NUM_THREADS, PANEL_STEPS, RAGGED};
 
 /// Sizes of a shared expert.
@@ -67,7 +68,7 @@ impl SharedExpertShape {
         }
     }
 
-    /// Sizes of h as a product: what a [`StreamPlan`] of two parts is made for.
+    /// Sizes of h as a product: what plans of two parts are made for.
     pub fn h_product(&self) -> GemmShape {
         GemmShape { m: self.num_tokens, n: self.intermediate, k: self.hidden }
     }
@@ -75,6 +76,18 @@ impl SharedExpertShape {
     /// A plan for few tokens: at most [`StreamPlan::MAX_ROWS`].
     pub fn stream_plan(&self, num_sms: u32) -> StreamPlan {
         StreamPlan::new(self.h_product(), 2, num_sms)
+    }
+
+    /// A plan in clusters of two, for few tokens.
+    pub fn split_plan(&self) -> SplitPlan {
+        SplitPlan::new(self.h_product(), 2, SplitTile::PAIR)
+    }
+
+    /// Whether clusters should be faster than shares that stream, on `num_sms` SMs.
+    pub fn is_faster_split(&self, num_sms: u32) -> bool {
+        let (product, split) = (self.h_product(), self.split_plan());
+        let streamed = self.stream_plan(num_sms).cycles(product, num_sms);
+        split.fits(product, num_sms) && split.cycles(product, num_sms) < streamed
     }
 
     /// How the copy engine loads x.

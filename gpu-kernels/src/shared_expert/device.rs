@@ -12,10 +12,11 @@ use crate::gemm::device::activation::silu;
 use crate::gemm::device::dense::DenseTiles;
 use crate::gemm::device::output::Output;
 use crate::gemm::device::pipeline::{Operands, run};
+use crate::gemm::device::split;
 use crate::gemm::device::stream::{self, Streamed};
 use crate::gemm::device::weights::{Rounded, Store, Weights};
 use crate::gemm::schedule::Shares;
-use crate::gemm::tma::BLOCK_ROWS;
+use crate::gemm::tma::{BLOCK_ROWS, STAGE_COLUMNS};
 
 /// Threads of a block of the gate alone.
 pub const SILU_MUL_THREADS: u32 = 128;
@@ -96,4 +97,22 @@ pub unsafe fn shared_expert_stream_bf16(
     let weights = Weights { a, b, m_tiles, num_steps, num_stages };
     let work = Streamed { weights, tile_rows, shares, sums, arrived };
     stream::run(work, Gated(Rounded { c: h, m: num_tokens, n }));
+}
+
+/// `h = silu(x g^T) * (x u^T)` for few tokens, in tiles of 32 gates and the 32 rows that they scale, 2 blocks
+/// each.
+#[kernel(target = "sm_90a", cluster = 2, threads = 288, min_blocks = 1, early = true)]
+pub unsafe fn shared_expert_split_bf16(
+    x: TensorMap<bf16, 2>,       // [num_tokens, k]
+    gate_up: TensorMap<bf16, 4>, // [n / 8, 2, 8, k]
+    num_tokens: u32,
+    n: u32,
+    k: u32,
+    tile_rows: u32,
+    num_stages: u32,
+    h: GlobalMut<bf16>, // [num_tokens, n]
+) {
+    let (m_tiles, num_steps) = (num_tokens.div_ceil(tile_rows), k.div_ceil(STAGE_COLUMNS as u32));
+    let weights = Weights { a: x, b: gate_up, m_tiles, num_steps, num_stages };
+    split::run::<_, 64, 2>(weights, tile_rows, Gated(Rounded { c: h, m: num_tokens, n }));
 }

@@ -23,6 +23,9 @@
 //! tokens. The tensor map puts 8 rows of G beside the same 8 of U, so that a thread of the last block
 //! of a tile, which adds up, holds both.
 //!
+//! *split* ([`split`](device::shared_expert_split_bf16), sm_90a): the same tiles in clusters of two, which
+//! share their steps, where all of them run at a time: sums then never leave the SMs.
+//!
 //! # What bounds it
 //! The tensor cores with thousands of tokens; with a hundred, reading the weights.
 //!

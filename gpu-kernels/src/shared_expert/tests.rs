@@ -66,12 +66,50 @@ fn streamed(
     h.to_vec()
 }
 
+fn split(
+    device: &TestDevice,
+    shape: &SharedExpertShape,
+    x: &[bf16],
+    gate_up: &[bf16],
+) -> Vec<bf16> {
+    let (product, plan) = (shape.h_product(), shape.split_plan());
+    // A step for each block of a cluster, at least.
+    if plan.check(product).is_err() {
+        return streamed(device, shape, x, gate_up);
+    }
+    let (x, gate_up) = (DeviceMemory::from_slice(x), DeviceMemory::from_slice(gate_up));
+    let h = DeviceMemory::<bf16>::poisoned(shape.h_elements());
+    let kernel = shared_expert_split_bf16 {
+        x: TensorMap::new(x.view(), &plan.rows_tiling(product)).unwrap(),
+        gate_up: TensorMap::new(gate_up.view(), &plan.weights_tiling(product)).unwrap(),
+        num_tokens: shape.num_tokens,
+        n: shape.intermediate,
+        k: shape.hidden,
+        tile_rows: plan.tile_rows,
+        num_stages: plan.num_stages,
+        h: h.view_mut(),
+    };
+    device.launch(plan.dims(), kernel);
+    h.to_vec()
+}
+
+#[test]
+fn plans_of_shared_experts() {
+    let is_split = [(16, 7168, 2048), (128, 7168, 2048), (256, 7168, 2048), (128, 2048, 5632)].map(
+        |(num_tokens, hidden, intermediate)| {
+            let shape = SharedExpertShape { num_tokens, hidden, intermediate };
+            shape.is_faster_split(132)
+        },
+    );
+    assert_eq!(is_split, [true, true, false, false]);
+}
+
 #[test]
 fn gates_in_the_product_are_right_in_every_case() {
     for (seed, shape) in (0..).zip(cases()) {
         let [x, gate_up, down] = operands(&shape, seed);
         let [want, _] = outputs(&shape, &x, &gate_up, &down);
-        for (name, run) in [("fused", fused as Run), ("streamed", streamed)] {
+        for (name, run) in [("fused", fused as Run), ("streamed", streamed), ("split", split)] {
             let h = run(&TestDevice::seeded(seed), &shape, &x, &gate_up);
             check(&h, &want, shape.intermediate as usize, Tolerance::BF16)
                 .unwrap_or_else(|off| panic!("{name}, {shape:?}: {off}"));

@@ -2,6 +2,7 @@
 
 use gpu_kernels::contract::{ContractError, require, require_len};
 use gpu_kernels::gemm::plan::{GemmKernel, GemmPlan, GemmVariant, StreamPlan};
+use gpu_kernels::gemm::split_plan::SplitPlan;
 use gpu_kernels::shared_expert::contract::SharedExpertShape;
 use gpu_kernels::shared_expert::device as entries;
 use half::bf16;
@@ -19,13 +20,16 @@ pub enum SharedExpertVariant {
     Fused,
     /// The gate in the first product, whose weights stream through all SMs, for few: Hopper.
     Stream,
+    /// The gate in the first product, in tiles of two blocks each, for few: Hopper.
+    Split,
 }
 
 impl SharedExpertVariant {
-    /// What should be the fastest for this shape, on a device with or without Hopper's kernels.
-    fn fastest(shape: SharedExpertShape, has_hopper_kernels: bool) -> Self {
+    /// What should be the fastest for this shape on `num_sms` SMs, with or without Hopper's kernels.
+    fn fastest(shape: SharedExpertShape, num_sms: u32, has_hopper_kernels: bool) -> Self {
         match has_hopper_kernels {
             true if shape.num_tokens >= FUSED_FROM_TOKENS => Self::Fused,
+            true if shape.is_faster_split(num_sms) => Self::Split,
             true => Self::Stream,
             false => Self::Baseline,
         }
@@ -56,6 +60,7 @@ enum GateUp {
         sums: Buffer<f32>,
         arrived: Buffer<u32>,
     },
+    Split(SplitPlan),
 }
 
 /// What one run of [`SharedExpert`] reads and writes.
@@ -111,7 +116,9 @@ impl SharedExpert {
         shape: SharedExpertShape,
         num_sms: u32,
     ) -> Result<Self, KernelError> {
-        let variant = SharedExpertVariant::fastest(shape, runs_hopper_kernels(stream.device())?);
+        shape.check()?;
+        let has_hopper_kernels = runs_hopper_kernels(stream.device())?;
+        let variant = SharedExpertVariant::fastest(shape, num_sms, has_hopper_kernels);
         Self::build(stream, shape, variant, num_sms)
     }
 
@@ -162,6 +169,11 @@ impl SharedExpert {
                 let arrived = device.alloc_zeroed(plan.arrived_elements())?;
                 GateUp::Stream { plan, sums, arrived }
             }
+            SharedExpertVariant::Split => {
+                let plan = shape.split_plan();
+                plan.check(shape.h_product())?;
+                GateUp::Split(plan)
+            }
         };
         Ok(Self {
             shape,
@@ -183,12 +195,13 @@ impl SharedExpert {
             true => GemmPlan::fastest(second, num_sms).kernel.name(),
             false => GemmKernel::Baseline.name(),
         };
-        let gate_up = match SharedExpertVariant::fastest(shape, has_hopper_kernels) {
+        let gate_up = match SharedExpertVariant::fastest(shape, num_sms, has_hopper_kernels) {
             SharedExpertVariant::Baseline => {
                 vec![GemmKernel::Baseline.name(), "shared_expert_silu_mul_bf16"]
             }
             SharedExpertVariant::Fused => vec!["shared_expert_gate_up_bf16"],
             SharedExpertVariant::Stream => vec!["shared_expert_stream_bf16"],
+            SharedExpertVariant::Split => vec!["shared_expert_split_bf16"],
         };
         [gate_up, vec![down]]
     }
@@ -229,6 +242,7 @@ impl SharedExpert {
             GateUp::Stream { plan, sums, arrived } => {
                 self.stream_with_gate(stream, args, *plan, sums, arrived)
             }
+            GateUp::Split(plan) => self.split_with_gate(stream, args, *plan),
             GateUp::Baseline { product, gate_up } => {
                 product.run(stream, GemmArgs { a: args.x, b: args.gate_up, c: gate_up })?;
                 silu_mul(stream, self.shape, gate_up, &self.h)
@@ -305,6 +319,31 @@ impl SharedExpert {
         }
         stream.keep(sums);
         stream.keep(arrived);
+        Ok(())
+    }
+
+    fn split_with_gate(
+        &self,
+        stream: &Stream,
+        args: SharedExpertArgs<'_>,
+        plan: SplitPlan,
+    ) -> Result<(), KernelError> {
+        let product = self.shape.h_product();
+        let kernel = entries::shared_expert_split_bf16 {
+            x: args.x.tensor_map(&plan.rows_tiling(product))?,
+            gate_up: args.gate_up.tensor_map(&plan.weights_tiling(product))?,
+            num_tokens: product.m,
+            n: product.n,
+            k: product.k,
+            tile_rows: plan.tile_rows,
+            num_stages: plan.num_stages,
+            h: self.h.view_mut(),
+        };
+        // SAFETY: the contract was checked, for these lengths.
+        unsafe { stream.launch(plan.dims(), kernel) }?;
+        for buffer in [args.x, args.gate_up, &self.h] {
+            stream.keep(buffer);
+        }
         Ok(())
     }
 }

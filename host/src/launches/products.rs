@@ -46,6 +46,7 @@ pub(super) fn launches() -> Vec<KernelLaunch> {
         kernel("shared_expert_silu_mul_bf16", separate_gate),
         kernel("shared_expert_gate_up_bf16", gate_in_product(SharedExpertVariant::Fused, 4096)),
         kernel("shared_expert_stream_bf16", gate_in_product(SharedExpertVariant::Stream, 128)),
+        kernel("shared_expert_split_bf16", gate_in_product(SharedExpertVariant::Split, 128)),
     ]
 }
 
@@ -181,7 +182,7 @@ fn experts_fp8(variant: ExpertGemmFp8Variant) -> impl Fn(&Setting<'_>) -> Result
 }
 
 fn shared_expert_shape(setting: &Setting<'_>, real_tokens: u32) -> SharedExpertShape {
-    let (num_tokens, hidden, intermediate) = setting.pick((real_tokens, 7168, 2048), (20, 40, 72));
+    let (num_tokens, hidden, intermediate) = setting.pick((real_tokens, 7168, 2048), (20, 72, 72));
     SharedExpertShape { num_tokens, hidden, intermediate }
 }
 

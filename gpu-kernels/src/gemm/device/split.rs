@@ -19,7 +19,7 @@ const MULTIPLIED: u32 = 1;
 
 /// This block's part of the tile of its cluster, of `SPLITS` blocks.
 #[inline(always)]
-unsafe fn run<S: Store, const ROWS: usize, const SPLITS: usize>(
+pub(crate) unsafe fn run<S: Store, const ROWS: usize, const SPLITS: usize>(
     work: Weights,
     tile_rows: u32,
     store: S,
