@@ -146,10 +146,10 @@ pub(super) fn exact_product(
     a: &[bf16],
     b: &[bf16],
 ) -> Result<Vec<f64>> {
-    let c = exact_product_unchecked(stream, shape, a, b)?;
     if !stream.device().is_cuda() {
-        return Ok(c);
+        return Ok(product(a, b, shape.k as usize));
     }
+    let c = exact_product_unchecked(stream, shape, a, &Buffer::from_slice(stream, b)?)?;
     let (n, k) = (shape.n as usize, shape.k as usize);
     let last = shape.m as usize - 1;
     for row in [0, last / 2, last] {
@@ -161,18 +161,15 @@ pub(super) fn exact_product(
     Ok(c)
 }
 
-/// The same, of which no row is compared: for the many after one that was.
+/// The same by that kernel on any device, of which no row is compared: for the many after one that was.
 pub(super) fn exact_product_unchecked(
     stream: &Stream,
     shape: GemmShape,
     a: &[bf16],
-    b: &[bf16],
+    b: &Buffer<bf16>,
 ) -> Result<Vec<f64>> {
-    if !stream.device().is_cuda() {
-        return Ok(product(a, b, shape.k as usize));
-    }
-    let [a_buffer, b_buffer] = [Buffer::from_slice(stream, a)?, Buffer::from_slice(stream, b)?];
+    let a = Buffer::from_slice(stream, a)?;
     let c = stream.device().alloc(shape.c_elements())?;
-    multiply_exactly(stream, shape, &a_buffer, &b_buffer, &c)?;
+    multiply_exactly(stream, shape, &a, b, &c)?;
     Ok(stream.download(&c)?.into_par_iter().map(f64::from).collect())
 }

@@ -1,11 +1,14 @@
 //! The oracle of a layer, weights from a seed, and what ranks bring: what tests and pairs share.
 
+use std::ops::Range;
+
 use gpu_kernels::contract::Work;
 use gpu_kernels::dispatch::reference::RankTokens;
 use gpu_kernels::gemm::contract::GemmShape;
 use gpu_kernels::gemm::reference::{Tolerance, product, random};
 use gpu_kernels::shared_expert::reference::gate;
 use half::bf16;
+use rayon::prelude::*;
 
 use super::{LayerShape, LayerWeights};
 use crate::device::{Buffer, DeviceError, Stream};
@@ -61,15 +64,28 @@ impl HostWeights {
     }
 
     /// Gate and up `[2 intermediate, hidden]`, and down `[hidden, intermediate]`, of an expert.
-    pub fn expert(&self, expert: usize) -> [&[bf16]; 2] {
+    fn expert(&self, expert: usize) -> [Window; 2] {
         let [up_stride, down_stride] = strides(&self.shape);
         let len = self.shape.intermediate as usize * self.shape.exchange.hidden as usize;
-        [&self.gate_up[expert * up_stride..][..2 * len], &self.down[expert * down_stride..][..len]]
+        let window = |sequence, begin, len| Window { sequence, elements: begin..begin + len };
+        [window(0, expert * up_stride, 2 * len), window(1, expert * down_stride, len)]
     }
 
     /// The same of the shared expert.
-    pub fn shared(&self) -> [&[bf16]; 2] {
-        [&self.shared_gate_up, &self.shared_down]
+    fn shared(&self) -> [Window; 2] {
+        let whole =
+            |sequence: usize| Window { sequence, elements: 0..self.sequences()[sequence].len() };
+        [whole(2), whole(3)]
+    }
+
+    /// All there is: what [`Window`]s are of.
+    pub fn sequences(&self) -> [&[bf16]; 4] {
+        [&self.gate_up, &self.down, &self.shared_gate_up, &self.shared_down]
+    }
+
+    /// The weights of a window.
+    pub fn window(&self, window: &Window) -> &[bf16] {
+        &self.sequences()[window.sequence][window.elements.clone()]
     }
 
     /// The weights of a rank that has these experts, in its memory.
@@ -98,6 +114,15 @@ impl HostWeights {
     }
 }
 
+/// One matrix of the weights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Which of [`HostWeights::sequences`].
+    pub sequence: usize,
+    /// Its elements.
+    pub elements: Range<usize>,
+}
+
 /// From one expert's weights to the next one's.
 fn strides(shape: &LayerShape) -> [usize; 2] {
     [shape.exchange.hidden as usize + SHIFT, shape.intermediate as usize + SHIFT]
@@ -105,24 +130,25 @@ fn strides(shape: &LayerShape) -> [usize; 2] {
 
 /// What a layer of one rank's tokens gives, in f64; `h` rounded to bf16. `[num_tokens, hidden]`
 ///
-/// `multiply` gives `a b^T` for a shape, exactly or nearly so.
+/// `multiply` gives `a b^T` for a shape, `b` being a window of the weights, exactly or nearly so.
 ///
 /// # Errors
 /// What `multiply` says.
 pub fn outputs<E>(
     weights: &HostWeights,
     tokens: &RankTokens,
-    mut multiply: impl FnMut(GemmShape, &[bf16], &[bf16]) -> Result<Vec<f64>, E>,
+    mut multiply: impl FnMut(GemmShape, &[bf16], &Window) -> Result<Vec<f64>, E>,
 ) -> Result<Vec<f64>, E> {
     let shape = &weights.shape;
     let (hidden, topk) = (shape.exchange.hidden, shape.exchange.topk as usize);
     let width = hidden as usize;
-    let mut expert = |x: &[bf16], [gate_up, down]: [&[bf16]; 2], intermediate: u32| {
+    let mut expert = |x: &[bf16], [gate_up, down]: [Window; 2], intermediate: u32| {
         let m = (x.len() / width) as u32;
-        let gates = multiply(GemmShape { m, n: 2 * intermediate, k: hidden }, x, gate_up)?;
-        let h = gate(&gates, intermediate as usize);
-        let h: Vec<bf16> = h.into_iter().map(bf16::from_f64).collect();
-        multiply(GemmShape { m, n: hidden, k: intermediate }, &h, down)
+        let gates = multiply(GemmShape { m, n: 2 * intermediate, k: hidden }, x, &gate_up)?;
+        let of_row = |row| gate(row, intermediate as usize).into_iter().map(bf16::from_f64);
+        let rows = gates.par_chunks_exact(2 * intermediate as usize);
+        let h: Vec<bf16> = rows.flat_map_iter(of_row).collect();
+        multiply(GemmShape { m, n: hidden, k: intermediate }, &h, &down)
     };
     if tokens.x.is_empty() {
         return Ok(Vec::new());
@@ -134,14 +160,17 @@ pub fn outputs<E>(
         if pairs.is_empty() {
             continue;
         }
-        let rows = pairs.iter().map(|pair| &tokens.x[pair / topk * width..][..width]);
-        let rows: Vec<bf16> = rows.flatten().copied().collect();
-        let y = expert(&rows, weights.expert(id), shape.intermediate)?;
-        for (pair, y) in pairs.iter().zip(y.chunks_exact(width)) {
-            let weight = f64::from(tokens.topk_weights[*pair]);
-            let sums = &mut out[pair / topk * width..][..width];
-            sums.iter_mut().zip(y).for_each(|(sum, y)| *sum += weight * y);
-        }
+        let rows: Vec<&[bf16]> =
+            pairs.iter().map(|pair| &tokens.x[pair / topk * width..][..width]).collect();
+        let y = expert(&rows.concat(), weights.expert(id), shape.intermediate)?;
+        out.par_chunks_exact_mut(width).enumerate().for_each(|(token, sums)| {
+            let first = pairs.partition_point(|&pair| pair < token * topk);
+            let own = pairs[first..].iter().take_while(|&&pair| pair < (token + 1) * topk);
+            for (&pair, y) in own.zip(y[first * width..].chunks_exact(width)) {
+                let weight = f64::from(tokens.topk_weights[pair]);
+                sums.iter_mut().zip(y).for_each(|(sum, y)| *sum += weight * y);
+            }
+        });
     }
     Ok(out)
 }
@@ -149,7 +178,7 @@ pub fn outputs<E>(
 /// As [`outputs`], multiplied here.
 pub fn exact_outputs(weights: &HostWeights, tokens: &RankTokens) -> Vec<f64> {
     let multiplied: Result<_, std::convert::Infallible> =
-        outputs(weights, tokens, |shape, a, b| Ok(product(a, b, shape.k as usize)));
+        outputs(weights, tokens, |shape, a, b| Ok(product(a, weights.window(b), shape.k as usize)));
     let Ok(out) = multiplied;
     out
 }

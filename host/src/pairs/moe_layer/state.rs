@@ -269,20 +269,32 @@ impl RankState {
             None => {
                 let x = self.inputs[input].host_x.clone();
                 let tokens = RankTokens { x, topk_ids: ids, topk_weights: weights };
-                let mut num_products = 0;
-                let out = outputs(&self.host_weights, &tokens, |shape, a, b| {
-                    num_products += 1;
-                    match num_products <= NUM_CHECKED {
-                        true => exact_product(&self.stream, shape, a, b),
-                        false => exact_product_unchecked(&self.stream, shape, a, b),
-                    }
-                })?;
+                let out = self.exact_outputs(&tokens)?;
                 let RankTokens { topk_ids, topk_weights, .. } = tokens;
                 self.oracles.push(Oracle { input, topk_ids, topk_weights, out });
                 self.oracles.len() - 1
             }
         };
         Ok(&self.oracles[place].out)
+    }
+
+    /// What a call must give, multiplied on the device.
+    fn exact_outputs(&self, tokens: &RankTokens) -> Result<Vec<f64>> {
+        let (stream, weights) = (&self.stream, &self.host_weights);
+        let on_device = |all: &[bf16]| Buffer::from_slice(stream, all);
+        let sequences = weights.sequences().into_iter().map(on_device);
+        let sequences: Vec<Buffer<bf16>> = sequences.collect::<Result<_, _>>()?;
+        let mut num_products = 0;
+        outputs(weights, tokens, |shape, a, b| {
+            num_products += 1;
+            if num_products <= NUM_CHECKED || !stream.device().is_cuda() {
+                return exact_product(stream, shape, a, weights.window(b));
+            }
+            // Hundreds of matrices overlap in one sequence, which travels once.
+            let matrix = stream.device().alloc(b.elements.len())?;
+            stream.copy(sequences[b.sequence].slice(b.elements.clone()), &matrix)?;
+            exact_product_unchecked(stream, shape, a, &matrix)
+        })
     }
 
     /// Changes the first row of the last input.
