@@ -109,8 +109,21 @@ impl Permute {
     /// Sizes that the kernels do not take; more pairs than the device's multiprocessors hold at
     /// once, a thousand for each at least.
     pub fn new(device: &Device, shape: PermuteShape) -> Result<Self, KernelError> {
+        Self::on_blocks(device, shape, num_resident_blocks(device)?)
+    }
+
+    /// The same on at most `num_blocks` blocks, which must be able to run at once: they wait for each
+    /// other.
+    ///
+    /// # Errors
+    /// Sizes that the kernels do not take; more pairs than so many blocks hold.
+    pub fn on_blocks(
+        device: &Device,
+        shape: PermuteShape,
+        num_blocks: u32,
+    ) -> Result<Self, KernelError> {
         shape.check()?;
-        let (grid_dims, pairs_of_thread) = shape.grid_dims(num_resident_blocks(device)?)?;
+        let (grid_dims, pairs_of_thread) = shape.grid_dims(num_blocks)?;
         Ok(Self {
             block_counts: device.alloc(shape.block_counts_elements(&grid_dims))?,
             arrived: device.alloc_zeroed(2)?,

@@ -6,7 +6,7 @@ use gpu_kernels::moe_topk::contract::TopkShape;
 
 use super::moe_layer::{LayerRanks, Popularity, SideOptions, Workload};
 use crate::harness::{Pair, Shape, ShapeSet, Variant};
-use crate::moe::layer::{Schedule, SharedBeside};
+use crate::moe::layer::{Lane, Schedule, SharedBeside};
 use crate::moe::{LayerOptions, Transport};
 
 /// Multiprocessors that one-sided kernels need to fill the wire.
@@ -114,7 +114,8 @@ fn shape(workload: Workload, transport: Transport) -> Shape {
             Transport::OneSided => ONE_SIDED_SMS,
             Transport::Nccl => NCCL_SMS,
         };
-        let overlapped = Schedule::Overlapped { shared: SharedBeside::Both, exchange_sms };
+        let overlapped =
+            Schedule::Overlapped { shared: SharedBeside::Both, exchange_sms, pack: Lane::Compute };
         let side = |transport, schedule| SideOptions {
             topk,
             placement: workload.in_order(),

@@ -82,7 +82,7 @@ impl Op {
 }
 
 /// Which stream a step runs on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Lane {
     /// The caller's.
     Compute,
@@ -121,6 +121,9 @@ pub enum Schedule {
         shared: SharedBeside,
         /// Multiprocessors that the exchange has, and the shared expert leaves to it.
         exchange_sms: u32,
+        /// Who sorts and packs what came: on the exchange's lane it is done beside the shared expert,
+        /// if blocks on the exchange's multiprocessors hold all pairs.
+        pack: Lane,
     },
 }
 
@@ -141,7 +144,11 @@ impl Default for LayerOptions {
     fn default() -> Self {
         Self {
             transport: Transport::OneSided,
-            schedule: Schedule::Overlapped { shared: SharedBeside::Both, exchange_sms: 16 },
+            schedule: Schedule::Overlapped {
+                shared: SharedBeside::Both,
+                exchange_sms: 16,
+                pack: Lane::Compute,
+            },
             timeout: ExchangeOptions::default().timeout,
         }
     }
@@ -273,23 +280,34 @@ impl LayerPlan {
     }
 
     fn lane(&self, op: Op) -> Lane {
-        match self.options.schedule {
-            Schedule::Overlapped { .. } if op.is_communication() => Lane::Exchange,
+        match (self.options.schedule, op) {
+            (Schedule::Sequential, _) => Lane::Compute,
+            (
+                Schedule::Overlapped { pack: Lane::Exchange, exchange_sms, .. },
+                Op::Permute | Op::Pack,
+            ) if self.shape.permute().grid_dims(exchange_sms).is_ok() => Lane::Exchange,
+            _ if op.is_communication() => Lane::Exchange,
             _ => Lane::Compute,
         }
+    }
+
+    /// Blocks of `moe_permute`, which wait for each other, that run at once where it runs.
+    pub(super) fn permute_blocks(&self) -> u32 {
+        self.num_sms(Op::Permute).unwrap_or(self.device.num_resident_blocks)
     }
 
     fn num_sms(&self, op: Op) -> Option<u32> {
         let Schedule::Overlapped { exchange_sms, .. } = self.options.schedule else { return None };
         match op {
             Op::Dispatch | Op::Combine => Some(exchange_sms),
+            Op::Permute if self.lane(op) == Lane::Exchange => Some(exchange_sms),
             Op::SharedGateUp | Op::SharedDown => Some(self.shared_sms()),
             _ => None,
         }
     }
 
     fn kernels(&self, op: Op) -> Vec<&'static str> {
-        let PlannedFor { has_hopper_kernels, num_resident_blocks, .. } = self.device;
+        let PlannedFor { has_hopper_kernels, .. } = self.device;
         let exchange = |phase| {
             let LayerOptions { transport, .. } = self.options;
             let num_sms = self.num_sms(op).unwrap_or(self.device.num_sms);
@@ -309,7 +327,7 @@ impl LayerPlan {
                 _ => "moe_topk_select_warp_f32_e512",
             }],
             Op::Dispatch => exchange(Phase::Dispatch),
-            Op::Permute => vec![match self.shape.permute().grid_dims(num_resident_blocks) {
+            Op::Permute => vec![match self.shape.permute().grid_dims(self.permute_blocks()) {
                 Ok((_, 1)) => "moe_permute_sort_grid_x1",
                 _ => "moe_permute_sort_grid_x4",
             }],

@@ -106,7 +106,7 @@ impl Layer {
             ends: ends.collect::<Result<_, _>>()?,
             topk: ChosenHere::new(device, &shape)?,
             exchange,
-            permute: Permute::new(device, shape.permute())?,
+            permute: Permute::on_blocks(device, shape.permute(), plan.permute_blocks())?,
             permutation: Permutation::new(device, shape.permute())?,
             pack: Pack::new(shape.pack())?,
             // Tiles load rows beyond the last, though nothing comes of them.

@@ -173,12 +173,13 @@ pub(super) mod shared {
 
     /// All schedules, over both transports.
     pub fn all_options() -> Vec<LayerOptions> {
-        let beside = |shared| Schedule::Overlapped { shared, exchange_sms: 16 };
+        let beside = |shared, pack| Schedule::Overlapped { shared, exchange_sms: 16, pack };
         let schedules = [
             Schedule::Sequential,
-            beside(SharedBeside::Dispatch),
-            beside(SharedBeside::Combine),
-            beside(SharedBeside::Both),
+            beside(SharedBeside::Dispatch, Lane::Compute),
+            beside(SharedBeside::Combine, Lane::Compute),
+            beside(SharedBeside::Both, Lane::Compute),
+            beside(SharedBeside::Both, Lane::Exchange),
         ];
         let options = |transport| {
             schedules.map(|schedule| LayerOptions { transport, schedule, ..Default::default() })
@@ -278,14 +279,19 @@ fn plans_of_large_layers_as_text() {
         let options = LayerOptions { transport, schedule, ..LayerOptions::default() };
         LayerPlan::new(shape, options, PlannedFor::H200).unwrap().to_string()
     };
-    let beside = |shared| Schedule::Overlapped { shared, exchange_sms: 16 };
+    let beside = |shared, pack| Schedule::Overlapped { shared, exchange_sms: 16, pack };
+    let apart = |shared| beside(shared, Lane::Compute);
+    let together = beside(SharedBeside::Both, Lane::Exchange);
     let prefill = deepseek_v3(2, 4096);
     let texts = [
         plan(prefill, Transport::Nccl, Schedule::Sequential),
-        plan(prefill, Transport::OneSided, beside(SharedBeside::Both)),
-        plan(prefill, Transport::OneSided, beside(SharedBeside::Dispatch)),
-        plan(prefill, Transport::Nccl, beside(SharedBeside::Combine)),
-        plan(deepseek_v3(4, 128), Transport::OneSided, beside(SharedBeside::Both)),
+        plan(prefill, Transport::OneSided, apart(SharedBeside::Both)),
+        plan(prefill, Transport::OneSided, apart(SharedBeside::Dispatch)),
+        plan(prefill, Transport::Nccl, apart(SharedBeside::Combine)),
+        plan(deepseek_v3(4, 128), Transport::OneSided, apart(SharedBeside::Both)),
+        plan(prefill, Transport::OneSided, together),
+        // Sixteen blocks do not hold so many pairs.
+        plan(deepseek_v3(2, 8192), Transport::OneSided, together),
     ];
     insta::assert_snapshot!(texts.join("\n"));
 }
@@ -301,7 +307,11 @@ fn steps_come_after_what_they_read() {
             }
         }
         let crossing = plan.steps.iter().filter(|step| step.lane == Lane::Exchange).count();
-        let expected = if options.schedule == Schedule::Sequential { 0 } else { 2 };
+        let expected = match options.schedule {
+            Schedule::Sequential => 0,
+            Schedule::Overlapped { pack: Lane::Compute, .. } => 2,
+            Schedule::Overlapped { pack: Lane::Exchange, .. } => 4,
+        };
         assert_eq!(crossing, expected, "{plan}");
     }
 }
@@ -319,7 +329,8 @@ fn what_does_not_fit_is_refused_in_words() {
     assert!(refused(many, Schedule::Sequential).starts_with("`num_tokens` must be at most"));
     let narrow = LayerShape { intermediate: 12, ..shape };
     assert_eq!(refused(narrow, Schedule::Sequential), "`k` must be a multiple of 8, got 12");
-    let nowhere = Schedule::Overlapped { shared: SharedBeside::Both, exchange_sms: 0 };
+    let (shared, pack) = (SharedBeside::Both, Lane::Compute);
+    let nowhere = Schedule::Overlapped { shared, exchange_sms: 0, pack };
     assert_eq!(refused(shape, nowhere), "`exchange_sms` must be at least 1, got 0");
 }
 
