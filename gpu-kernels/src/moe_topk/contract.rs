@@ -2,8 +2,12 @@
 
 use std::format;
 
-use super::{BASELINE_THREADS, MAX_EXPERTS, MAX_TOP_K, NUM_WARPS, Scoring, TopkParams};
+use super::{BASELINE_THREADS, MAX_EXPERTS, MAX_TOP_K, NUM_WARPS, Scoring, TopkParams, WARP_WORDS};
 use crate::contract::{ContractError, LaunchDims, Work, require};
+
+/// Most parts of the lanes whose two best bound a choice: where there are more, more experts reach the
+/// bound than there are lanes.
+const MAX_BOUNDING_PARTS: u32 = 4;
 
 /// Only the best groups of experts are chosen from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,11 +131,24 @@ impl TopkShape {
             num_groups,
             group_size,
             group_lanes,
+            bound_lanes: self.bound_lanes(group_lanes),
             num_topk_groups,
             scoring: self.scoring,
             renormalize: u32::from(self.renormalize),
             routed_scaling_factor: self.routed_scaling_factor,
         }
+    }
+
+    /// See [`TopkParams::bound_lanes`]; groups are `group_lanes` wide, or 0.
+    fn bound_lanes(&self, group_lanes: u32) -> u32 {
+        let GroupLimit { num_groups, num_topk_groups } = self.groups();
+        let has_limit = num_topk_groups < num_groups;
+        let num_parts =
+            if has_limit { num_topk_groups } else { self.top_k.div_ceil(2).next_power_of_two() };
+        if num_parts > MAX_BOUNDING_PARTS || 2 * num_parts < self.top_k {
+            return 0;
+        }
+        if has_limit { group_lanes } else { 32 / num_parts }
     }
 
     /// Elements of `gating_output`.
@@ -172,7 +189,7 @@ impl TopkShape {
         LaunchDims {
             grid: [self.num_tokens.div_ceil(NUM_WARPS), 1, 1],
             block: [32 * NUM_WARPS, 1, 1],
-            shared_bytes: 4 * NUM_WARPS * (MAX_TOP_K + group_words),
+            shared_bytes: 4 * NUM_WARPS * (WARP_WORDS + group_words),
         }
     }
 
@@ -231,6 +248,12 @@ impl StackedTopk {
     pub fn params(&self) -> TopkParams {
         let Self { choice, num_columns, num_shared } = *self;
         TopkParams { num_columns, num_shared, ..choice.params() }
+    }
+
+    /// Whether it is DeepSeek-V3's, for which there are kernels that know sizes and rules.
+    pub fn is_deepseek_v3(&self) -> bool {
+        let params = self.params();
+        self.choice.has_bias && params == params.of_deepseek_v3()
     }
 
     /// Elements of `gating_output`.

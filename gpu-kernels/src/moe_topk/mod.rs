@@ -33,12 +33,16 @@
 //! *baseline*: a block per token. Scores and choices lie in shared memory; each of the `top_k`
 //! rounds is a reduction over the block.
 //!
-//! *warp*: a warp per token, 2, 4, 8 or 16 consecutive experts a lane. A lane packs each choice and
-//! its place into 64 bits and sorts them by a network; then a round is one maximum over the lanes'
-//! heads (`redux`), one vote, and the lowest lane that has it goes on to its next. Lanes hold ascending ids, so
-//! the lowest lane is the lower id. Groups that are whole lanes in number a power of two merge
-//! their two best by shuffles; others go through shared memory. At the end lane `i` scores the
-//! `i`-th id again from its logit, which is still in the L1.
+//! *warp*: a warp per token, 2, 4, 8 or 16 consecutive experts a lane. Lanes find the two best of each
+//! group by shuffles (groups that are not whole lanes in number a power of two go through shared
+//! memory), or without groups those of each quarter of the lanes. Together they are `top_k` experts or
+//! more: no expert worse than the worst of them is chosen. Those that reach this bound, some 15 of 256
+//! for top 8, are laid out in the order of ids, a lane for each, and a candidate's slot is the number
+//! of better ones: comparisons that wait for nobody. Where more than 32 reach it, or `top_k` is over 8,
+//! the choice is made in rounds: a lane packs each choice and its place into 64 bits and sorts them by
+//! a network; then a round is one maximum over the lanes' heads (`redux`), one vote, and the lowest
+//! lane that has it goes on to its next. At the end the chosen are scored again from their logits,
+//! which are still in the L1. For DeepSeek-V3's choice there are kernels that know sizes and rules.
 //!
 //! # What bounds it
 //! Latency: 4096 tokens of 256 experts in bf16 are 2 MB, half a microsecond of HBM. See
@@ -66,6 +70,11 @@ pub const MAX_TOP_K: u32 = 16;
 pub const BASELINE_THREADS: u32 = 256;
 /// Warps of a block of the warp variant, each with a token of its own.
 pub const NUM_WARPS: u32 = 4;
+
+/// Most experts among which the warp variant chooses by comparing each with each: one a lane.
+pub(crate) const MAX_CANDIDATES: u32 = 32;
+/// Words of shared memory of a warp: keys and ids of candidates, and the chosen ids.
+pub(crate) const WARP_WORDS: u32 = 2 * MAX_CANDIDATES + MAX_TOP_K;
 
 /// How a logit becomes a score; what kernels take for the contract's choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -100,6 +109,9 @@ pub struct TopkParams {
     /// Lanes that hold a group in the warp variant; 0 if groups are not whole lanes in number a
     /// power of two.
     pub group_lanes: u32,
+    /// Consecutive lanes, a power of two: over all of them that are chosen from, their two best are at
+    /// least `top_k` experts, so that none worse than the worst of those is chosen. 0: not so.
+    pub bound_lanes: u32,
     /// Groups that are kept; all of them: no limit.
     pub num_topk_groups: u32,
     /// How a logit becomes a score.
@@ -114,6 +126,24 @@ impl TopkParams {
     #[inline(always)]
     const fn num_slots(&self) -> u32 {
         self.top_k + self.num_shared
+    }
+
+    /// With the sizes and rules of DeepSeek-V3, but its own tokens, columns and factor.
+    #[inline(always)]
+    const fn of_deepseek_v3(self) -> Self {
+        Self {
+            num_experts: 256,
+            top_k: 8,
+            num_shared: 0,
+            num_groups: 8,
+            group_size: 32,
+            group_lanes: 4,
+            bound_lanes: 4,
+            num_topk_groups: 4,
+            scoring: Scoring::SIGMOID,
+            renormalize: 1,
+            ..self
+        }
     }
 
     #[inline(always)]

@@ -288,6 +288,11 @@ pub fn cases() -> Vec<Case> {
         },
         Case { name: "131 experts", shape: sigmoid(4, 131, 9) },
         Case { name: "DeepSeek-V3", shape: TopkShape::deepseek_v3(9) },
+        Case {
+            name: "as DeepSeek-V3, top 6",
+            shape: TopkShape { top_k: 6, ..TopkShape::deepseek_v3(7) },
+        },
+        Case { name: "256 experts", shape: softmax(7, 256, 8) },
         Case { name: "512 experts, top-16", shape: sigmoid(3, 512, 16) },
         Case {
             name: "512 experts in 16 groups",

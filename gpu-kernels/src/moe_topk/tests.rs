@@ -16,12 +16,15 @@ use crate::testing::{DeviceMemory, TestDevice, digest};
 /// Launches the kernel for a size of the warp variant, or the baseline.
 macro_rules! launch {
     ($device:expr, $shape:expr, $baseline:expr, $arguments:expr, $baseline_entry:ident,
-     [$($experts:literal: $entry:ident),*]) => {{
+     $deepseek_entry:ident, [$($experts:literal: $entry:ident),*]) => {{
         let (gating_output, bias, topk_ids, topk_weights) = $arguments;
         let params = $shape.params();
         if $baseline {
             let kernel = $baseline_entry { gating_output, bias, params, topk_ids, topk_weights };
             $device.launch($shape.baseline_dims(), kernel);
+        } else if StackedTopk::plain(*$shape).is_deepseek_v3() {
+            let kernel = $deepseek_entry { gating_output, bias, params, topk_ids, topk_weights };
+            $device.launch($shape.warp_dims(), kernel);
         } else {
             match $shape.lane_experts() {
                 $($experts => $device.launch(
@@ -76,7 +79,7 @@ fn run(
         let gating = DeviceMemory::from_slice(&gating);
         launch!(
             device, shape, is_baseline, (gating.view(), bias_view, ids_view, weights_view),
-            moe_topk_select_baseline_bf16,
+            moe_topk_select_baseline_bf16, moe_topk_select_warp_bf16_deepseek_v3,
             [2: moe_topk_select_warp_bf16_e64, 4: moe_topk_select_warp_bf16_e128,
              8: moe_topk_select_warp_bf16_e256, 16: moe_topk_select_warp_bf16_e512]
         );
@@ -84,7 +87,7 @@ fn run(
         let gating = DeviceMemory::from_slice(&inputs.gating);
         launch!(
             device, shape, is_baseline, (gating.view(), bias_view, ids_view, weights_view),
-            moe_topk_select_baseline_f32,
+            moe_topk_select_baseline_f32, moe_topk_select_warp_f32_deepseek_v3,
             [2: moe_topk_select_warp_f32_e64, 4: moe_topk_select_warp_f32_e128,
              8: moe_topk_select_warp_f32_e256, 16: moe_topk_select_warp_f32_e512]
         );
@@ -253,7 +256,7 @@ fn refusals_name_argument_need_and_finding() {
 fn launches_and_work_follow_from_the_sizes() {
     let shape = TopkShape::deepseek_v3(4097);
     assert_eq!(shape.warp_dims().grid, [1025, 1, 1]);
-    assert_eq!(shape.warp_dims().shared_bytes, 4 * 4 * 16);
+    assert_eq!(shape.warp_dims().shared_bytes, 4 * 4 * (32 + 32 + 16));
     assert_eq!(shape.work(2).read_bytes, 4097 * 512 + 1024);
     assert_eq!(shape.work(2).written_bytes, 4097 * 64);
     let lane_experts = |num_experts| TopkShape::softmax(1, num_experts, 1).lane_experts();

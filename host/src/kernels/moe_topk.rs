@@ -113,7 +113,7 @@ pub trait GatingElement: Pod {
 }
 
 macro_rules! gating_element {
-    ($T:ty: $baseline:ident, $warp64:ident, $warp128:ident, $warp256:ident, $warp512:ident) => {
+    ($T:ty: $baseline:ident, $warp64:ident, $warp128:ident, $warp256:ident, $warp512:ident, $deepseek:ident) => {
         impl GatingElement for $T {
             unsafe fn launch(
                 stream: &Stream,
@@ -140,6 +140,7 @@ macro_rules! gating_element {
                 }
                 match (variant, shape.lane_experts()) {
                     (TopkVariant::Baseline, _) => launch!($baseline, baseline_dims),
+                    _ if stacked.is_deepseek_v3() => launch!($deepseek, warp_dims),
                     (TopkVariant::Warp, 2) => launch!($warp64, warp_dims),
                     (TopkVariant::Warp, 4) => launch!($warp128, warp_dims),
                     (TopkVariant::Warp, 8) => launch!($warp256, warp_dims),
@@ -157,7 +158,8 @@ gating_element! {
     moe_topk_select_warp_bf16_e64,
     moe_topk_select_warp_bf16_e128,
     moe_topk_select_warp_bf16_e256,
-    moe_topk_select_warp_bf16_e512
+    moe_topk_select_warp_bf16_e512,
+    moe_topk_select_warp_bf16_deepseek_v3
 }
 
 gating_element! {
@@ -166,5 +168,6 @@ gating_element! {
     moe_topk_select_warp_f32_e64,
     moe_topk_select_warp_f32_e128,
     moe_topk_select_warp_f32_e256,
-    moe_topk_select_warp_f32_e512
+    moe_topk_select_warp_f32_e512,
+    moe_topk_select_warp_f32_deepseek_v3
 }

@@ -2,7 +2,7 @@
 
 use cuda_std::prelude::*;
 
-use super::score::{Logit, NO_KEY, Scorer, clean, key_of, reciprocal_or_zero, shared_slot};
+use super::score::{Logit, NO_KEY, Scorer, clean, key_of, reciprocal_or_zero, shared_weight};
 use crate::moe_topk::{BASELINE_THREADS, MAX_TOP_K, Scoring, TopkParams};
 
 /// Where things lie in the block's shared memory.
@@ -159,7 +159,7 @@ pub(super) unsafe fn select_baseline<T: Logit>(
         let (id, weight) = if t < params.top_k {
             (places.ids.load(t as usize), places.weights.load(t as usize) * scale)
         } else {
-            shared_slot(row, t, &params)
+            (params.num_experts + t - params.top_k, shared_weight(row, &params))
         };
         let place = (token * params.num_slots() + t) as usize;
         topk_ids.store(place, id as i32);

@@ -5,6 +5,9 @@
 #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, clippy::needless_range_loop)]
 
 mod baseline;
+mod candidates;
+mod memory;
+mod rounds;
 pub(crate) mod score;
 mod select;
 
@@ -13,7 +16,7 @@ use half::bf16;
 
 use super::TopkParams;
 use baseline::select_baseline;
-use select::select_warp;
+use select::{select_deepseek_v3, select_warp};
 
 macro_rules! entries {
     ($threads:literal, early = $early:literal, $($(#[$doc:meta])* $name:ident: $body:expr, $T:ty;)*) => {$(
@@ -55,9 +58,13 @@ entries! {
     moe_topk_select_warp_f32_e256: select_warp::<f32, 8>, f32;
 }
 
-// Where starting early was seen to gain; with 256 experts it loses.
+// Where starting early was seen to gain; with 256 experts of which nothing is known it loses.
 entries! {
     128, early = true,
+    /// A warp per token, DeepSeek-V3's choice.
+    moe_topk_select_warp_bf16_deepseek_v3: select_deepseek_v3::<bf16>, bf16;
+    /// A warp per token, DeepSeek-V3's choice.
+    moe_topk_select_warp_f32_deepseek_v3: select_deepseek_v3::<f32>, f32;
     /// A warp per token, up to 64 experts.
     moe_topk_select_warp_bf16_e64: select_warp::<bf16, 2>, bf16;
     /// A warp per token, up to 512 experts.

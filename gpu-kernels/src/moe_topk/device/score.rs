@@ -95,6 +95,13 @@ pub(crate) fn value_of(key: u32) -> f32 {
     f32::from_bits(if key >> 31 == 1 { key ^ 1 << 31 } else { !key })
 }
 
+/// All bits, or none: with it arrays are changed by arithmetic. Of a choice between two elements LLVM
+/// makes one between their addresses, and the array goes to local memory.
+#[inline(always)]
+pub(super) fn mask(condition: bool) -> u32 {
+    0u32.wrapping_sub(u32::from(condition))
+}
+
 /// Makes scores of the logits of one token.
 #[derive(Clone, Copy)]
 pub(super) struct Scorer {
@@ -160,17 +167,12 @@ pub(super) fn reciprocal_or_zero(sum: f32) -> f32 {
     if sum > 0.0 { float::reciprocal(sum) } else { 0.0 }
 }
 
-/// Expert and weight of a slot behind the chosen ones, if it is one.
+/// Weight of the slots behind the chosen ones.
 #[inline(always)]
-pub(super) unsafe fn shared_slot<T: Logit>(
+pub(super) unsafe fn shared_weight<T: Logit>(
     row: Global<T>, // [num_columns]
-    slot: u32,
     params: &TopkParams,
-) -> (u32, f32) {
-    if slot >= params.num_slots() {
-        return (0, 0.0);
-    }
+) -> f32 {
     let gate = clean(row.load(params.num_experts as usize).to_f32());
-    let weight = Scorer::new(Scoring::SIGMOID, 0.0).score(gate);
-    (params.num_experts + slot - params.top_k, weight)
+    Scorer::new(Scoring::SIGMOID, 0.0).score(gate)
 }

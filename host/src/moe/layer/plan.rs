@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use gpu_kernels::contract::{ContractError, Work, require};
 use gpu_kernels::expert_gemm::contract::ExpertGemmShape;
+use gpu_kernels::moe_topk::contract::StackedTopk;
 
 use super::LayerShape;
 use crate::device::Device;
@@ -320,6 +321,14 @@ impl LayerPlan {
             self.shape.shared().map_or(Vec::new(), |shape| names(shape)[half].clone())
         };
         match op {
+            Op::Route
+                if self
+                    .shape
+                    .topk
+                    .is_some_and(|topk| StackedTopk::plain(topk).is_deepseek_v3()) =>
+            {
+                vec!["moe_topk_select_warp_f32_deepseek_v3"]
+            }
             Op::Route => vec![match self.shape.topk.map_or(8, |topk| topk.lane_experts()) {
                 2 => "moe_topk_select_warp_f32_e64",
                 4 => "moe_topk_select_warp_f32_e128",
