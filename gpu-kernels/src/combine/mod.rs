@@ -52,7 +52,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use crate::dispatch::{MAX_LANES, MAX_PIECE_BYTES, NUM_STAGES, NUM_STORES_IN_FLIGHT};
+use crate::dispatch::{MAX_LANES, MAX_PIECE_BYTES, NUM_STAGES};
 
 /// Threads of a block of the baseline.
 pub const SUM_THREADS: u32 = 128;
@@ -69,6 +69,8 @@ pub(crate) const NUM_HELPERS: u32 = 128;
 pub(crate) const GROUP_THREADS: u32 = 32 + NUM_HELPERS;
 /// Stages of a group's ring.
 pub(crate) const GROUP_STAGES: u32 = NUM_STAGES / NUM_GROUPS;
+/// Stores of a sending block that may still read their stage while loads run ahead.
+pub(crate) const NUM_STORES_IN_FLIGHT: u32 = 4;
 /// Loads of a sending block that are under way before a store has to be done with its stage.
 pub(crate) const NUM_LOADS_AHEAD: u32 = NUM_STAGES - NUM_STORES_IN_FLIGHT;
 /// Stores that follow the last one of a chunk before its arrival is waited for.

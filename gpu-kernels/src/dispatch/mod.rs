@@ -79,7 +79,9 @@ pub const MAX_PIECE_BYTES: u32 = 14 * 1024;
 /// Pieces in a block's ring.
 pub const NUM_STAGES: u32 = 14;
 /// Stores that may still read their stage while loads run ahead.
-pub const NUM_STORES_IN_FLIGHT: u32 = 4;
+pub const NUM_STORES_IN_FLIGHT: u32 = 6;
+/// Loads of a block before it looks at routing: what more there were would stand before the ids.
+pub const NUM_FIRST_LOADS: u32 = 2;
 /// Most ranks of an exchange, and most ids of a token: the lanes of a warp.
 pub const MAX_LANES: u32 = 32;
 

@@ -5,7 +5,7 @@ use cuda_std::prelude::*;
 
 use super::super::{
     BARRIERS_AT, BASES_AT, BULK_HELPERS, ExchangeParams, GAVE_UP_AT, Half, MAX_PIECE_BYTES,
-    NUM_STAGES, NUM_STORES_IN_FLIGHT, RANKS_AT,
+    NUM_FIRST_LOADS, NUM_STAGES, NUM_STORES_IN_FLIGHT, RANKS_AT,
 };
 use super::deadline::Deadline;
 use super::packets::owner_of;
@@ -34,7 +34,6 @@ pub unsafe fn dispatch_push_bulk(
     params: ExchangeParams,
 ) {
     grid::launch_dependents();
-    grid::wait_prerequisites();
     let thread = thread::thread_idx_x();
     let is_issuer = thread == 0;
     let helper = thread.wrapping_sub(warp::WARP_SIZE);
@@ -51,25 +50,30 @@ pub unsafe fn dispatch_push_bulk(
     let mut ring = Ring::new(x, share, &params);
     if is_issuer {
         ring.set_up();
-        ring.load_ahead();
+    }
+    // A helper deals with one peer: of the last ones, which have the fewest tokens to look at.
+    let step = BULK_HELPERS.wrapping_sub(helper);
+    if step <= params.ep_size {
+        let rank = step as usize - 1;
+        bases().store(rank, recv_x_ptrs.load(rank));
+    }
+    if helper == 0 {
+        gave_up().store(0, 0);
+    }
+    // Up to here nothing was looked at that a kernel writes.
+    grid::wait_prerequisites();
+    if is_issuer {
+        ring.load_ahead(NUM_FIRST_LOADS);
     }
     let block = thread::block_idx_x();
     let epoch = epochs.load(block as usize).wrapping_add(1);
     let deadline = Deadline::of_call(Half::Dispatch, epoch, late, &params);
     let signals = Signals { signal_ptrs, deadline, params: &params };
-    // A helper deals with one peer.
-    let step = helper.wrapping_add(1);
     let has_peer = share.is_remote && (1..params.ep_size).contains(&step);
     if has_peer {
         signals.tell(READY, step, block, epoch);
     }
     if helper < BULK_HELPERS {
-        if helper < params.ep_size {
-            bases().store(helper as usize, recv_x_ptrs.load(helper as usize));
-        }
-        if helper == 0 {
-            gave_up().store(0, 0);
-        }
         routing.note_ranks(0, helper);
     }
     thread::sync_threads();
@@ -315,12 +319,10 @@ impl Ring {
         self.piece_bytes.min(self.row_bytes - piece * self.piece_bytes)
     }
 
-    /// Loads as far ahead as stages are free.
+    /// Loads up to `num_ahead` pieces ahead: stages must be free for them.
     #[inline(always)]
-    unsafe fn load_ahead(&mut self) {
-        while self.num_loaded < self.num_pieces
-            && self.num_loaded < self.num_stored + NUM_STAGES - NUM_STORES_IN_FLIGHT
-        {
+    unsafe fn load_ahead(&mut self, num_ahead: u32) {
+        while self.num_loaded < self.num_pieces && self.num_loaded < self.num_stored + num_ahead {
             // The stage's last store, NUM_STORES_IN_FLIGHT pieces back, has read it.
             bulk::wait_group_read::<NUM_STORES_IN_FLIGHT>();
             let bytes = self.bytes_of(self.load_piece);
@@ -346,7 +348,7 @@ impl Ring {
         for token in 0..num_tokens {
             let ranks = all_ranks.load(token as usize);
             for piece in 0..self.pieces_per_row {
-                self.load_ahead();
+                self.load_ahead(NUM_STAGES - NUM_STORES_IN_FLIGHT);
                 barrier(self.store_stage).wait(self.parity);
                 let bytes = self.bytes_of(piece);
                 let (mut step, end) = share.steps(params);
