@@ -5,6 +5,8 @@ use std::format;
 use super::{BASELINE_THREADS, MAX_EXPERTS, MAX_TOP_K, NUM_WARPS, Scoring, TopkParams, WARP_WORDS};
 use crate::contract::{ContractError, LaunchDims, Work, require};
 
+/// Experts of a lane with which a bound was seen to gain; with others nothing was measured.
+const BOUNDED_LANE_EXPERTS: u32 = 8;
 /// Most parts of the lanes whose two best bound a choice: where there are more, more experts reach the
 /// bound than there are lanes.
 const MAX_BOUNDING_PARTS: u32 = 4;
@@ -145,7 +147,8 @@ impl TopkShape {
         let has_limit = num_topk_groups < num_groups;
         let num_parts =
             if has_limit { num_topk_groups } else { self.top_k.div_ceil(2).next_power_of_two() };
-        if num_parts > MAX_BOUNDING_PARTS || 2 * num_parts < self.top_k {
+        let is_measured = self.lane_experts() == BOUNDED_LANE_EXPERTS;
+        if !is_measured || num_parts > MAX_BOUNDING_PARTS || 2 * num_parts < self.top_k {
             return 0;
         }
         if has_limit { group_lanes } else { 32 / num_parts }

@@ -35,14 +35,16 @@
 //!
 //! *warp*: a warp per token, 2, 4, 8 or 16 consecutive experts a lane. Lanes find the two best of each
 //! group by shuffles (groups that are not whole lanes in number a power of two go through shared
-//! memory), or without groups those of each quarter of the lanes. Together they are `top_k` experts or
-//! more: no expert worse than the worst of them is chosen. Those that reach this bound, some 15 of 256
-//! for top 8, are laid out in the order of ids, a lane for each, and a candidate's slot is the number
-//! of better ones: comparisons that wait for nobody. Where more than 32 reach it, or `top_k` is over 8,
-//! the choice is made in rounds: a lane packs each choice and its place into 64 bits and sorts them by
-//! a network; then a round is one maximum over the lanes' heads (`redux`), one vote, and the lowest
-//! lane that has it goes on to its next. At the end the chosen are scored again from their logits,
-//! which are still in the L1. For DeepSeek-V3's choice there are kernels that know sizes and rules.
+//! memory); for 129 to 256 experts without groups, those of each quarter of the lanes. Together they
+//! are `top_k` experts or more: no expert worse than the worst of them is chosen. Those that reach
+//! this bound, some 15 of 256 for top 8, are laid out in the order of ids, a lane for each, and a
+//! candidate's slot is the number of better ones: comparisons that wait for nobody.
+//!
+//! Where more than 32 reach it, `top_k` is over 8, or there are fewer or more experts, the choice is
+//! made in rounds: a lane packs each choice and its place into 64 bits and sorts them by a network;
+//! then a round is one maximum over the lanes' heads (`redux`), one vote, and the lowest lane that has
+//! it goes on to its next. At the end the chosen are scored again from their logits, which are still
+//! in the L1. For DeepSeek-V3's choice there are kernels that know sizes and rules.
 //!
 //! # What bounds it
 //! Latency: 4096 tokens of 256 experts in bf16 are 2 MB, half a microsecond of HBM. See
