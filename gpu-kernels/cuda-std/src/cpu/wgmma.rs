@@ -153,7 +153,7 @@ enum RowsOfA {
     /// From the registers of four threads, one of which, at `lent`, are this thread's.
     InRegisters {
         lent: usize,
-        rows: [Row; 2],
+        rows: Box<[Row; 2]>,
     },
 }
 
@@ -290,12 +290,12 @@ impl Multiplication {
     /// Products are exact in f32; each element of D adds them to itself in the order of k.
     #[track_caller]
     fn compute(&self, d: &mut [f32], thread: u32) {
-        let a_rows = match self.a {
-            RowsOfA::InRegisters { rows, .. } => rows,
+        let a_rows = match &self.a {
+            RowsOfA::InRegisters { rows, .. } => **rows,
             // Written out: a closure would not be tracked to the kernel's line.
             RowsOfA::InTile(tile) => {
                 let [first, second] = [place_of(thread, 0).0, place_of(thread, 2).0];
-                [self.row(tile, first), self.row(tile, second)]
+                [self.row(*tile, first), self.row(*tile, second)]
             }
         };
         let num_columns = self.element.num_columns();
@@ -473,7 +473,7 @@ unsafe fn multiply_elements<const REGISTERS: usize>(
     let a = match a {
         OperandA::Tile(tile) => Ok(RowsOfA::InTile(tile)),
         OperandA::Registers(registers) => {
-            let rows = rows_of(lane.linear % NUM_THREADS, &fragments, element);
+            let rows = Box::new(rows_of(lane.linear % NUM_THREADS, &fragments, element));
             let lent = address_of(registers);
             multiplications.read_lent(lent, fragment).map(|()| RowsOfA::InRegisters { lent, rows })
         }
