@@ -287,6 +287,26 @@ pub trait AppendElement: bytemuck::Pod {
     ) -> Result<(), KernelError>;
 }
 
+macro_rules! launch_tokens {
+    ($append:ident, $stream:ident, $args:ident, $entry:ident { $($scale:ident),* }) => {{
+        let kernel = entries::$entry {
+            k: $args.k.view(),
+            v: $args.v.view(),
+            $($scale: $args.memory.$scale().view(),)*
+            cos_sin_cache: $args.cos_sin_cache.map_or(Global::null(), Buffer::view),
+            append_indptr: $append.append_indptr.view(),
+            kv_indptr: $append.table.kv_indptr.view(),
+            kv_indices: $append.table.kv_indices.view(),
+            kv_page_rank: $append.table.kv_page_rank.view(),
+            kv_last_page_len: $append.table.kv_last_page_len.view(),
+            peer_kv_ptrs: $args.memory.peer_kv_ptrs().view(),
+            params: $append.shape.params(),
+        };
+        // SAFETY: as the caller says.
+        unsafe { $stream.launch($append.shape.dims(), kernel) }?;
+    }};
+}
+
 macro_rules! append_element {
     ($T:ty: $append:ident, $append_e4m3:ident, $rotate_q:ident) => {
         impl AppendElement for $T {
@@ -296,39 +316,9 @@ macro_rules! append_element {
                 args: &AppendArgs<'_, Self>,
             ) -> Result<(), KernelError> {
                 match append.shape.page.element {
-                    KvElement::Half => {
-                        let kernel = entries::$append {
-                            k: args.k.view(),
-                            v: args.v.view(),
-                            cos_sin_cache: args.cos_sin_cache.map_or(Global::null(), Buffer::view),
-                            append_indptr: append.append_indptr.view(),
-                            kv_indptr: append.table.kv_indptr.view(),
-                            kv_indices: append.table.kv_indices.view(),
-                            kv_page_rank: append.table.kv_page_rank.view(),
-                            kv_last_page_len: append.table.kv_last_page_len.view(),
-                            peer_kv_ptrs: args.memory.peer_kv_ptrs().view(),
-                            params: append.shape.params(),
-                        };
-                        // SAFETY: as the caller says.
-                        unsafe { stream.launch(append.shape.dims(), kernel) }?;
-                    }
+                    KvElement::Half => launch_tokens!(append, stream, args, $append {}),
                     KvElement::E4m3 => {
-                        let kernel = entries::$append_e4m3 {
-                            k: args.k.view(),
-                            v: args.v.view(),
-                            k_scale: args.memory.k_scale().view(),
-                            v_scale: args.memory.v_scale().view(),
-                            cos_sin_cache: args.cos_sin_cache.map_or(Global::null(), Buffer::view),
-                            append_indptr: append.append_indptr.view(),
-                            kv_indptr: append.table.kv_indptr.view(),
-                            kv_indices: append.table.kv_indices.view(),
-                            kv_page_rank: append.table.kv_page_rank.view(),
-                            kv_last_page_len: append.table.kv_last_page_len.view(),
-                            peer_kv_ptrs: args.memory.peer_kv_ptrs().view(),
-                            params: append.shape.params(),
-                        };
-                        // SAFETY: as the caller says.
-                        unsafe { stream.launch(append.shape.dims(), kernel) }?;
+                        launch_tokens!(append, stream, args, $append_e4m3 { k_scale, v_scale });
                     }
                 }
                 stream.keep(args.k);

@@ -13,114 +13,65 @@ use half::{bf16, f16};
 use super::{AppendParams, Rotation, THREAD_DIMS};
 pub use qkv::{kv_append_qkv_bf16, kv_append_qkv_bf16_e4m3};
 
-/// Appends tokens of bf16.
-#[kernel(threads = 128)]
-pub unsafe fn kv_append_tokens_bf16(
-    k: Global<bf16>,               // [num_tokens, num_kv_heads, head_dim]
-    v: Global<bf16>,               // [num_tokens, num_kv_heads, head_dim]
-    cos_sin_cache: Global<f32>,    // [num_max_positions, head_dim], or null
-    append_indptr: Global<i32>,    // [batch + 1]
-    kv_indptr: Global<i32>,        // [batch + 1]
-    kv_indices: Global<i32>,       // [pages]
-    kv_page_rank: Global<i32>,     // [pages]
-    kv_last_page_len: Global<i32>, // [batch]
-    peer_kv_ptrs: Global<u64>,     // [num_locations]
-    params: AppendParams,
-) {
-    let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
-    let pages = Pages { kv_indices, kv_page_rank, peer_kv_ptrs };
-    append_tokens(k, v, cos_sin_cache, lengths, pages, Unscaled, params);
+macro_rules! tokens_entries {
+    ($(#[$doc:meta] $name:ident: $T:ty, $storage:expr, [$($scale:ident),*];)*) => {$(
+        #[$doc]
+        #[kernel(threads = 128)]
+        pub unsafe fn $name(
+            k: Global<$T>,                 // [num_tokens, num_kv_heads, head_dim]
+            v: Global<$T>,                 // [num_tokens, num_kv_heads, head_dim]
+            $($scale: Global<f32>,)*       // [num_kv_heads]
+            cos_sin_cache: Global<f32>,    // [num_max_positions, head_dim], or null
+            append_indptr: Global<i32>,    // [batch + 1]
+            kv_indptr: Global<i32>,        // [batch + 1]
+            kv_indices: Global<i32>,       // [pages]
+            kv_page_rank: Global<i32>,     // [pages]
+            kv_last_page_len: Global<i32>, // [batch]
+            peer_kv_ptrs: Global<u64>,     // [num_locations]
+            params: AppendParams,
+        ) {
+            let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
+            let pages = Pages { kv_indices, kv_page_rank, peer_kv_ptrs };
+            append_tokens(k, v, cos_sin_cache, lengths, pages, $storage, params);
+        }
+    )*};
 }
 
-/// Appends tokens of bf16 to pages of e4m3.
-#[kernel(threads = 128)]
-pub unsafe fn kv_append_tokens_bf16_e4m3(
-    k: Global<bf16>,               // [num_tokens, num_kv_heads, head_dim]
-    v: Global<bf16>,               // [num_tokens, num_kv_heads, head_dim]
-    k_scale: Global<f32>,          // [num_kv_heads]
-    v_scale: Global<f32>,          // [num_kv_heads]
-    cos_sin_cache: Global<f32>,    // [num_max_positions, head_dim], or null
-    append_indptr: Global<i32>,    // [batch + 1]
-    kv_indptr: Global<i32>,        // [batch + 1]
-    kv_indices: Global<i32>,       // [pages]
-    kv_page_rank: Global<i32>,     // [pages]
-    kv_last_page_len: Global<i32>, // [batch]
-    peer_kv_ptrs: Global<u64>,     // [num_locations]
-    params: AppendParams,
-) {
-    let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
-    let pages = Pages { kv_indices, kv_page_rank, peer_kv_ptrs };
-    append_tokens(k, v, cos_sin_cache, lengths, pages, Scaled { k_scale, v_scale }, params);
+tokens_entries! {
+    /// Appends tokens of bf16.
+    kv_append_tokens_bf16: bf16, Unscaled, [];
+    /// Appends tokens of bf16 to pages of e4m3.
+    kv_append_tokens_bf16_e4m3: bf16, Scaled { k_scale, v_scale }, [k_scale, v_scale];
+    /// Appends tokens of f16.
+    kv_append_tokens_f16: f16, Unscaled, [];
+    /// Appends tokens of f16 to pages of e4m3.
+    kv_append_tokens_f16_e4m3: f16, Scaled { k_scale, v_scale }, [k_scale, v_scale];
 }
 
-/// Appends tokens of f16.
-#[kernel(threads = 128)]
-pub unsafe fn kv_append_tokens_f16(
-    k: Global<f16>,                // [num_tokens, num_kv_heads, head_dim]
-    v: Global<f16>,                // [num_tokens, num_kv_heads, head_dim]
-    cos_sin_cache: Global<f32>,    // [num_max_positions, head_dim], or null
-    append_indptr: Global<i32>,    // [batch + 1]
-    kv_indptr: Global<i32>,        // [batch + 1]
-    kv_indices: Global<i32>,       // [pages]
-    kv_page_rank: Global<i32>,     // [pages]
-    kv_last_page_len: Global<i32>, // [batch]
-    peer_kv_ptrs: Global<u64>,     // [num_locations]
-    params: AppendParams,
-) {
-    let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
-    let pages = Pages { kv_indices, kv_page_rank, peer_kv_ptrs };
-    append_tokens(k, v, cos_sin_cache, lengths, pages, Unscaled, params);
+macro_rules! rotate_q_entries {
+    ($(#[$doc:meta] $name:ident: $T:ty;)*) => {$(
+        #[$doc]
+        #[kernel(threads = 128)]
+        pub unsafe fn $name(
+            q: Global<$T>,                 // [num_tokens, num_qo_heads, head_dim]
+            q_out: GlobalMut<$T>,          // [num_tokens, num_qo_heads, head_dim]
+            cos_sin_cache: Global<f32>,    // [num_max_positions, head_dim]
+            append_indptr: Global<i32>,    // [batch + 1]
+            kv_indptr: Global<i32>,        // [batch + 1]
+            kv_last_page_len: Global<i32>, // [batch]
+            params: AppendParams,
+        ) {
+            let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
+            rotate_q(q, q_out, cos_sin_cache, lengths, params);
+        }
+    )*};
 }
 
-/// Appends tokens of f16 to pages of e4m3.
-#[kernel(threads = 128)]
-pub unsafe fn kv_append_tokens_f16_e4m3(
-    k: Global<f16>,                // [num_tokens, num_kv_heads, head_dim]
-    v: Global<f16>,                // [num_tokens, num_kv_heads, head_dim]
-    k_scale: Global<f32>,          // [num_kv_heads]
-    v_scale: Global<f32>,          // [num_kv_heads]
-    cos_sin_cache: Global<f32>,    // [num_max_positions, head_dim], or null
-    append_indptr: Global<i32>,    // [batch + 1]
-    kv_indptr: Global<i32>,        // [batch + 1]
-    kv_indices: Global<i32>,       // [pages]
-    kv_page_rank: Global<i32>,     // [pages]
-    kv_last_page_len: Global<i32>, // [batch]
-    peer_kv_ptrs: Global<u64>,     // [num_locations]
-    params: AppendParams,
-) {
-    let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
-    let pages = Pages { kv_indices, kv_page_rank, peer_kv_ptrs };
-    append_tokens(k, v, cos_sin_cache, lengths, pages, Scaled { k_scale, v_scale }, params);
-}
-
-/// Rotates the queries of new tokens, of bf16; `q_out` may be `q`.
-#[kernel(threads = 128)]
-pub unsafe fn kv_append_rotate_q_bf16(
-    q: Global<bf16>,               // [num_tokens, num_qo_heads, head_dim]
-    q_out: GlobalMut<bf16>,        // [num_tokens, num_qo_heads, head_dim]
-    cos_sin_cache: Global<f32>,    // [num_max_positions, head_dim]
-    append_indptr: Global<i32>,    // [batch + 1]
-    kv_indptr: Global<i32>,        // [batch + 1]
-    kv_last_page_len: Global<i32>, // [batch]
-    params: AppendParams,
-) {
-    let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
-    rotate_q(q, q_out, cos_sin_cache, lengths, params);
-}
-
-/// Rotates the queries of new tokens, of f16; `q_out` may be `q`.
-#[kernel(threads = 128)]
-pub unsafe fn kv_append_rotate_q_f16(
-    q: Global<f16>,                // [num_tokens, num_qo_heads, head_dim]
-    q_out: GlobalMut<f16>,         // [num_tokens, num_qo_heads, head_dim]
-    cos_sin_cache: Global<f32>,    // [num_max_positions, head_dim]
-    append_indptr: Global<i32>,    // [batch + 1]
-    kv_indptr: Global<i32>,        // [batch + 1]
-    kv_last_page_len: Global<i32>, // [batch]
-    params: AppendParams,
-) {
-    let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
-    rotate_q(q, q_out, cos_sin_cache, lengths, params);
+rotate_q_entries! {
+    /// Rotates the queries of new tokens, of bf16; `q_out` may be `q`.
+    kv_append_rotate_q_bf16: bf16;
+    /// Rotates the queries of new tokens, of f16; `q_out` may be `q`.
+    kv_append_rotate_q_f16: f16;
 }
 
 #[inline(always)]

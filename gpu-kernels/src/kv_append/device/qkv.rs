@@ -7,52 +7,39 @@ use super::{Lengths, Pages, Scaled, Share, Storage, Unscaled, Words};
 use crate::kv_append::{AppendParams, QkvParams, THREAD_DIMS};
 use crate::rms_norm::device::{squares, sum, weighted};
 
-/// Normalises, rotates and appends joint rows.
-#[kernel(threads = 128, early = true)]
-pub unsafe fn kv_append_qkv_bf16(
-    qkv: Global<bf16>,      // [num_tokens, (num_qo_heads + 2 num_kv_heads) * head_dim]
-    qkv_bias: Global<bf16>, // [(num_qo_heads + 2 num_kv_heads) * head_dim], or null
-    q_norm: Global<bf16>,   // [head_dim], or null
-    k_norm: Global<bf16>,   // [head_dim], or null
-    cos_sin_cache: Global<f32>, // [num_max_positions, head_dim], or null
-    append_indptr: Global<i32>, // [batch + 1]
-    kv_indptr: Global<i32>, // [batch + 1]
-    kv_indices: Global<i32>, // [pages]
-    kv_page_rank: Global<i32>, // [pages]
-    kv_last_page_len: Global<i32>, // [batch]
-    peer_kv_ptrs: Global<u64>, // [num_locations]
-    params: QkvParams,
-    q_out: GlobalMut<bf16>, // [num_tokens, num_qo_heads, head_dim]
-) {
-    let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
-    let pages = Pages { kv_indices, kv_page_rank, peer_kv_ptrs };
-    let rows = Rows { qkv, qkv_bias, q_norm, k_norm };
-    append_qkv(rows, cos_sin_cache, lengths, pages, Unscaled, params, q_out);
+macro_rules! qkv_entries {
+    ($(#[$doc:meta] $name:ident: $storage:expr, [$($scale:ident),*];)*) => {$(
+        #[$doc]
+        #[kernel(threads = 128, early = true)]
+        pub unsafe fn $name(
+            qkv: Global<bf16>,             // [num_tokens, (num_qo_heads + 2 num_kv_heads) * head_dim]
+            qkv_bias: Global<bf16>,        // [(num_qo_heads + 2 num_kv_heads) * head_dim], or null
+            q_norm: Global<bf16>,          // [head_dim], or null
+            k_norm: Global<bf16>,          // [head_dim], or null
+            $($scale: Global<f32>,)*       // [num_kv_heads]
+            cos_sin_cache: Global<f32>,    // [num_max_positions, head_dim], or null
+            append_indptr: Global<i32>,    // [batch + 1]
+            kv_indptr: Global<i32>,        // [batch + 1]
+            kv_indices: Global<i32>,       // [pages]
+            kv_page_rank: Global<i32>,     // [pages]
+            kv_last_page_len: Global<i32>, // [batch]
+            peer_kv_ptrs: Global<u64>,     // [num_locations]
+            params: QkvParams,
+            q_out: GlobalMut<bf16>,        // [num_tokens, num_qo_heads, head_dim]
+        ) {
+            let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
+            let pages = Pages { kv_indices, kv_page_rank, peer_kv_ptrs };
+            let rows = Rows { qkv, qkv_bias, q_norm, k_norm };
+            append_qkv(rows, cos_sin_cache, lengths, pages, $storage, params, q_out);
+        }
+    )*};
 }
 
-/// Normalises, rotates and appends joint rows to pages of e4m3.
-#[kernel(threads = 128, early = true)]
-pub unsafe fn kv_append_qkv_bf16_e4m3(
-    qkv: Global<bf16>,      // [num_tokens, (num_qo_heads + 2 num_kv_heads) * head_dim]
-    qkv_bias: Global<bf16>, // [(num_qo_heads + 2 num_kv_heads) * head_dim], or null
-    q_norm: Global<bf16>,   // [head_dim], or null
-    k_norm: Global<bf16>,   // [head_dim], or null
-    k_scale: Global<f32>,   // [num_kv_heads]
-    v_scale: Global<f32>,   // [num_kv_heads]
-    cos_sin_cache: Global<f32>, // [num_max_positions, head_dim], or null
-    append_indptr: Global<i32>, // [batch + 1]
-    kv_indptr: Global<i32>, // [batch + 1]
-    kv_indices: Global<i32>, // [pages]
-    kv_page_rank: Global<i32>, // [pages]
-    kv_last_page_len: Global<i32>, // [batch]
-    peer_kv_ptrs: Global<u64>, // [num_locations]
-    params: QkvParams,
-    q_out: GlobalMut<bf16>, // [num_tokens, num_qo_heads, head_dim]
-) {
-    let lengths = Lengths { append_indptr, kv_indptr, kv_last_page_len };
-    let pages = Pages { kv_indices, kv_page_rank, peer_kv_ptrs };
-    let rows = Rows { qkv, qkv_bias, q_norm, k_norm };
-    append_qkv(rows, cos_sin_cache, lengths, pages, Scaled { k_scale, v_scale }, params, q_out);
+qkv_entries! {
+    /// Normalises, rotates and appends joint rows.
+    kv_append_qkv_bf16: Unscaled, [];
+    /// Normalises, rotates and appends joint rows to pages of e4m3.
+    kv_append_qkv_bf16_e4m3: Scaled { k_scale, v_scale }, [k_scale, v_scale];
 }
 
 /// Joint rows, and what is done to them first.
