@@ -74,13 +74,7 @@ impl ExpertGemmShape {
 
     /// Launch of the baseline, which knows no gate: `n` is all of B's rows.
     pub fn baseline_dims(&self) -> LaunchDims {
-        // Each expert may leave one tile partly filled.
-        let m_tiles = self.num_rows.div_ceil(baseline::TILE_M as u32) + self.num_experts;
-        LaunchDims {
-            grid: [self.n.div_ceil(baseline::TILE_N as u32), m_tiles, 1],
-            block: [baseline::NUM_THREADS, 1, 1],
-            shared_bytes: baseline::SHARED_BYTES,
-        }
+        baseline_dims(self.num_rows, self.num_experts, self.n)
     }
 
     /// Launch of the persistent kernels, on a GPU of `num_sms` SMs.
@@ -120,5 +114,16 @@ impl ExpertGemmShape {
             written_bytes: 2 * rows * n,
             flops: 2 * rows * b_rows * k,
         }
+    }
+}
+
+/// Launch of a block for each tile of C of each expert.
+pub(crate) fn baseline_dims(num_rows: u32, num_experts: u32, n: u32) -> LaunchDims {
+    // Each expert may leave one tile partly filled.
+    let m_tiles = num_rows.div_ceil(baseline::TILE_M as u32) + num_experts;
+    LaunchDims {
+        grid: [n.div_ceil(baseline::TILE_N as u32), m_tiles, 1],
+        block: [baseline::NUM_THREADS, 1, 1],
+        shared_bytes: baseline::SHARED_BYTES,
     }
 }

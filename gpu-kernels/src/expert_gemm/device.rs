@@ -8,7 +8,8 @@ use cuda_std::tensor_map::{TensorMap, TensorMaps};
 use half::bf16;
 
 use crate::gemm::baseline::{TILE_M, TILE_N};
-use crate::gemm::device::baseline::{self, multiply_tile};
+use crate::gemm::device::baseline::multiply_tile;
+use crate::gemm::device::block_tile;
 use crate::gemm::device::output::Output;
 use crate::gemm::device::pipeline::{Operands, Tile, Tiles, run};
 use crate::gemm::schedule::{Raster, RowTiles};
@@ -25,6 +26,38 @@ pub(crate) unsafe fn offset_of(
     expert_offsets.load(expert.min(num_experts) as usize).clamp(0, num_rows as i32) as u32
 }
 
+/// Up to [`TILE_M`] rows of an expert.
+pub(crate) struct ExpertRows {
+    pub expert: usize,
+    pub first_row: usize,
+    pub num_rows: u32,
+}
+
+/// The rows of tile `tile` of all experts' tiles, if there are so many.
+#[inline(always)]
+pub(crate) unsafe fn rows_of_tile(
+    expert_offsets: Global<i32>, // [num_experts + 1]
+    num_experts: u32,
+    num_rows: u32,
+    mut tile: u32,
+) -> Option<ExpertRows> {
+    let mut expert = 0;
+    while expert < num_experts {
+        let begin = offset_of(expert_offsets, num_experts, num_rows, expert);
+        let end = offset_of(expert_offsets, num_experts, num_rows, expert + 1);
+        let rows = end.saturating_sub(begin);
+        let num_tiles = rows.div_ceil(TILE_M as u32);
+        if tile < num_tiles {
+            let first = tile * TILE_M as u32;
+            let first_row = (begin + first) as usize;
+            return Some(ExpertRows { expert: expert as usize, first_row, num_rows: rows - first });
+        }
+        tile -= num_tiles;
+        expert += 1;
+    }
+    None
+}
+
 /// `c[r] = a[r] b[e]^T` for the rows of each expert, a block for each tile of 128 x 128.
 #[kernel(threads = 256, min_blocks = 2)]
 pub unsafe fn expert_gemm_baseline_bf16(
@@ -37,29 +70,17 @@ pub unsafe fn expert_gemm_baseline_bf16(
     k: u32,
     c: GlobalMut<bf16>, // [num_rows, n]
 ) {
-    let mut tile = thread::block_idx_y();
-    let mut expert = 0;
-    while expert < num_experts {
-        let begin = offset_of(expert_offsets, num_experts, num_rows, expert);
-        let end = offset_of(expert_offsets, num_experts, num_rows, expert + 1);
-        let rows = end.saturating_sub(begin);
-        let num_tiles = rows.div_ceil(TILE_M as u32);
-        if tile < num_tiles {
-            let first = tile * TILE_M as u32;
-            let row = (begin + first) as usize;
-            let operands = baseline::Operands {
-                a: a.offset(row * k as usize),
-                b: b.offset(expert as usize * n as usize * k as usize),
-                c: c.offset(row * n as usize),
-                num_rows: rows - first,
-                n,
-                k,
-            };
-            return multiply_tile(operands, thread::block_idx_x() * TILE_N as u32);
-        }
-        tile -= num_tiles;
-        expert += 1;
-    }
+    let tile = thread::block_idx_y();
+    let Some(rows) = rows_of_tile(expert_offsets, num_experts, num_rows, tile) else { return };
+    let operands = block_tile::Operands {
+        a: a.offset(rows.first_row * k as usize),
+        b: b.offset(rows.expert * n as usize * k as usize),
+        c: c.offset(rows.first_row * n as usize),
+        num_rows: rows.num_rows,
+        n,
+        k,
+    };
+    multiply_tile(operands, thread::block_idx_x() * TILE_N as u32);
 }
 
 /// The tiles of all experts, of whom each lane holds one of 32. With `TALL`, an expert whose rows

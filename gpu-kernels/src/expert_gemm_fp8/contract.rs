@@ -3,9 +3,9 @@
 use cuda_std::cpu::LaunchDims;
 use cuda_std::tensor_map::{L2Promotion, Swizzle, Tiling};
 
-use super::baseline;
 use super::grouped::{self, ROW_BOXES, STAGE_COLUMNS, TILE_COLUMNS};
 use crate::contract::{ContractError, Work, require};
+use crate::expert_gemm::contract::baseline_dims;
 use crate::gemm::contract::row_tilings;
 use crate::gemm::schedule::ROW_STEP;
 use crate::gemm::tma::PANEL_STEPS;
@@ -90,13 +90,7 @@ impl ExpertGemmFp8Shape {
 
     /// Launch of the baseline.
     pub fn baseline_dims(&self) -> LaunchDims {
-        // Each expert may leave one tile partly filled.
-        let m_tiles = self.num_rows.div_ceil(baseline::TILE_M as u32) + self.num_experts;
-        LaunchDims {
-            grid: [self.n.div_ceil(baseline::TILE_N as u32), m_tiles, 1],
-            block: [baseline::NUM_THREADS, 1, 1],
-            shared_bytes: baseline::SHARED_BYTES,
-        }
+        baseline_dims(self.num_rows, self.num_experts, self.n)
     }
 
     /// Launch of the persistent kernel, on a GPU of `num_sms` SMs.

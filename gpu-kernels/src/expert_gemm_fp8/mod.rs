@@ -46,22 +46,6 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-/// The baseline's tile.
-pub mod baseline {
-    /// Rows of A, and of C, of a block.
-    pub const TILE_M: usize = 128;
-    /// Rows of B, and columns of C, of a block: of one scale.
-    pub const TILE_N: usize = 128;
-    /// Columns of A and B of a stage.
-    pub const TILE_K: usize = 64;
-    /// Stages: one is multiplied, the others are on their way.
-    pub const NUM_STAGES: usize = 3;
-    /// Threads of a block.
-    pub const NUM_THREADS: u32 = 256;
-    /// Bytes of shared memory of a block.
-    pub const SHARED_BYTES: u32 = (NUM_STAGES * (TILE_M + TILE_N) * TILE_K) as u32;
-}
-
 /// Tiles, stages and shared memory of the persistent kernel.
 pub mod grouped {
     use cuda_std::float::E4m3;

@@ -63,14 +63,16 @@ pub mod baseline {
     pub const TILE_M: usize = 128;
     /// Rows of B, and columns of C, of a block.
     pub const TILE_N: usize = 128;
-    /// Columns of A and B of a stage.
-    pub const TILE_K: usize = 32;
+    /// Bytes of a row of A or B in a stage.
+    pub const ROW_BYTES: usize = 64;
+    /// Columns of A and B of a stage, in bf16.
+    pub const TILE_K: usize = ROW_BYTES / 2;
     /// Stages: one is multiplied, the others are on their way.
     pub const NUM_STAGES: usize = 3;
     /// Threads of a block.
     pub const NUM_THREADS: u32 = 256;
     /// Bytes of shared memory of a block.
-    pub const SHARED_BYTES: u32 = (NUM_STAGES * (TILE_M + TILE_N) * TILE_K * 2) as u32;
+    pub const SHARED_BYTES: u32 = (NUM_STAGES * (TILE_M + TILE_N) * ROW_BYTES) as u32;
 }
 
 /// The tiles and stages of the kernels that load by the copy engine.

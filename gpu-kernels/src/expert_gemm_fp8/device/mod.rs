@@ -12,9 +12,10 @@ use cuda_std::prelude::*;
 use cuda_std::tensor_map::{TensorMap, TensorMaps};
 use half::bf16;
 
-use super::baseline::{TILE_M, TILE_N};
 use super::grouped::TILE_COLUMNS;
-use crate::expert_gemm::device::{ExpertTiles, NONE_TALL, offset_of};
+use crate::expert_gemm::device::{ExpertTiles, NONE_TALL, rows_of_tile};
+use crate::gemm::baseline::TILE_N;
+use crate::gemm::device::block_tile;
 use crate::gemm::device::output::Output;
 use crate::token_unpack::SCALE_BLOCK;
 
@@ -32,33 +33,23 @@ pub unsafe fn expert_gemm_fp8_baseline(
     k: u32,
     c: GlobalMut<bf16>, // [num_rows, n]
 ) {
+    let tile = thread::block_idx_y();
+    let Some(rows) = rows_of_tile(expert_offsets, num_experts, num_rows, tile) else { return };
     let row_scales = k.div_ceil(SCALE_BLOCK) as usize;
     let (blocks, block) = (n.div_ceil(SCALE_BLOCK) as usize, thread::block_idx_x() as usize);
-    let mut tile = thread::block_idx_y();
-    let mut expert = 0;
-    while expert < num_experts {
-        let begin = offset_of(expert_offsets, num_experts, num_rows, expert);
-        let end = offset_of(expert_offsets, num_experts, num_rows, expert + 1);
-        let rows = end.saturating_sub(begin);
-        let num_tiles = rows.div_ceil(TILE_M as u32);
-        if tile < num_tiles {
-            let first = tile * TILE_M as u32;
-            let (row, expert) = ((begin + first) as usize, expert as usize);
-            let operands = baseline::Operands {
-                a: a.offset(row * k as usize),
-                a_scales: a_scales.offset(row * row_scales),
-                b: b.offset(expert * n as usize * k as usize),
-                b_scales: b_scales.offset((expert * blocks + block) * row_scales),
-                c: c.offset(row * n as usize),
-                num_rows: rows - first,
-                n,
-                k,
-            };
-            return baseline::multiply_tile(operands, (block * TILE_N) as u32);
-        }
-        tile -= num_tiles;
-        expert += 1;
-    }
+    let operands = baseline::Operands {
+        of_tile: block_tile::Operands {
+            a: a.offset(rows.first_row * k as usize),
+            b: b.offset(rows.expert * n as usize * k as usize),
+            c: c.offset(rows.first_row * n as usize),
+            num_rows: rows.num_rows,
+            n,
+            k,
+        },
+        a_scales: a_scales.offset(rows.first_row * row_scales),
+        b_scales: b_scales.offset((rows.expert * blocks + block) * row_scales),
+    };
+    baseline::multiply_tile(operands, (block * TILE_N) as u32);
 }
 
 /// `c[r] = a[r] b[e]^T` for the rows of each expert.

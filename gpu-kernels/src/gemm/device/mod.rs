@@ -6,6 +6,7 @@
 
 pub(crate) mod activation;
 pub(crate) mod baseline;
+pub(crate) mod block_tile;
 pub(crate) mod dense;
 mod exact;
 pub(crate) mod output;
@@ -18,7 +19,8 @@ use cuda_std::prelude::*;
 use half::bf16;
 
 use super::baseline::{TILE_M, TILE_N};
-use baseline::{Operands, multiply_tile};
+use baseline::multiply_tile;
+use block_tile::Operands;
 
 pub use dense::*;
 pub use exact::*;
