@@ -14,7 +14,7 @@ use super::reference::combine;
 use super::{PACKETS_THREADS, SUM_THREADS};
 use crate::dispatch::POISON;
 use crate::dispatch::contract::{ExchangeLaunch, ExchangeShape};
-use crate::dispatch::reference::{Case, RankTokens, Routing, cases, dispatch, random_rows};
+use crate::dispatch::reference::{Case, RankTokens, cases, dispatch, many_tokens, random_rows};
 use crate::testing::{DeviceMemory, TestDevice, digest};
 
 #[derive(Clone, Copy, Debug)]
@@ -87,19 +87,6 @@ fn table(
     part: impl Fn(&RankMemory) -> &DeviceMemory<u32>,
 ) -> DeviceMemory<u64> {
     DeviceMemory::from_slice(&ranks.iter().map(|rank| part(rank).address()).collect::<Vec<_>>())
-}
-
-/// More chunks than the ring has stages, for each block.
-fn many_tokens(ep_size: u32) -> Case {
-    let shape = ExchangeShape {
-        ep_size,
-        num_experts: 3 * ep_size,
-        topk: 2,
-        hidden: 16,
-        num_max_tokens_per_rank: 110,
-    };
-    let num_tokens = (0..ep_size).map(|rank| 110 - 7 * rank).collect();
-    Case { name: "many tokens", shape, num_tokens, routing: Routing::Ragged }
 }
 
 /// One rank's call: what it made of its tokens, or the executor's report.

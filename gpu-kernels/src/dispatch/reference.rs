@@ -266,3 +266,16 @@ pub fn cases(ep_size: u32) -> Vec<Case> {
         case("rows of two pieces", shape(4, 2, 8192, 3), &|_| 3, Routing::Uniform),
     ]
 }
+
+/// More tokens for each of a few blocks than a ring has stages.
+pub fn many_tokens(ep_size: u32) -> Case {
+    let shape = ExchangeShape {
+        ep_size,
+        num_experts: 3 * ep_size,
+        topk: 2,
+        hidden: 16,
+        num_max_tokens_per_rank: 110,
+    };
+    let num_tokens = (0..ep_size).map(|rank| 110 - 7 * rank).collect();
+    Case { name: "many tokens", shape, num_tokens, routing: Routing::Ragged }
+}

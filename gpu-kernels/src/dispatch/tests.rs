@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::contract::{ALONE_SENDERS, ExchangeLaunch, ExchangeShape, OVERLAP_SENDERS};
 use super::device::{dispatch_pack_baseline, dispatch_push_bulk, dispatch_push_packets};
-use super::reference::{Case, RankTokens, Received, Routing, cases, dispatch};
+use super::reference::{Case, RankTokens, Received, Routing, cases, dispatch, many_tokens};
 use super::{MAX_LANES, PACK_THREADS, PACKETS_THREADS, POISON};
 use crate::testing::{DeviceMemory, TestDevice, digest};
 
@@ -146,9 +146,9 @@ fn check(device: &(impl Fn() -> TestDevice + Sync), case: &Case, variant: Varian
 #[test]
 fn both_variants_equal_the_reference_for_one_to_four_ranks() {
     for ep_size in 1..=4 {
-        for case in cases(ep_size) {
-            check(&TestDevice::ascending, &case, Variant::Bulk, 2);
-            check(&TestDevice::ascending, &case, Variant::Packets, 2);
+        for case in cases(ep_size).iter().chain(&[many_tokens(ep_size)]) {
+            check(&TestDevice::ascending, case, Variant::Bulk, 2);
+            check(&TestDevice::ascending, case, Variant::Packets, 2);
         }
     }
 }
