@@ -82,8 +82,8 @@ fn shape_of_bytes(page_bytes: u32) -> KvPageShape {
 fn check_copies(stream: &Stream, devices: &[Device], cases: &[copy_reference::Case]) {
     let variants = [
         CopyVariant::Baseline,
-        CopyVariant::alone(stream.device()).unwrap(),
-        CopyVariant::overlapping(stream.device()).unwrap(),
+        CopyVariant::alone(stream.device()),
+        CopyVariant::overlapping(stream.device()),
     ];
     for case in cases {
         let page_bytes = case.page_bytes as usize;
@@ -202,7 +202,7 @@ fn check_lost_and_misplaced_pages_show(stream: &Stream, devices: &[Device]) {
             PatternFill::upload(stream, shape.format, &identities, &places, &memory).unwrap();
         fill.run(stream, &memory).unwrap();
         let copy = PageCopy::upload(stream, moves, &memory).unwrap();
-        let variant = CopyVariant::alone(stream.device()).unwrap();
+        let variant = CopyVariant::alone(stream.device());
         copy.run(stream, variant, &memory).unwrap();
         let checksum =
             PatternChecksum::upload(stream, shape.format, &moved, &case.num_valid_tokens, &memory)
@@ -473,7 +473,7 @@ fn pages_beyond_4_gib_are_found() {
     };
     let (places, identities) = case.tokens();
     let fill = PatternFill::upload(&stream, shape.format, &identities, &places, &memory).unwrap();
-    for variant in [CopyVariant::Baseline, CopyVariant::alone(&device).unwrap()] {
+    for variant in [CopyVariant::Baseline, CopyVariant::alone(&device)] {
         stream.fill_bytes(memory.pages(0, 0, num_pages), 0xff).unwrap();
         fill.run(&stream, &memory).unwrap();
         let moved = [place(last - 1), place(0)];

@@ -6,7 +6,7 @@ use gpu_kernels::expert_gemm::device as entries;
 use half::bf16;
 
 use super::KernelError;
-use super::gemm::{runs_hopper_kernels, tensor_maps};
+use super::gemm::tensor_maps;
 use crate::device::{Buffer, Stream};
 
 /// Which kernel multiplies.
@@ -46,7 +46,7 @@ impl ExpertGemm {
     /// A shape that the kernels do not take, in words: with a gate, also on a GPU before Hopper,
     /// where [`silu_mul`](super::shared_expert::silu_mul) follows a product without one.
     pub fn new(stream: &Stream, shape: ExpertGemmShape) -> Result<Self, KernelError> {
-        let variant = match runs_hopper_kernels(stream.device())? {
+        let variant = match stream.device().has_hopper_kernels() {
             true => ExpertGemmVariant::Grouped,
             false => ExpertGemmVariant::Baseline,
         };
@@ -65,7 +65,7 @@ impl ExpertGemm {
         shape.check()?;
         let fits = variant == ExpertGemmVariant::Grouped || !shape.is_gated;
         require(fits, "is_gated", "false for the baseline, which has no gate", shape.is_gated)?;
-        let num_sms = stream.device().properties()?.num_multiprocessors;
+        let num_sms = stream.device().num_multiprocessors()?;
         Ok(Self { shape, variant, num_sms })
     }
 

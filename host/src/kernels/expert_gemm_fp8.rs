@@ -7,7 +7,7 @@ use gpu_kernels::expert_gemm_fp8::device as entries;
 use half::bf16;
 
 use super::KernelError;
-use super::gemm::{runs_hopper_kernels, tensor_maps};
+use super::gemm::tensor_maps;
 use crate::device::{Buffer, Stream};
 
 /// Which kernel multiplies.
@@ -55,7 +55,7 @@ impl ExpertGemmFp8 {
     /// # Errors
     /// A shape that the kernels do not take, in words.
     pub fn new(stream: &Stream, shape: ExpertGemmFp8Shape) -> Result<Self, KernelError> {
-        let variant = match runs_hopper_kernels(stream.device())? {
+        let variant = match stream.device().has_hopper_kernels() {
             true => ExpertGemmFp8Variant::Grouped,
             false => ExpertGemmFp8Variant::Baseline,
         };
@@ -72,7 +72,7 @@ impl ExpertGemmFp8 {
         variant: ExpertGemmFp8Variant,
     ) -> Result<Self, KernelError> {
         shape.check()?;
-        let num_sms = stream.device().properties()?.num_multiprocessors;
+        let num_sms = stream.device().num_multiprocessors()?;
         Ok(Self { shape, variant, num_sms })
     }
 

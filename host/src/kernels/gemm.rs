@@ -10,7 +10,7 @@ use gpu_kernels::gemm::split_plan::SplitPlan;
 use half::bf16;
 
 use super::KernelError;
-use crate::device::{Buffer, Device, PtxModule, Stream};
+use crate::device::{Buffer, Stream};
 
 /// Products of one shape: plan and workspace, made once.
 pub struct Gemm {
@@ -30,11 +30,6 @@ pub struct GemmArgs<'a> {
     pub c: &'a Buffer<bf16>,
 }
 
-/// Whether `device` runs the kernels of the copy engine and of `wgmma`.
-pub(crate) fn runs_hopper_kernels(device: &Device) -> Result<bool, KernelError> {
-    Ok(!device.is_cuda() || device.properties()?.ptx.is_some_and(PtxModule::is_hopper))
-}
-
 /// Maps of `rows` by boxes of several sizes.
 pub(super) fn tensor_maps<T: Pod + TensorElement, const N: usize>(
     rows: &Buffer<T>,
@@ -52,8 +47,8 @@ impl Gemm {
     pub fn new(stream: &Stream, shape: GemmShape) -> Result<Self, KernelError> {
         shape.check()?;
         let device = stream.device();
-        let num_sms = device.properties()?.num_multiprocessors;
-        let plan = match runs_hopper_kernels(device)? {
+        let num_sms = device.num_multiprocessors()?;
+        let plan = match device.has_hopper_kernels() {
             true => GemmPlan::fastest(shape, num_sms),
             false => GemmPlan::new(shape, GemmVariant::Baseline, num_sms),
         };
@@ -68,8 +63,8 @@ impl Gemm {
     pub fn batch_invariant(stream: &Stream, shape: GemmShape) -> Result<Self, KernelError> {
         shape.check()?;
         let device = stream.device();
-        let num_sms = device.properties()?.num_multiprocessors;
-        let plan = match runs_hopper_kernels(device)? {
+        let num_sms = device.num_multiprocessors()?;
+        let plan = match device.has_hopper_kernels() {
             true => GemmPlan::batch_invariant(shape, num_sms),
             false => GemmPlan::new(shape, GemmVariant::Baseline, num_sms),
         };
@@ -85,7 +80,7 @@ impl Gemm {
         shape: GemmShape,
         variant: GemmVariant,
     ) -> Result<Self, KernelError> {
-        let num_sms = stream.device().properties()?.num_multiprocessors;
+        let num_sms = stream.device().num_multiprocessors()?;
         Self::with_plan(stream, GemmPlan::new(shape, variant, num_sms))
     }
 

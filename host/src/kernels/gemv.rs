@@ -7,7 +7,6 @@ use gpu_kernels::gemv::device as entries;
 use half::bf16;
 
 use super::KernelError;
-use super::gemm::runs_hopper_kernels;
 use crate::device::{Buffer, Device, Stream};
 
 /// Products of one row, of one shape.
@@ -46,9 +45,13 @@ impl Gemv {
     /// A shape that the kernels do not take, in words; a GPU before Hopper.
     pub fn new(device: &Device, shape: GemvShape) -> Result<Self, KernelError> {
         shape.check()?;
-        let has_it = runs_hopper_kernels(device)?;
-        require(has_it, "device", "Hopper, for products of one row", "another GPU")?;
-        Ok(Self { shape, num_sms: device.properties()?.num_multiprocessors })
+        require(
+            device.has_hopper_kernels(),
+            "device",
+            "Hopper, for products of one row",
+            "another GPU",
+        )?;
+        Ok(Self { shape, num_sms: device.num_multiprocessors()? })
     }
 
     /// The sizes this was made for.

@@ -6,7 +6,7 @@ use gpu_kernels::kv_page_copy::contract::{ALONE_BLOCKS, CopyShape, OVERLAP_BLOCK
 use gpu_kernels::kv_page_copy::device::{kv_page_copy_baseline, kv_page_copy_bulk};
 
 use super::KernelError;
-use crate::device::{Buffer, Device, DeviceError, Stream};
+use crate::device::{Buffer, Device, Stream};
 use crate::kv::memory::KvMemory;
 
 /// Which copy kernel runs.
@@ -23,21 +23,17 @@ pub enum CopyVariant {
 
 impl CopyVariant {
     /// The fastest on `device` while nothing else runs there.
-    pub fn alone(device: &Device) -> Result<Self, DeviceError> {
+    pub fn alone(device: &Device) -> Self {
         Self::with_blocks(device, ALONE_BLOCKS)
     }
 
     /// The one that leaves most of `device` to what runs beside it.
-    pub fn overlapping(device: &Device) -> Result<Self, DeviceError> {
+    pub fn overlapping(device: &Device) -> Self {
         Self::with_blocks(device, OVERLAP_BLOCKS)
     }
 
-    fn with_blocks(device: &Device, num_blocks: u32) -> Result<Self, DeviceError> {
-        let has_bulk = match device.properties()?.ptx {
-            Some(ptx) => ptx.is_hopper(),
-            None => !device.is_cuda(),
-        };
-        Ok(if has_bulk { Self::Bulk { num_blocks } } else { Self::Baseline })
+    fn with_blocks(device: &Device, num_blocks: u32) -> Self {
+        if device.has_hopper_kernels() { Self::Bulk { num_blocks } } else { Self::Baseline }
     }
 }
 

@@ -44,7 +44,7 @@ impl<'a> MemoryRead<'a> {
         memory: Slice<'a, u32>,
     ) -> Result<Self, KernelError> {
         let device = stream.device();
-        let num_blocks = BLOCKS_PER_MULTIPROCESSOR * device.properties()?.num_multiprocessors;
+        let num_blocks = BLOCKS_PER_MULTIPROCESSOR * device.num_multiprocessors()?;
         let shape = MemoryReadShape { num_bytes, num_blocks };
         shape.check()?;
         Ok(Self { source, memory, shape, out: device.alloc(shape.out_elements())? })

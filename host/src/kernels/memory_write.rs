@@ -20,7 +20,7 @@ impl<'a> MemoryWrite<'a> {
     /// # Errors
     /// A target that is not whole 16-byte pieces.
     pub fn new(stream: &Stream, target: &'a Buffer<u32>) -> Result<Self, KernelError> {
-        let num_blocks = stream.device().properties()?.num_multiprocessors;
+        let num_blocks = stream.device().num_multiprocessors()?;
         Self::with_num_blocks(stream, target, num_blocks)
     }
 

@@ -13,7 +13,7 @@ const NUM_CPU_BLOCKS: u32 = 16;
 /// Blocks that `device` runs at once: at least so many.
 pub(crate) fn num_resident_blocks(device: &Device) -> Result<u32, KernelError> {
     match device.is_cuda() {
-        true => Ok(device.properties()?.num_multiprocessors),
+        true => Ok(device.num_multiprocessors()?),
         false => Ok(NUM_CPU_BLOCKS),
     }
 }

@@ -17,7 +17,7 @@ pub use page_table::DevicePageTable;
 use staging::Staging;
 
 use super::KernelError;
-use crate::device::{Buffer, Device, DeviceError, PtxModule, Stream};
+use crate::device::{Buffer, DeviceError, Stream};
 use crate::kv::memory::KvMemory;
 
 /// Which decode kernel runs.
@@ -119,9 +119,9 @@ impl Decode {
         shape.check()?;
         policy.check()?;
         let device = stream.device();
-        let num_sms = device.properties()?.num_multiprocessors;
+        let num_sms = device.num_multiprocessors()?;
         let (page_size, num_kv_heads) = (shape.page.page_size, shape.page.num_kv_heads);
-        let loads = if has_tensor_maps(device)? { shape.loads() } else { TileLoads::Pieces };
+        let loads = if device.has_hopper_kernels() { shape.loads() } else { TileLoads::Pieces };
         let dealing = loads.dealing();
         let plan = DecodePlan::new(kv_lens, page_size, num_kv_heads, num_sms, policy, dealing);
         let most = PlanMaxima::new(maxima, page_size, num_kv_heads, num_sms, policy)?;
@@ -198,7 +198,7 @@ impl Decode {
     /// Boxes on a device, or of pages, that do not allow them.
     pub fn with_loads(mut self, stream: &Stream, loads: TileLoads) -> Result<Self, KernelError> {
         let can = loads == TileLoads::Pieces
-            || self.shape.loads() == loads && has_tensor_maps(stream.device())?;
+            || self.shape.loads() == loads && stream.device().has_hopper_kernels();
         require(can, "loads", "pages of a multiple of 8 tokens, on Hopper, for boxes", "others")?;
         self.plan = self.plan_for(&self.kv_lens, loads);
         self.loads = loads;
@@ -283,11 +283,6 @@ impl Decode {
         let fits = memory.shape() == self.shape.page && memory.pool_pages() == table.pool_pages;
         require(fits, "memory", "what the table was checked against, of the planned shape", "other")
     }
-}
-
-/// Whether the device runs the kernels that load by tensor maps: Hopper, and the CPU.
-fn has_tensor_maps(device: &Device) -> Result<bool, DeviceError> {
-    Ok(!device.is_cuda() || device.properties()?.ptx.is_some_and(PtxModule::is_hopper))
 }
 
 /// Puts a plan into device memory.

@@ -101,7 +101,7 @@ impl<T: LogitElement> Sampler<T> {
             SamplingVariant::Row => None,
             SamplingVariant::Split => {
                 let num_blocks = match device.is_cuda() {
-                    true => device.properties()?.num_multiprocessors,
+                    true => device.num_multiprocessors()?,
                     false => NUM_CPU_BLOCKS,
                 };
                 shape.split(num_blocks, size_of::<T>())

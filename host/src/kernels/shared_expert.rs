@@ -8,7 +8,7 @@ use gpu_kernels::shared_expert::device as entries;
 use half::bf16;
 
 use super::KernelError;
-use super::gemm::{Gemm, GemmArgs, runs_hopper_kernels, tensor_maps};
+use super::gemm::{Gemm, GemmArgs, tensor_maps};
 use crate::device::{Buffer, Stream};
 
 /// Where the gate is applied, and which kernels multiply.
@@ -82,7 +82,7 @@ impl SharedExpert {
     /// # Errors
     /// A shape that the kernels do not take, in words; no memory for the workspace.
     pub fn new(stream: &Stream, shape: SharedExpertShape) -> Result<Self, KernelError> {
-        Self::on_sms(stream, shape, stream.device().properties()?.num_multiprocessors)
+        Self::on_sms(stream, shape, stream.device().num_multiprocessors()?)
     }
 
     /// An expert of which each row of y depends on its row of x alone, to the last bit, and not on how
@@ -96,7 +96,7 @@ impl SharedExpert {
         let [first, second] = shape.products();
         Ok(Self {
             shape,
-            num_sms: device.properties()?.num_multiprocessors,
+            num_sms: device.num_multiprocessors()?,
             gate_up: GateUp::Baseline {
                 product: Gemm::batch_invariant(stream, first)?,
                 gate_up: device.alloc(first.c_elements())?,
@@ -117,7 +117,7 @@ impl SharedExpert {
         num_sms: u32,
     ) -> Result<Self, KernelError> {
         shape.check()?;
-        let has_hopper_kernels = runs_hopper_kernels(stream.device())?;
+        let has_hopper_kernels = stream.device().has_hopper_kernels();
         let variant = SharedExpertVariant::fastest(shape, num_sms, has_hopper_kernels);
         Self::build(stream, shape, variant, num_sms)
     }
@@ -131,7 +131,7 @@ impl SharedExpert {
         shape: SharedExpertShape,
         variant: SharedExpertVariant,
     ) -> Result<Self, KernelError> {
-        let num_sms = stream.device().properties()?.num_multiprocessors;
+        let num_sms = stream.device().num_multiprocessors()?;
         Self::build(stream, shape, variant, num_sms)
     }
 
@@ -143,10 +143,10 @@ impl SharedExpert {
     ) -> Result<Self, KernelError> {
         shape.check()?;
         let device = stream.device();
-        let num_sms = num_sms.clamp(1, device.properties()?.num_multiprocessors);
+        let num_sms = num_sms.clamp(1, device.num_multiprocessors()?);
         let [first, second] = shape.products();
         let is_baseline = variant == SharedExpertVariant::Baseline;
-        let has_it = is_baseline || runs_hopper_kernels(device)?;
+        let has_it = is_baseline || device.has_hopper_kernels();
         let got = format!("{variant:?}, which is Hopper's");
         require(has_it, "variant", "one that this GPU has", got)?;
         let product = |shape| {

@@ -6,7 +6,7 @@ use gpu_kernels::tensor_peak::reference;
 use half::bf16;
 
 use super::KernelError;
-use crate::device::{Buffer, Device, PtxModule, Stream};
+use crate::device::{Buffer, Device, Stream};
 
 /// Multiplies random tiles again and again: what the tensor cores give when nothing else is done.
 pub struct TensorPeak {
@@ -20,10 +20,11 @@ pub struct TensorPeak {
 impl TensorPeak {
     /// The fastest measurement that `device` can do, in one block for each of its multiprocessors.
     pub fn fastest_shape(device: &Device, num_steps: u32) -> Result<TensorPeakShape, KernelError> {
-        let properties = device.properties()?;
-        let has_wgmma = !device.is_cuda() || properties.ptx.is_some_and(PtxModule::is_hopper);
-        let variant = if has_wgmma { TensorPeakVariant::Wgmma } else { TensorPeakVariant::Mma };
-        Ok(TensorPeakShape { variant, num_blocks: properties.num_multiprocessors, num_steps })
+        let variant = match device.has_hopper_kernels() {
+            true => TensorPeakVariant::Wgmma,
+            false => TensorPeakVariant::Mma,
+        };
+        Ok(TensorPeakShape { variant, num_blocks: device.num_multiprocessors()?, num_steps })
     }
 
     /// A measurement of this shape, on operands of this seed.

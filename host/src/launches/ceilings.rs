@@ -46,7 +46,7 @@ fn check(setting: &Setting<'_>) -> Result<()> {
 fn tensor_peak(variant: TensorPeakVariant) -> impl Fn(&Setting<'_>) -> Result<()> {
     move |setting| {
         let stream = setting.stream()?;
-        let num_blocks = setting.devices[0].properties()?.num_multiprocessors;
+        let num_blocks = setting.devices[0].num_multiprocessors()?;
         let shape = TensorPeakShape { variant, num_blocks, num_steps: setting.pick(NUM_STEPS, 2) };
         let peak = TensorPeak::new(&stream, shape, 1)?;
         setting.repeat(&stream, |_| Ok(peak.run(&stream)?))

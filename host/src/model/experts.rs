@@ -13,7 +13,7 @@ use half::bf16;
 use super::config::Experts;
 use super::pass::PassShape;
 use super::weights::SwigluWeights;
-use crate::device::{Buffer, PtxModule, Stream};
+use crate::device::{Buffer, Stream};
 use crate::kernels::KernelError;
 use crate::kernels::expert_gemm::{ExpertGemm, ExpertGemmArgs};
 use crate::kernels::gemm::{Gemm, GemmArgs};
@@ -183,8 +183,7 @@ impl ExpertsPass {
 impl GateUp {
     fn new(stream: &Stream, gated: ExpertGemmShape) -> Result<Self, KernelError> {
         let device = stream.device();
-        let is_hopper = device.properties()?.ptx.is_some_and(PtxModule::is_hopper);
-        if is_hopper || !device.is_cuda() {
+        if device.has_hopper_kernels() {
             return Ok(Self::Gated(ExpertGemm::new(stream, gated)?));
         }
         let product = ExpertGemmShape { n: 2 * gated.n, is_gated: false, ..gated };

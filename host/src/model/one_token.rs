@@ -26,7 +26,6 @@ use super::weights::{FeedForwardWeights, LayerWeights, SwigluWeights};
 use crate::device::{Buffer, Stream};
 use crate::kernels::KernelError;
 use crate::kernels::embedding::{GatherArgs, gather_rows};
-use crate::kernels::gemm::runs_hopper_kernels;
 use crate::kernels::gemv::{Gemv, GemvArgs, GemvChoice};
 use crate::kernels::kv_append::Append;
 use crate::kernels::moe_topk::{Topk, TopkArgs, TopkVariant};
@@ -114,7 +113,7 @@ impl OneToken {
             .into_iter()
             .chain(of_layers)
             .all(|shape| shape.check().is_ok());
-        if !takes_all || !runs_hopper_kernels(device)? {
+        if !takes_all || !device.has_hopper_kernels() {
             return Ok(None);
         }
         let mut feed_forward: Vec<(FeedForward, FeedForwardPass)> = Vec::new();

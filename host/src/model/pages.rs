@@ -241,7 +241,7 @@ impl KvPages for LayeredKv {
         let stream = &*self.stream;
         let copy = kv_page_copy::PageCopy::upload(stream, &moves, &self.layers[0])
             .map_err(EngineError::failed)?;
-        let variant = CopyVariant::alone(stream.device()).map_err(EngineError::failed)?;
+        let variant = CopyVariant::alone(stream.device());
         for memory in self.layers.iter() {
             copy.run(stream, variant, memory).map_err(EngineError::failed)?;
         }
@@ -271,10 +271,8 @@ impl KvPages for LayeredKv {
             let needed = format!("{} bytes for {} pages", pages.len() * page_bytes, pages.len());
             return Err(refused("bytes", needed, bytes.len()));
         }
-        let words: Vec<u16> = bytes
-            .chunks_exact(WORD_BYTES)
-            .map(|word| u16::from_ne_bytes([word[0], word[1]]))
-            .collect();
+        let mut words = vec![0; bytes.len() / WORD_BYTES];
+        bytemuck::cast_slice_mut::<u16, u8>(&mut words).copy_from_slice(bytes);
         let mut start = 0;
         for (first, len) in runs(pages) {
             let end = start + len * page_bytes / WORD_BYTES;
@@ -284,6 +282,7 @@ impl KvPages for LayeredKv {
         }
         Ok(())
     }
+
     fn window(&self) -> Option<PageWindow> {
         Some(PageWindow { layers: self.layers.clone() })
     }

@@ -157,7 +157,7 @@ impl<T: BatchElement + FarDecodeElement> FarBench<T> {
                 Ok((PageCopy::upload(home, &moves, &input.memory)?, table))
             });
             let copies = copies.collect::<Result<Vec<_>>>()?;
-            let variant = CopyVariant::alone(home.device())?;
+            let variant = CopyVariant::alone(home.device());
             return Ok(FarRun(Kind::Copy { plan, variant, copies }));
         }
         Ok(FarRun(Kind::Pull(plan)))

@@ -68,7 +68,7 @@ impl DevicePlane {
         let host_pages = plan.budgets.host_pages as usize;
         Ok(Self {
             memory: KvMemory::new(&compute, &devices, shape.page, &device_pages, host_pages)?,
-            copy_variant: CopyVariant::overlapping(&devices[0])?,
+            copy_variant: CopyVariant::overlapping(&devices[0]),
             devices,
             compute,
             migrations,

@@ -9,7 +9,7 @@ use gpu_kernels::dispatch::reference::ranks_of;
 use super::{CombineArgs, DispatchArgs, ExchangeError, ExchangeOptions, Phase, ReceivedViews, Way};
 use super::{MAX_PULLING_SMS, usual_way};
 use crate::comm::Rank;
-use crate::device::{Device, Extent, Stream};
+use crate::device::{Extent, Stream};
 use crate::kernels::combine::CombineDirect;
 use crate::kernels::dispatch::DispatchPush;
 
@@ -39,12 +39,12 @@ impl OneSidedExchange {
         let device = rank.device();
         let num_sms = match options.num_sms {
             Some(num_sms) => num_sms,
-            None => device.properties()?.num_multiprocessors,
+            None => device.num_multiprocessors()?,
         };
         let timeout_us = u32::try_from(options.timeout.as_micros()).unwrap_or(u32::MAX);
         let launch =
             |num_blocks, num_senders| ExchangeLaunch { num_blocks, num_senders, timeout_us };
-        let way = options.way.unwrap_or(usual_way(&shape, has_bulk(device)?));
+        let way = options.way.unwrap_or(usual_way(&shape, device.has_hopper_kernels()));
         let dispatch = match way {
             Way::Bulk => {
                 let num_senders = senders_of((num_sms / 2).max(1));
@@ -161,11 +161,4 @@ impl OneSidedExchange {
 /// How many of `num_blocks` send: between 8 and 17, fewer are faster.
 fn senders_of(num_blocks: u32) -> u32 {
     if num_blocks > 2 * OVERLAP_SENDERS { num_blocks } else { num_blocks.min(OVERLAP_SENDERS) }
-}
-
-fn has_bulk(device: &Device) -> Result<bool, ExchangeError> {
-    Ok(match device.properties()?.ptx {
-        Some(ptx) => ptx.is_hopper(),
-        None => !device.is_cuda(),
-    })
 }

@@ -10,7 +10,6 @@ use gpu_kernels::moe_topk::contract::StackedTopk;
 use super::LayerShape;
 use crate::device::Device;
 use crate::kernels::KernelError;
-use crate::kernels::gemm::runs_hopper_kernels;
 use crate::kernels::moe_permute::num_resident_blocks;
 use crate::kernels::shared_expert::SharedExpert;
 use crate::moe::exchange::{ExchangeOptions, Phase, Transport, kernel_names};
@@ -189,9 +188,9 @@ impl PlannedFor {
     /// What the device says.
     pub fn of(device: &Device) -> Result<Self, KernelError> {
         Ok(Self {
-            num_sms: device.properties()?.num_multiprocessors,
+            num_sms: device.num_multiprocessors()?,
             num_resident_blocks: num_resident_blocks(device)?,
-            has_hopper_kernels: runs_hopper_kernels(device)?,
+            has_hopper_kernels: device.has_hopper_kernels(),
         })
     }
 }
