@@ -7,7 +7,7 @@
 //! - a [`SymmetricBuffer`], whose addresses kernels read and write directly.
 //!
 //! A [`Team`] is a world whose ranks stay, each with a state of its own, and work on what they are
-//! given together: for whoever drives ranks from one thread.
+//! given together: for whoever drives all ranks from one place.
 //!
 //! [`World::mirror`] is a rank whose peers are all itself: for profilers and sanitizers, under which
 //! kernels run one at a time.

@@ -7,7 +7,8 @@ use std::thread::{self, JoinHandle};
 
 use super::{Rank, RankError, World};
 
-/// A world at work: ranks with a state each, which one thread gives the same work to.
+/// A world at work: ranks with a state each, which are given the same work. Threads that give work at
+/// the same time take turns.
 ///
 /// The state is made on the rank's thread and never leaves it. Work that fails on one rank ends
 /// the team, for its state is unknown then.
@@ -89,10 +90,6 @@ impl<S: 'static, E: Display + Send + 'static> Team<S, E> {
     ) -> Result<Vec<T>, TeamError<E>> {
         let work = Arc::new(work);
         let (done, results) = mpsc::channel();
-        let orders = lock(&self.orders).clone();
-        if orders.is_empty() {
-            return Err(TeamError::Ended);
-        }
         let give = |rank: &Sender<Order<S, E>>| {
             let (work, done) = (work.clone(), done.clone());
             let order: Order<S, E> = Box::new(move |rank, state| {
@@ -103,13 +100,20 @@ impl<S: 'static, E: Display + Send + 'static> Team<S, E> {
             });
             rank.send(order).is_ok()
         };
-        let all_alive = orders.iter().all(give);
-        let mut by_rank: Vec<Option<T>> = orders.iter().map(|_| None).collect();
-        // When all ranks have done the work or failed, nobody holds these.
-        drop((done, orders));
+        let (size, all_alive) = {
+            // Until all ranks have it: two threads' work comes to every rank in one order.
+            let orders = lock(&self.orders);
+            (orders.len(), orders.iter().all(give))
+        };
+        if size == 0 {
+            return Err(TeamError::Ended);
+        }
         if !all_alive {
             return Err(self.end());
         }
+        // When all ranks have done the work or failed, nobody holds it.
+        drop(done);
+        let mut by_rank: Vec<Option<T>> = (0..size).map(|_| None).collect();
         for (rank, result) in results {
             by_rank[rank] = Some(result);
         }
@@ -160,6 +164,22 @@ mod tests {
             });
             assert_eq!(sums.unwrap(), [30 + 3 * call; 3]);
         }
+    }
+
+    #[test]
+    fn what_threads_give_at_once_comes_to_all_ranks_in_one_order() {
+        let team: Team<(), CommError> = Team::start(World::cpu(2), |_| Ok(())).unwrap();
+        thread::scope(|scope| {
+            for giver in 0..4 {
+                let team = &team;
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        let met = team.run(move |rank, ()| rank.exchange(giver)).unwrap();
+                        assert_eq!(met, [[giver; 2]; 2]);
+                    }
+                });
+            }
+        });
     }
 
     #[test]
