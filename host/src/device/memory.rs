@@ -207,15 +207,6 @@ impl<T: Pod> PinnedBuffer<T> {
         unsafe { std::slice::from_raw_parts(self.host(), self.len) }
     }
 
-    /// The elements, in place, to write.
-    ///
-    /// # Safety
-    /// Nothing reads or writes them while the slice lives: no copy, no kernel.
-    pub unsafe fn as_mut_slice(&mut self) -> &mut [T] {
-        // SAFETY: as in `as_slice`.
-        unsafe { std::slice::from_raw_parts_mut(self.host(), self.len) }
-    }
-
     fn host(&self) -> *mut T {
         match &self.memory {
             Memory::Cuda(memory) => memory.host().expect("pinned memory is the host's").cast(),

@@ -44,7 +44,8 @@ impl Clock {
             Self::Wall(_) => {
                 let left_us = then_us - self.now_us();
                 if left_us > 0.0 {
-                    thread::sleep(Duration::from_secs_f64(left_us / 1e6));
+                    let left = Duration::try_from_secs_f64(left_us / 1e6);
+                    thread::sleep(left.unwrap_or(Duration::MAX));
                 }
             }
             // Whoever moves a virtual clock is alone on it.
@@ -53,10 +54,5 @@ impl Clock {
                 now.store(then_us.to_bits(), Ordering::Relaxed);
             }
         }
-    }
-
-    /// Whether runs on it repeat exactly.
-    pub fn is_virtual(&self) -> bool {
-        matches!(self, Self::Virtual(_))
     }
 }

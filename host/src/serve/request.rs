@@ -43,6 +43,11 @@ impl Request {
     pub fn num_max_context(&self) -> usize {
         self.prompt.len() + self.num_max_new_tokens.saturating_sub(1)
     }
+
+    /// When it arrives, as far as a server waits for it: now, if that is never, to be refused.
+    pub(super) fn due_us(&self, now_us: f64) -> f64 {
+        if self.arrival_us.is_finite() { self.arrival_us } else { now_us }
+    }
 }
 
 /// Why a request was not taken.
@@ -57,6 +62,9 @@ pub enum Refusal {
     /// A way to choose tokens that chooses none.
     #[error("sampling: {0}")]
     Sampling(String),
+    /// It never arrives.
+    #[error("arrival_us: needs a finite number, got {0}")]
+    Arrival(String),
     /// Its name is taken.
     #[error("id: needs one that no request under way has, got {0}")]
     IdTaken(RequestId),

@@ -108,11 +108,6 @@ impl Scheduler {
         self.running.len()
     }
 
-    /// Requests that come from another engine, and are not here yet.
-    pub fn num_incoming(&self) -> usize {
-        self.incoming.len()
-    }
-
     /// Nobody waits or runs.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
@@ -140,6 +135,9 @@ impl Scheduler {
             return Err(Refusal::NothingToGenerate);
         }
         request.sampling.check().map_err(Refusal::Sampling)?;
+        if !request.arrival_us.is_finite() {
+            return Err(Refusal::Arrival(request.arrival_us.to_string()));
+        }
         if self.jobs().any(|job| job.id() == request.id) {
             return Err(Refusal::IdTaken(request.id));
         }

@@ -90,8 +90,8 @@ impl<'e> Server<'e> {
         let mut coming = VecDeque::from(requests);
         loop {
             let now_us = self.clock.now_us();
-            while coming.front().is_some_and(|next| next.arrival_us <= now_us) {
-                self.submit(coming.pop_front().expect("it was looked at"));
+            while coming.front().is_some_and(|next| next.due_us(now_us) <= now_us) {
+                self.submit(coming.pop_front().expect("it was looked at"), now_us);
             }
             if self.scheduler.is_idle() {
                 match coming.front() {
@@ -106,11 +106,11 @@ impl<'e> Server<'e> {
         }
         let mut requests = std::mem::take(&mut self.ended);
         requests.sort_by_key(|(answer, _)| answer.id);
-        Ok(Served { requests, totals: self.totals() })
+        Ok(Served { requests, totals: self.totals.with_pool(self.scheduler.pool_stats()) })
     }
 
-    fn submit(&mut self, request: Request) {
-        let (id, arrival_us) = (request.id, request.arrival_us);
+    fn submit(&mut self, request: Request, now_us: f64) {
+        let (id, arrival_us) = (request.id, request.due_us(now_us));
         let timeline =
             Timeline { arrival_us, num_prompt_tokens: request.prompt.len(), ..Timeline::default() };
         match self.scheduler.submit(request) {
@@ -219,17 +219,6 @@ impl<'e> Server<'e> {
         self.totals.queue_us += plan.num_waiting as f64 * us;
         self.totals.num_max_waiting = self.totals.num_max_waiting.max(plan.num_waiting);
         self.totals.fill_us += plan.feeds.len() as f64 / num_slots as f64 * us;
-    }
-
-    fn totals(&self) -> Totals {
-        let stats = self.scheduler.pool_stats();
-        Totals {
-            num_hit_pages: stats.hits.iter().sum(),
-            num_far_hit_pages: stats.hits.last().copied().unwrap_or(0),
-            num_missed_pages: stats.misses,
-            num_evicted_pages: stats.evictions(),
-            ..self.totals
-        }
     }
 }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::request::{Answer, Ending};
 use super::step_plan::StepPlan;
 use super::timeline::Timeline;
+use crate::kv::PoolStats;
 
 /// What users were promised.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -88,6 +89,17 @@ impl Totals {
         if plan.has_prompts() {
             self.num_prompt_steps += 1;
             self.prompt_step_us += us;
+        }
+    }
+
+    /// The same, with what a pool counted.
+    pub(super) fn with_pool(self, stats: &PoolStats) -> Self {
+        Self {
+            num_hit_pages: stats.hits.iter().sum(),
+            num_far_hit_pages: stats.hits.last().copied().unwrap_or(0),
+            num_missed_pages: stats.misses,
+            num_evicted_pages: stats.evictions(),
+            ..self
         }
     }
 

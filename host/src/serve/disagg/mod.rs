@@ -116,14 +116,7 @@ pub struct RankReport {
 
 impl RankReport {
     fn of(scheduler: &Scheduler, totals: Totals) -> Self {
-        let stats = scheduler.pool_stats();
-        let totals = Totals {
-            num_hit_pages: stats.hits.iter().sum(),
-            num_far_hit_pages: stats.hits.last().copied().unwrap_or(0),
-            num_missed_pages: stats.misses,
-            num_evicted_pages: stats.evictions(),
-            ..totals
-        };
+        let totals = totals.with_pool(scheduler.pool_stats());
         Self { totals, num_held: scheduler.pool().num_sequences() }
     }
 }

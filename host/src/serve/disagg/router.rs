@@ -36,7 +36,7 @@ impl Router {
         let mut ended = Vec::new();
         while !(coming.is_empty() && underway.is_empty()) {
             let now_us = self.clock.now_us();
-            while coming.front().is_some_and(|next| next.arrival_us <= now_us) {
+            while coming.front().is_some_and(|next| next.due_us(now_us) <= now_us) {
                 let request = coming.pop_front().expect("it was looked at");
                 self.route(request, "no rank", &mut underway, &mut ended);
             }
@@ -45,7 +45,11 @@ impl Router {
                 Ok(news) => self.learn(news, &mut underway, &mut ended),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    (self.prefill, self.decode) = Default::default()
+                    // Nobody is left, not even to say so.
+                    (self.prefill, self.decode) = Default::default();
+                    for (_, gone) in std::mem::take(&mut underway) {
+                        self.route(gone.request, "all ranks stopped", &mut underway, &mut ended);
+                    }
                 }
             }
         }
@@ -66,7 +70,8 @@ impl Router {
             |count: &dyn Fn(&Underway) -> bool| underway.values().filter(|u| count(u)).count();
         let prefill = self.prefill.iter().min_by_key(|&&rank| load(&|u| u.prefill == rank));
         let decode = self.decode.iter().min_by_key(|&&rank| load(&|u| u.decode == rank));
-        let (arrival_us, num_prompt_tokens) = (request.arrival_us, request.prompt.len());
+        let arrival_us = request.due_us(self.clock.now_us());
+        let num_prompt_tokens = request.prompt.len();
         let timeline = Timeline { arrival_us, num_prompt_tokens, ..Timeline::default() };
         let (Some(&prefill), Some(&decode)) = (prefill, decode) else {
             let ending = Ending::Failed(format!("{why_not}, and no other is left for its part"));
@@ -122,5 +127,29 @@ impl Router {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn requests_end_when_all_ranks_are_gone_without_a_word() {
+        let clock = Clock::wall();
+        let (senders, _inboxes): (Vec<_>, Vec<_>) = (0..2).map(|_| mpsc::channel()).unzip();
+        let link = |sender| Link::new(sender, None, clock.clone());
+        let router = Router {
+            clock: clock.clone(),
+            news: mpsc::channel().1,
+            links: senders.into_iter().map(link).collect(),
+            prefill: vec![0],
+            decode: vec![1],
+        };
+        let ended = router.run(vec![Request::new(0, vec![1], 1)]);
+        let reason = "all ranks stopped, and no other is left for its part".to_owned();
+        assert_eq!(ended[0].0.ending, Ending::Failed(reason));
     }
 }

@@ -114,8 +114,8 @@ pub(super) struct Inbox {
     coming: VecDeque<Envelope>,
 }
 
-/// How long an idle rank waits before it looks again.
-const IDLE: Duration = Duration::from_millis(50);
+/// How long an idle rank waits before it looks again, µs.
+const IDLE_US: f64 = 50e3;
 
 impl Inbox {
     pub fn new(receiver: Receiver<Envelope>, clock: Clock) -> Self {
@@ -133,9 +133,10 @@ impl Inbox {
 
     /// Waits a while for a message; returns early when there may be one.
     pub fn wait(&mut self) {
-        let left_us = self.coming.front().map(|next| next.ready_us - self.clock.now_us());
-        let left = left_us.map(|us| Duration::from_secs_f64(us.max(0.0) / 1e6));
-        match self.receiver.recv_timeout(left.unwrap_or(IDLE).min(IDLE)) {
+        let next = self.coming.front();
+        let left_us = next.map_or(IDLE_US, |next| next.ready_us - self.clock.now_us());
+        let left = Duration::from_secs_f64(left_us.clamp(0.0, IDLE_US) / 1e6);
+        match self.receiver.recv_timeout(left) {
             Ok(envelope) => self.keep(envelope),
             Err(RecvTimeoutError::Timeout) => {}
             // Nobody is left to say that it is over.
@@ -148,5 +149,27 @@ impl Inbox {
     fn keep(&mut self, envelope: Envelope) {
         let place = self.coming.partition_point(|other| other.ready_us <= envelope.ready_us);
         self.coming.insert(place, envelope);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn bytes_on_a_network_that_is_too_slow_do_not_come_and_the_wait_ends() {
+        let clock = Clock::wall();
+        let (sender, receiver) = mpsc::channel();
+        let stopped = SimulatedNetwork { gb_s: f64::MIN_POSITIVE, latency_us: 0.0 };
+        let mut link = Link::new(sender, Some(stopped), clock.clone());
+        let (request, bytes) = (RequestId(0), vec![0; 1 << 20]);
+        link.send(Message::Layer { request, from: 0, layer: 0, first_page: 0, bytes });
+        let mut inbox = Inbox::new(receiver, clock);
+        for _ in 0..2 {
+            inbox.wait();
+            assert!(inbox.take().is_none());
+        }
     }
 }

@@ -30,6 +30,19 @@ fn what_could_not_be_served_alone_is_refused_in_words() {
 }
 
 #[test]
+fn what_never_arrives_is_refused_and_holds_nobody_up() {
+    for never in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let arrives = |id, arrival_us| Request { arrival_us, ..Request::new(id, prompt(id, 4), 2) };
+        let requests = [arrives(0, never), arrives(1, 50.0)];
+        let (served, _) = serve(Policy::continuous(2, 32), [16, 1], &requests);
+        let reason = format!("arrival_us: needs a finite number, got {never}");
+        assert_eq!(ending_of(&served, 0), &Ending::Refused(reason));
+        assert_eq!(tokens_of(&served, 1), alone(&requests[1]));
+        assert!(served.summary(Slo::default()).duration_us.is_finite());
+    }
+}
+
+#[test]
 fn the_largest_request_that_fits_is_served() {
     let request = Request::new(0, prompt(0, 60), 5);
     let (served, _) = serve(Policy::continuous(2, 32), [16, 1], std::slice::from_ref(&request));
