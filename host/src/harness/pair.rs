@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use gpu_kernels::contract::Work;
 use serde::Serialize;
 
@@ -114,6 +114,13 @@ impl Shape {
             sizes: None,
             prepare: Box::new(move |devices, seed| Ok(Box::new(prepare(devices, seed)?))),
         }
+    }
+
+    /// Stands for shapes that there are none of, and says why when it is run.
+    pub fn refused(name: impl Into<String>, why: String) -> Self {
+        let refuse = move |_: &[Device], _| bail!("{why}");
+        let (published, sizes, prepare) = (Vec::new(), None, Box::new(refuse));
+        Self { name: name.into(), num_gpus: 1, published, sizes, prepare }
     }
 
     /// The same shape, whose ratio was published: `(hardware, ratio)`.

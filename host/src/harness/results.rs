@@ -149,6 +149,13 @@ pub struct Metric {
     pub unit: String,
 }
 
+impl Metric {
+    /// So much of a unit.
+    pub fn new(name: &str, value: f64, unit: &str) -> Self {
+        Self { name: name.to_owned(), value, unit: unit.to_owned() }
+    }
+}
+
 /// A median with its 95 % interval.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Estimate {

@@ -9,7 +9,7 @@
 //! The engine is batch-invariant, so that both sides run the same kernels and every request must get the
 //! same tokens from both: what differs is who is in a step, and nothing else.
 
-use super::serve_bench::{ServeBench, ServeCase};
+use super::serve_bench::ServeCase;
 use super::serving_model::{PAGE_SIZE, PROMPT_TOKEN_US, ServingModel};
 use crate::harness::{Pair, Shape, ShapeSet, Variant};
 use crate::model::config::NamedShape;
@@ -67,16 +67,8 @@ fn load(
     lengths: [(f64, usize); 2],
 ) -> PoissonLoad {
     let [prompt, output] = lengths.map(|(median, max)| LogNormal { median, sigma: 0.8, max });
-    PoissonLoad {
-        seed: 0,
-        num_requests,
-        rate_per_s,
-        prompt,
-        output,
-        num_families: 1,
-        num_shared_tokens: 0,
-        vocab_size: model.config().vocab_size,
-    }
+    let at_once = PoissonLoad::at_once(num_requests, prompt, output, model.config().vocab_size);
+    PoissonLoad { rate_per_s, ..at_once }
 }
 
 fn shape(shape: NamedShape, num_slots: usize, load: PoissonLoad) -> Shape {
@@ -104,5 +96,5 @@ fn shape(shape: NamedShape, num_slots: usize, load: PoissonLoad) -> Shape {
     };
     let name =
         format!("{}, {} requests {arrival}, {num_slots} slots", shape.name(), load.num_requests);
-    Shape::new(name, 1, move |devices, seed| ServeBench::new(case, &devices[0], seed)).sizes(&case)
+    case.shape(name)
 }

@@ -7,9 +7,7 @@
 
 use std::env;
 
-use anyhow::{Result, bail};
-
-use super::cluster_bench::{ClusterBench, ClusterCase, Timed};
+use super::cluster_bench::{ClusterCase, Timed};
 use super::serving_model::{PAGE_SIZE, ServingModel};
 use crate::harness::{Pair, Shape, ShapeSet, Variant};
 use crate::model::config::NamedShape;
@@ -57,46 +55,30 @@ impl Pair for DisaggregatedInference {
         };
         match asked.parse() {
             Ok(size) if size >= 2 && size % 2 == 0 => vec![shape(size)],
-            _ => vec![refused(asked)],
+            _ => {
+                let why = format!("{WORLD_SIZE} needs an even number of ranks, got `{asked}`");
+                vec![Shape::refused(format!("{WORLD_SIZE}={asked}"), why)]
+            }
         }
     }
 }
 
-/// Stands for the shapes where their number of ranks is none, and says so when it is run.
-fn refused(asked: String) -> Shape {
-    let name = format!("{WORLD_SIZE}={asked}");
-    Shape::new(name, 1, move |_devices, _seed| -> Result<ClusterBench> {
-        bail!("{WORLD_SIZE} needs an even number of ranks, got `{asked}`")
-    })
-}
-
 /// Prompts that keep a rank busy for most of the time, and answers of several tokens each.
 fn real_shape(num_ranks: usize) -> Shape {
-    let load = PoissonLoad {
-        seed: 0,
-        num_requests: 24 * num_ranks,
-        rate_per_s: Some(6.0 * num_ranks as f64),
-        prompt: LogNormal { median: 1536.0, sigma: 0.4, max: 3072 },
-        output: LogNormal { median: 64.0, sigma: 0.4, max: 128 },
-        num_families: 1,
-        num_shared_tokens: 0,
-        vocab_size: NamedShape::Llama8B.config().vocab_size,
-    };
-    shape(NamedShape::Llama8B, num_ranks, load, [32, 544, 2048])
+    let (model, num_requests) = (NamedShape::Llama8B, 24 * num_ranks);
+    let prompt = LogNormal { median: 1536.0, sigma: 0.4, max: 3072 };
+    let output = LogNormal { median: 64.0, sigma: 0.4, max: 128 };
+    let load = PoissonLoad::at_once(num_requests, prompt, output, model.config().vocab_size);
+    let rate_per_s = Some(6.0 * num_ranks as f64);
+    shape(model, num_ranks, PoissonLoad { rate_per_s, ..load }, [32, 544, 2048])
 }
 
 fn tiny_shape(num_ranks: usize) -> Shape {
-    let load = PoissonLoad {
-        seed: 0,
-        num_requests: 3 * num_ranks,
-        rate_per_s: None,
-        prompt: LogNormal { median: 24.0, sigma: 0.4, max: 40 },
-        output: LogNormal { median: 4.0, sigma: 0.4, max: 8 },
-        num_families: 1,
-        num_shared_tokens: 0,
-        vocab_size: NamedShape::Tiny.config().vocab_size,
-    };
-    shape(NamedShape::Tiny, num_ranks, load, [4, 36, 64])
+    let (model, num_requests) = (NamedShape::Tiny, 3 * num_ranks);
+    let prompt = LogNormal { median: 24.0, sigma: 0.4, max: 40 };
+    let output = LogNormal { median: 4.0, sigma: 0.4, max: 8 };
+    let load = PoissonLoad::at_once(num_requests, prompt, output, model.config().vocab_size);
+    shape(model, num_ranks, load, [4, 36, 64])
 }
 
 /// With so many slots a rank, and so many tokens in a step: one that decodes too, and one of prompts
@@ -131,7 +113,5 @@ fn shape(
         optimized: options(Roles::Disaggregated(HandOver::ByLayer)),
         timed: Timed::TpotP99,
     };
-    let name = format!("{}, {num_ranks} ranks, {} requests", shape.name(), load.num_requests);
-    Shape::new(name, num_ranks, move |devices, seed| ClusterBench::new(case, devices, seed))
-        .sizes(&case)
+    case.shape(format!("{}, {num_ranks} ranks, {} requests", shape.name(), load.num_requests))
 }

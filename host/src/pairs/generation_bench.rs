@@ -327,15 +327,11 @@ impl Prepared for GenerationBench {
     fn metrics(&self, variant: Variant) -> Vec<Metric> {
         let Times { step_us, device_us, num_steps } = self.sides.borrow()[variant as usize].times;
         let num_steps = num_steps.max(1) as f64;
-        let metric = |name: &str, value, unit: &str| Metric {
-            name: name.to_owned(),
-            value,
-            unit: unit.to_owned(),
-        };
+        let tokens_per_s = 1e6 * self.case.batch as f64 * num_steps / step_us;
         vec![
-            metric("tokens/s", 1e6 * self.case.batch as f64 * num_steps / step_us, ""),
-            metric("first to last kernel", device_us / num_steps / 1e3, "ms"),
-            metric("between steps", (step_us - device_us) / num_steps / 1e3, "ms"),
+            Metric::new("tokens/s", tokens_per_s, ""),
+            Metric::new("first to last kernel", device_us / num_steps / 1e3, "ms"),
+            Metric::new("between steps", (step_us - device_us) / num_steps / 1e3, "ms"),
         ]
     }
 }

@@ -5,7 +5,7 @@
 //! reservations fill it with a few requests; the other side runs until pages are wanting, preempts
 //! the youngest, and finds again what it had computed.
 
-use super::serve_bench::{ServeBench, ServeCase};
+use super::serve_bench::ServeCase;
 use super::serving_model::{PAGE_SIZE, ServingModel};
 use crate::harness::{Pair, Shape, ShapeSet, Variant};
 use crate::model::config::NamedShape;
@@ -70,14 +70,9 @@ fn shape(
     let [prompt, output] = lengths.map(|(median, max)| LogNormal { median, sigma: 0.8, max });
     let num_local = num_contexts * num_max_context.div_ceil(PAGE_SIZE);
     let load = PoissonLoad {
-        seed: 0,
-        num_requests,
-        rate_per_s: None,
-        prompt,
-        output,
         num_families: 4,
         num_shared_tokens: prompt.median as usize / 2,
-        vocab_size: shape.config().vocab_size,
+        ..PoissonLoad::at_once(num_requests, prompt, output, shape.config().vocab_size)
     };
     let pages = Policy::continuous(num_slots, num_slots + 480);
     let whole = Policy { reserve: Reserve::WholeContext, shares_prefixes: false, ..pages };
@@ -94,5 +89,5 @@ fn shape(
         optimized: pages,
     };
     let name = format!("{}, {num_requests} requests in {num_local} pages", shape.name());
-    Shape::new(name, 1, move |devices, seed| ServeBench::new(case, &devices[0], seed)).sizes(&case)
+    case.shape(name)
 }

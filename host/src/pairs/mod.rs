@@ -40,13 +40,13 @@ mod rank_clock;
 mod rms_norm;
 mod sampling;
 mod serve_bench;
+mod serving_bench;
 mod serving_model;
 mod shared_expert;
 mod wide_ep;
 
 pub use append_bench::AppendBench;
 pub use attention_sizes::AttentionSizes;
-pub use cluster_bench::{ClusterBench, ClusterCase, Timed};
 pub use continuous_batching::ContinuousBatching;
 pub use decode_batch::{BatchElement, DecodeBatch, DecodeWorkload};
 pub use decode_bench::DecodeBench;
@@ -73,8 +73,6 @@ pub use prefill_bench::PrefillBench;
 pub use prefill_decode_disagg::PrefillDecodeDisagg;
 pub use rms_norm::RmsNorm;
 pub use sampling::Sampling;
-pub use serve_bench::{ServeBench, ServeCase};
-pub use serving_model::ServingModel;
 pub use shared_expert::SharedExpert;
 pub use wide_ep::WideEp;
 

@@ -4,7 +4,7 @@
 //! Between a rank that computes prompts and one that goes on with them. A call's time is what of the
 //! hand-over shows: from a prompt's first token to when the other rank can go on from it.
 
-use super::cluster_bench::{ClusterBench, ClusterCase, Timed};
+use super::cluster_bench::{ClusterCase, Timed};
 use super::serving_model::{PAGE_SIZE, ServingModel};
 use crate::harness::{Pair, Shape, ShapeSet, Variant};
 use crate::model::config::NamedShape;
@@ -49,16 +49,8 @@ impl Pair for PrefillDecodeDisagg {
 }
 
 fn shape(shape: NamedShape, prompt: usize, num_max_tokens_per_step: usize) -> Shape {
-    let load = PoissonLoad {
-        seed: 0,
-        num_requests: 1,
-        rate_per_s: None,
-        prompt: LogNormal::exactly(prompt),
-        output: LogNormal::exactly(4),
-        num_families: 1,
-        num_shared_tokens: 0,
-        vocab_size: shape.config().vocab_size,
-    };
+    let [of_prompt, output] = [prompt, 4].map(LogNormal::exactly);
+    let load = PoissonLoad::at_once(1, of_prompt, output, shape.config().vocab_size);
     let one_prompt = Policy::continuous(1, num_max_tokens_per_step);
     let options = |hand_over| ClusterOptions {
         roles: Roles::Disaggregated(hand_over),
@@ -82,6 +74,5 @@ fn shape(shape: NamedShape, prompt: usize, num_max_tokens_per_step: usize) -> Sh
         optimized: options(HandOver::ByLayer),
         timed: Timed::HandOver,
     };
-    let name = format!("{}, a prompt of {prompt}", shape.name());
-    Shape::new(name, 2, move |devices, seed| ClusterBench::new(case, devices, seed)).sizes(&case)
+    case.shape(format!("{}, a prompt of {prompt}", shape.name()))
 }

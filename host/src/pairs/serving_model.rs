@@ -18,7 +18,7 @@ use crate::serve::{Request, Served, alone};
 
 /// A model, and how much its engine takes.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct ServingModel {
+pub(super) struct ServingModel {
     /// What it is made of.
     #[serde(serialize_with = "name_of")]
     pub shape: NamedShape,

@@ -56,6 +56,25 @@ pub struct PoissonLoad {
 }
 
 impl PoissonLoad {
+    /// Requests that are all there from the start, and have nothing in common; of seed 0.
+    pub const fn at_once(
+        num_requests: usize,
+        prompt: LogNormal,
+        output: LogNormal,
+        vocab_size: u32,
+    ) -> Self {
+        Self {
+            seed: 0,
+            num_requests,
+            rate_per_s: None,
+            prompt,
+            output,
+            num_families: 1,
+            num_shared_tokens: 0,
+            vocab_size,
+        }
+    }
+
     /// The requests, in order of arrival. All of them are decoded greedily.
     pub fn requests(&self) -> Vec<Request> {
         let mut rng = Rng::with_seed(self.seed);

@@ -153,13 +153,8 @@ impl Prepared for LayerRanks {
     }
 
     fn metrics(&self, variant: Variant) -> Vec<Metric> {
-        let metric = |name: &str, value, unit: &str| Metric {
-            name: name.to_owned(),
-            value,
-            unit: unit.to_owned(),
-        };
         let rows: u64 = self.num_remote_rows(variant).iter().sum();
-        let mut metrics = vec![metric(
+        let mut metrics = vec![Metric::new(
             "rows over the wire, from the rank that sends most",
             (rows * self.row_bytes()) as f64 / 1e6,
             "MB",
@@ -167,7 +162,7 @@ impl Prepared for LayerRanks {
         let [baseline, optimized] = &self.options;
         if baseline.topk != optimized.topk {
             let kept = self.mass(variant) / self.mass(Variant::Baseline);
-            metrics.push(metric("routing mass lost", 100.0 * (1.0 - kept), "%"));
+            metrics.push(Metric::new("routing mass lost", 100.0 * (1.0 - kept), "%"));
         }
         metrics
     }
