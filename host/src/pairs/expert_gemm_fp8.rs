@@ -4,23 +4,23 @@
 //! A pair of its own beside `expert_gemm`, and not shapes of that: its baseline is another kernel, over
 //! the same elements and scales.
 
-use anyhow::{Context, Result};
+use std::borrow::Cow;
+
+use anyhow::Result;
 use cuda_std::float::E4m3;
-use gpu_kernels::contract::Work;
 use gpu_kernels::expert_gemm::reference::offsets;
 use gpu_kernels::expert_gemm_fp8::contract::ExpertGemmFp8Shape;
 use gpu_kernels::expert_gemm_fp8::reference::{
     DEVIATION, Operands, TOLERANCE, a_scales, b_scales, exact_bf16, row_values,
 };
-use gpu_kernels::gemm::contract::GemmShape;
-use gpu_kernels::gemm::reference::Tolerance;
 use gpu_kernels::token_unpack::SCALE_BLOCK;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::expert_gemm::Routing::{self, Random, Uniform, Zipf};
 use super::num_cold_inputs;
-use super::product_bench::{ProductBench, Products, exact_product, random_in_parallel};
+use super::product_bench::{Product, ProductBench, Products, random_in_parallel, upload_often};
+use super::routed_rows::Routing::{self, Random, Uniform, Zipf};
+use super::routed_rows::exact_products;
 use crate::device::{Buffer, Device, Stream};
 use crate::harness::{Pair, Shape, ShapeSet, Variant};
 use crate::kernels::expert_gemm_fp8::{
@@ -56,7 +56,7 @@ impl Pair for ExpertGemmFp8 {
             };
             Shape::new(format!("{routed}, {k} -> {n}"), 1, move |devices, seed| {
                 let rows_of = routing.rows_of(num_rows, num_experts, seed);
-                Ok(ProductBench::new(Experts::new(&devices[0], shape, rows_of, seed)?))
+                Experts::bench(&devices[0], shape, rows_of, seed)
             })
         };
         match set {
@@ -84,7 +84,6 @@ impl Pair for ExpertGemmFp8 {
 struct Experts {
     shape: ExpertGemmFp8Shape,
     rows_of: Vec<u32>,
-    stream: Stream,
     kernels: [Kernel; 2],
     host_operands: Operands,
     expert_offsets: Buffer<i32>,
@@ -92,16 +91,15 @@ struct Experts {
     a_scales: Buffer<f32>,
     bs: Vec<Buffer<E4m3>>,
     b_scales: Buffer<f32>,
-    c: Buffer<bf16>,
 }
 
 impl Experts {
-    fn new(
+    fn bench(
         device: &Device,
         shape: ExpertGemmFp8Shape,
         rows_of: Vec<u32>,
         seed: u64,
-    ) -> Result<Self> {
+    ) -> Result<ProductBench<Self>> {
         let stream = device.new_stream()?;
         let host_operands = Operands {
             a: elements(seed, shape.a_elements()),
@@ -110,10 +108,10 @@ impl Experts {
             b_scales: b_scales(&shape, seed),
         };
         let Operands { a, a_scales, b, b_scales } = &host_operands;
-        let num_inputs = num_cold_inputs(device, shape.work(&rows_of))?;
-        let bs = (0..num_inputs).map(|_| Buffer::from_slice(&stream, b));
+        let work = shape.work(&rows_of);
+        let num_inputs = num_cold_inputs(device, work)?;
         let [baseline, grouped] = ExpertGemmFp8Variant::ALL;
-        Ok(Self {
+        let products = Self {
             kernels: [
                 Kernel::with_variant(&stream, shape, baseline)?,
                 Kernel::with_variant(&stream, shape, grouped)?,
@@ -121,14 +119,23 @@ impl Experts {
             expert_offsets: Buffer::from_slice(&stream, &offsets(&rows_of))?,
             a: Buffer::from_slice(&stream, a)?,
             a_scales: Buffer::from_slice(&stream, a_scales)?,
-            bs: bs.collect::<Result<_, _>>()?,
+            bs: upload_often(&stream, num_inputs, b)?,
             b_scales: Buffer::from_slice(&stream, b_scales)?,
-            c: device.alloc(shape.c_elements())?,
             host_operands,
             shape,
             rows_of,
+        };
+        let product = Product {
             stream,
-        })
+            work,
+            // Tensor cores do twice as many in fp8.
+            bf16_flops: work.flops / 2,
+            num_inputs,
+            output: device.alloc(shape.c_elements())?,
+            num_columns: shape.n,
+            tolerance: TOLERANCE,
+        };
+        Ok(ProductBench::new(products, product))
     }
 
     /// Rows as they are meant, in bf16, of which `rows_together` have the same scales.
@@ -152,72 +159,32 @@ fn elements(seed: u64, len: usize) -> Vec<E4m3> {
 impl Products for Experts {
     type Weight = E4m3;
 
-    fn stream(&self) -> &Stream {
-        &self.stream
-    }
-
-    fn work(&self) -> Work {
-        self.shape.work(&self.rows_of)
-    }
-
-    /// Tensor cores do twice as many in fp8.
-    fn bf16_flops(&self) -> u64 {
-        self.work().flops / 2
-    }
-
-    fn num_inputs(&self) -> usize {
-        self.bs.len()
-    }
-
     fn last_weights(&self) -> (&Buffer<E4m3>, usize) {
         (&self.bs[self.bs.len() - 1], self.shape.k as usize)
     }
 
-    fn output(&self) -> &Buffer<bf16> {
-        &self.c
-    }
-
-    fn num_columns(&self) -> usize {
-        self.shape.n as usize
-    }
-
-    fn tolerance(&self) -> Tolerance {
-        TOLERANCE
-    }
-
-    fn run(&self, variant: Variant, input: usize) -> Result<()> {
+    fn run(&self, stream: &Stream, variant: Variant, input: usize, c: &Buffer<bf16>) -> Result<()> {
         let args = ExpertGemmFp8Args {
             a: &self.a,
             a_scales: &self.a_scales,
             b: &self.bs[input],
             b_scales: &self.b_scales,
             expert_offsets: &self.expert_offsets,
-            c: &self.c,
+            c,
         };
-        let [baseline, grouped] = &self.kernels;
-        let kernel = match variant {
-            Variant::Baseline => baseline,
-            Variant::Optimized => grouped,
-        };
-        Ok(kernel.run(&self.stream, args)?)
+        Ok(self.kernels[variant as usize].run(stream, args)?)
     }
 
-    fn oracle(&self) -> Result<Vec<f64>> {
+    fn oracle(&self, stream: &Stream) -> Result<Vec<f64>> {
+        let ExpertGemmFp8Shape { num_experts, n, k, .. } = self.shape;
         let Operands { a, a_scales, b, b_scales } = &self.host_operands;
-        let num_experts = self.shape.num_experts as usize;
-        let (n, k) = (self.shape.n, self.shape.k);
+        let [elements, scales] = [b.len(), b_scales.len()].map(|len| len / num_experts as usize);
+        let weights_of = |expert| {
+            let b = &b[expert * elements..][..elements];
+            let b_scales = &b_scales[expert * scales..][..scales];
+            Cow::Owned(self.exact_rows(b, b_scales, SCALE_BLOCK as usize))
+        };
         let a = self.exact_rows(a, a_scales, 1);
-        let mut rest = a.as_slice();
-        let mut c = Vec::with_capacity(self.shape.c_elements());
-        let experts = b.chunks_exact(b.len() / num_experts);
-        let experts = experts.zip(b_scales.chunks_exact(b_scales.len() / num_experts));
-        for (&m, (b, b_scales)) in self.rows_of.iter().zip(experts) {
-            let rows = rest.split_off(..m as usize * k as usize).context("rows of all experts")?;
-            if m > 0 {
-                let b = self.exact_rows(b, b_scales, SCALE_BLOCK as usize);
-                c.extend(exact_product(&self.stream, GemmShape { m, n, k }, rows, &b)?);
-            }
-        }
-        Ok(c)
+        exact_products(stream, [n, k], &self.rows_of, &a, weights_of)
     }
 }

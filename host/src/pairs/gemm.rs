@@ -1,14 +1,15 @@
 //! Pair `gemm`: a block for each tile by `cp.async` and `mma`, against the copy engine and `wgmma`.
 
 use anyhow::Result;
-use gpu_kernels::contract::Work;
 use gpu_kernels::gemm::contract::GemmShape;
 use gpu_kernels::gemm::plan::GemmVariant;
 use gpu_kernels::gemm::reference::Tolerance;
 use half::bf16;
 
 use super::num_cold_inputs;
-use super::product_bench::{ProductBench, Products, exact_product, random_in_parallel};
+use super::product_bench::{
+    Product, ProductBench, Products, exact_product, random_in_parallel, upload_often,
+};
 use crate::device::{Buffer, Device, Stream};
 use crate::harness::{Pair, Shape, ShapeSet, Variant};
 use crate::kernels::gemm::{Gemm as Kernel, GemmArgs};
@@ -37,7 +38,7 @@ impl Pair for Gemm {
         let shape = |m, n, k| {
             let shape = GemmShape { m, n, k };
             Shape::new(format!("{m} x {n} x {k}"), 1, move |devices, seed| {
-                Ok(ProductBench::new(OneProduct::new(&devices[0], shape, seed)?))
+                OneProduct::bench(&devices[0], shape, seed)
             })
         };
         match set {
@@ -58,74 +59,56 @@ impl Pair for Gemm {
 /// Operands, the weights as often as calls must find them cold.
 struct OneProduct {
     shape: GemmShape,
-    stream: Stream,
     kernels: [Kernel; 2],
     host_operands: [Vec<bf16>; 2],
     a: Buffer<bf16>,
     bs: Vec<Buffer<bf16>>,
-    c: Buffer<bf16>,
 }
 
 impl OneProduct {
-    fn new(device: &Device, shape: GemmShape, seed: u64) -> Result<Self> {
+    fn bench(device: &Device, shape: GemmShape, seed: u64) -> Result<ProductBench<Self>> {
         let stream = device.new_stream()?;
         let a = random_in_parallel(seed, shape.a_elements(), 1.0);
         let b = random_in_parallel(!seed, shape.b_elements(), 1.0 / f64::from(shape.k));
-        let num_inputs = num_cold_inputs(device, shape.work())?;
-        let bs = (0..num_inputs).map(|_| Buffer::from_slice(&stream, &b));
-        Ok(Self {
+        let work = shape.work();
+        let num_inputs = num_cold_inputs(device, work)?;
+        let products = Self {
             shape,
             kernels: [
                 Kernel::with_variant(&stream, shape, GemmVariant::Baseline)?,
                 Kernel::new(&stream, shape)?,
             ],
             a: Buffer::from_slice(&stream, &a)?,
-            bs: bs.collect::<Result<_, _>>()?,
-            c: device.alloc(shape.c_elements())?,
-            stream,
+            bs: upload_often(&stream, num_inputs, &b)?,
             host_operands: [a, b],
-        })
+        };
+        let product = Product {
+            stream,
+            work,
+            bf16_flops: work.flops,
+            num_inputs,
+            output: device.alloc(shape.c_elements())?,
+            num_columns: shape.n,
+            tolerance: Tolerance::BF16,
+        };
+        Ok(ProductBench::new(products, product))
     }
 }
 
 impl Products for OneProduct {
     type Weight = bf16;
 
-    fn stream(&self) -> &Stream {
-        &self.stream
-    }
-
-    fn work(&self) -> Work {
-        self.shape.work()
-    }
-
-    fn num_inputs(&self) -> usize {
-        self.bs.len()
-    }
-
     fn last_weights(&self) -> (&Buffer<bf16>, usize) {
         (&self.bs[self.bs.len() - 1], self.shape.k as usize)
     }
 
-    fn output(&self) -> &Buffer<bf16> {
-        &self.c
+    fn run(&self, stream: &Stream, variant: Variant, input: usize, c: &Buffer<bf16>) -> Result<()> {
+        let args = GemmArgs { a: &self.a, b: &self.bs[input], c };
+        Ok(self.kernels[variant as usize].run(stream, args)?)
     }
 
-    fn num_columns(&self) -> usize {
-        self.shape.n as usize
-    }
-
-    fn tolerance(&self) -> Tolerance {
-        Tolerance::BF16
-    }
-
-    fn run(&self, variant: Variant, input: usize) -> Result<()> {
-        let args = GemmArgs { a: &self.a, b: &self.bs[input], c: &self.c };
-        Ok(self.kernels[variant as usize].run(&self.stream, args)?)
-    }
-
-    fn oracle(&self) -> Result<Vec<f64>> {
+    fn oracle(&self, stream: &Stream) -> Result<Vec<f64>> {
         let [a, b] = &self.host_operands;
-        exact_product(&self.stream, self.shape, a, b)
+        exact_product(stream, self.shape, a, b)
     }
 }

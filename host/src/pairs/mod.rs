@@ -38,6 +38,7 @@ mod prefill_decode_disagg;
 mod product_bench;
 mod rank_clock;
 mod rms_norm;
+mod routed_rows;
 mod sampling;
 mod serve_bench;
 mod serving_bench;

@@ -1,4 +1,4 @@
-//! What pairs of products have in common: operands, oracle, check and clock.
+//! What pairs of products have in common: random operands, oracle, check and clock.
 
 use std::sync::OnceLock;
 
@@ -20,6 +20,7 @@ use crate::kernels::gemm::multiply_exactly;
 const DRAWN_TOGETHER: usize = 1 << 20;
 /// What exact products may differ from the oracle by: their rounding to f32.
 const EXACT: Tolerance = Tolerance { relative: 1e-6, absolute: 1e-9 };
+
 /// An element of weights.
 pub(super) trait Weight: Pod {
     /// A value that hardly any has.
@@ -38,41 +39,52 @@ impl Weight for E4m3 {
 pub(super) trait Products {
     type Weight: Weight;
 
-    fn stream(&self) -> &Stream;
-    fn work(&self) -> Work;
-    /// How often the weights lie in memory.
-    fn num_inputs(&self) -> usize;
     /// Weights of the last step, in the last of their places, of which the first `row` elements
     /// are used.
     fn last_weights(&self) -> (&Buffer<Self::Weight>, usize);
-    /// What the tensor cores do, counted in operations of bf16.
-    fn bf16_flops(&self) -> u64 {
-        self.work().flops
-    }
-    /// What is compared, in rows of `num_columns`.
-    fn output(&self) -> &Buffer<bf16>;
-    fn num_columns(&self) -> usize;
-    fn tolerance(&self) -> Tolerance;
-    fn run(&self, variant: Variant, input: usize) -> Result<()>;
+
+    fn run(
+        &self,
+        stream: &Stream,
+        variant: Variant,
+        input: usize,
+        output: &Buffer<bf16>,
+    ) -> Result<()>;
+
     /// The whole output, in f64.
-    fn oracle(&self) -> Result<Vec<f64>>;
+    fn oracle(&self, stream: &Stream) -> Result<Vec<f64>>;
+}
+
+/// What a pair of products takes and gives, whatever it multiplies.
+pub(super) struct Product {
+    pub stream: Stream,
+    pub work: Work,
+    /// What the tensor cores do, counted in operations of bf16.
+    pub bf16_flops: u64,
+    /// How often the weights lie in memory.
+    pub num_inputs: usize,
+    /// What is compared, in rows of `num_columns`.
+    pub output: Buffer<bf16>,
+    pub num_columns: u32,
+    pub tolerance: Tolerance,
 }
 
 /// Products, ready to be measured.
 pub(super) struct ProductBench<P> {
     products: P,
+    product: Product,
     oracle: OnceLock<Vec<f64>>,
 }
 
 impl<P: Products> ProductBench<P> {
-    pub(super) fn new(products: P) -> Self {
-        Self { products, oracle: OnceLock::new() }
+    pub(super) fn new(products: P, product: Product) -> Self {
+        Self { products, product, oracle: OnceLock::new() }
     }
 
     fn oracle(&self) -> Result<&[f64]> {
         if self.oracle.get().is_none() {
             // Whoever comes second has worked out the same.
-            let _ = self.oracle.set(self.products.oracle()?);
+            let _ = self.oracle.set(self.products.oracle(&self.product.stream)?);
         }
         Ok(self.oracle.get().context("just set")?)
     }
@@ -80,49 +92,59 @@ impl<P: Products> ProductBench<P> {
 
 impl<P: Products> Prepared for ProductBench<P> {
     fn work(&self, _variant: Variant) -> Work {
-        self.products.work()
+        self.product.work
     }
 
     fn demands(&self) -> Vec<Demand> {
+        let Product { work, bf16_flops, .. } = self.product;
         vec![
-            Demand { ceiling: DENSE_BF16, amount: self.products.bf16_flops() },
-            Demand { ceiling: HBM_READ, amount: self.products.work().read_bytes },
+            Demand { ceiling: DENSE_BF16, amount: bf16_flops },
+            Demand { ceiling: HBM_READ, amount: work.read_bytes },
         ]
     }
 
     fn num_inputs(&self) -> usize {
-        self.products.num_inputs()
+        self.product.num_inputs
     }
 
     fn sampler(&self, variant: Variant, batch: Batch) -> Result<Sampler<'_>> {
-        stream_sampler(self.products.stream(), batch, move |input| {
-            self.products.run(variant, input)
+        let Product { stream, output, .. } = &self.product;
+        stream_sampler(stream, batch, move |input| {
+            self.products.run(stream, variant, input, output)
         })
     }
 
     fn verify(&self, variant: Variant) -> Result<String> {
-        let (want, tolerance) = (self.oracle()?, self.products.tolerance());
-        let (stream, output) = (self.products.stream(), self.products.output());
-        for input in 0..self.num_inputs() {
+        let want = self.oracle()?;
+        let Product { stream, num_inputs, output, num_columns, tolerance, .. } = &self.product;
+        for input in 0..*num_inputs {
             stream.fill(output, bf16::NAN)?;
-            self.products.run(variant, input)?;
+            self.products.run(stream, variant, input, output)?;
             let got = stream.download(output)?;
-            check(&got, want, self.products.num_columns(), tolerance)
+            check(&got, want, *num_columns as usize, *tolerance)
                 .map_err(|off| anyhow!("inputs {input}, {variant}: {off}"))?;
         }
         let Tolerance { relative, absolute } = tolerance;
+        let num_outputs = want.len();
         Ok(format!(
-            "{} outputs within {absolute} + {relative} of f64, {} times",
-            want.len(),
-            self.num_inputs()
+            "{num_outputs} outputs within {absolute} + {relative} of f64, {num_inputs} times"
         ))
     }
 
     fn corrupt(&mut self) -> Result<()> {
         let (weights, row) = self.products.last_weights();
         let corrupted = vec![P::Weight::CORRUPTED; row];
-        Ok(self.products.stream().upload(&corrupted, weights.slice(..row))?)
+        Ok(self.product.stream.upload(&corrupted, weights.slice(..row))?)
     }
+}
+
+/// The same elements, so often.
+pub(super) fn upload_often<T: Pod>(
+    stream: &Stream,
+    num_times: usize,
+    elements: &[T],
+) -> Result<Vec<Buffer<T>>> {
+    Ok((0..num_times).map(|_| Buffer::from_slice(stream, elements)).collect::<Result<_, _>>()?)
 }
 
 /// Random values of mean 0, drawn by all cores, the same for the same seed.

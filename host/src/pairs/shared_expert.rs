@@ -2,14 +2,14 @@
 //! with the gate in the first.
 
 use anyhow::Result;
-use gpu_kernels::contract::Work;
-use gpu_kernels::gemm::reference::Tolerance;
 use gpu_kernels::shared_expert::contract::SharedExpertShape;
 use gpu_kernels::shared_expert::reference::{TOLERANCE, gate};
 use half::bf16;
 
 use super::num_cold_inputs;
-use super::product_bench::{ProductBench, Products, exact_product, random_in_parallel};
+use super::product_bench::{
+    Product, ProductBench, Products, exact_product, random_in_parallel, upload_often,
+};
 use crate::device::{Buffer, Device, Stream};
 use crate::harness::{Pair, Shape, ShapeSet, Variant};
 use crate::kernels::shared_expert::{
@@ -44,9 +44,7 @@ impl Pair for SharedExpert {
         let shape = |num_tokens, hidden, intermediate| {
             let shape = SharedExpertShape { num_tokens, hidden, intermediate };
             let name = format!("{num_tokens} tokens, {hidden} -> {intermediate}");
-            Shape::new(name, 1, move |devices, seed| {
-                Ok(ProductBench::new(OneExpert::new(&devices[0], shape, seed)?))
-            })
+            Shape::new(name, 1, move |devices, seed| OneExpert::bench(&devices[0], shape, seed))
         };
         match set {
             ShapeSet::SeedParity => Vec::new(),
@@ -65,17 +63,16 @@ impl Pair for SharedExpert {
 /// Operands, the weights as often as calls must find them cold.
 struct OneExpert {
     shape: SharedExpertShape,
-    stream: Stream,
     experts: [Expert; 2],
     /// x, gate and up, down.
     host_operands: [Vec<bf16>; 3],
     x: Buffer<bf16>,
-    weights: Vec<[Buffer<bf16>; 2]>,
-    y: Buffer<bf16>,
+    gate_ups: Vec<Buffer<bf16>>,
+    downs: Vec<Buffer<bf16>>,
 }
 
 impl OneExpert {
-    fn new(device: &Device, shape: SharedExpertShape, seed: u64) -> Result<Self> {
+    fn bench(device: &Device, shape: SharedExpertShape, seed: u64) -> Result<ProductBench<Self>> {
         let stream = device.new_stream()?;
         let [first, second] = shape.products();
         let x = random_in_parallel(seed, shape.x_elements(), 1.0);
@@ -83,69 +80,51 @@ impl OneExpert {
         // h has a third of the variance of what it is the product of.
         let variance = 3.0 / f64::from(second.k);
         let down = random_in_parallel(seed.rotate_left(32), second.b_elements(), variance);
-        let upload = |_| -> Result<[Buffer<bf16>; 2]> {
-            Ok([Buffer::from_slice(&stream, &gate_up)?, Buffer::from_slice(&stream, &down)?])
-        };
-        let num_inputs = num_cold_inputs(device, shape.work())?;
-        Ok(Self {
+        let work = shape.work();
+        let num_inputs = num_cold_inputs(device, work)?;
+        let products = Self {
+            shape,
             experts: [
                 Expert::with_variant(&stream, shape, SharedExpertVariant::Baseline)?,
                 Expert::new(&stream, shape)?,
             ],
-            weights: (0..num_inputs).map(upload).collect::<Result<_>>()?,
             x: Buffer::from_slice(&stream, &x)?,
-            y: device.alloc(shape.x_elements())?,
+            gate_ups: upload_often(&stream, num_inputs, &gate_up)?,
+            downs: upload_often(&stream, num_inputs, &down)?,
             host_operands: [x, gate_up, down],
-            shape,
+        };
+        let product = Product {
             stream,
-        })
+            work,
+            bf16_flops: work.flops,
+            num_inputs,
+            output: device.alloc(shape.x_elements())?,
+            num_columns: shape.hidden,
+            tolerance: TOLERANCE,
+        };
+        Ok(ProductBench::new(products, product))
     }
 }
 
 impl Products for OneExpert {
     type Weight = bf16;
 
-    fn stream(&self) -> &Stream {
-        &self.stream
-    }
-
-    fn work(&self) -> Work {
-        self.shape.work()
-    }
-
-    fn num_inputs(&self) -> usize {
-        self.weights.len()
-    }
-
     fn last_weights(&self) -> (&Buffer<bf16>, usize) {
-        let [_, down] = &self.weights[self.weights.len() - 1];
-        (down, self.shape.intermediate as usize)
+        (&self.downs[self.downs.len() - 1], self.shape.intermediate as usize)
     }
 
-    fn output(&self) -> &Buffer<bf16> {
-        &self.y
+    fn run(&self, stream: &Stream, variant: Variant, input: usize, y: &Buffer<bf16>) -> Result<()> {
+        let (gate_up, down) = (&self.gate_ups[input], &self.downs[input]);
+        let args = SharedExpertArgs { x: &self.x, gate_up, down, y };
+        Ok(self.experts[variant as usize].run(stream, args)?)
     }
 
-    fn num_columns(&self) -> usize {
-        self.shape.hidden as usize
-    }
-
-    fn tolerance(&self) -> Tolerance {
-        TOLERANCE
-    }
-
-    fn run(&self, variant: Variant, input: usize) -> Result<()> {
-        let [gate_up, down] = &self.weights[input];
-        let args = SharedExpertArgs { x: &self.x, gate_up, down, y: &self.y };
-        Ok(self.experts[variant as usize].run(&self.stream, args)?)
-    }
-
-    fn oracle(&self) -> Result<Vec<f64>> {
+    fn oracle(&self, stream: &Stream) -> Result<Vec<f64>> {
         let [x, gate_up, down] = &self.host_operands;
         let [first, second] = self.shape.products();
-        let gates = exact_product(&self.stream, first, x, gate_up)?;
+        let gates = exact_product(stream, first, x, gate_up)?;
         let h = gate(&gates, self.shape.intermediate as usize);
         let h: Vec<bf16> = h.into_iter().map(bf16::from_f64).collect();
-        exact_product(&self.stream, second, &h, down)
+        exact_product(stream, second, &h, down)
     }
 }
