@@ -39,6 +39,7 @@ pub use output::{MANIFEST_FILE, OutputFolder, write_json};
 pub use pair::{Demand, Pair, Prepared, Shape, ShapeSet, Variant};
 pub use registry::{Registry, UnknownTarget, registry};
 pub use runner::{Plan, run, verify_both};
+pub(crate) use sampler::LEAD_SHARE;
 pub use sampler::{Batch, Mode, Sampler, stream_sampler, streams_sampler};
 pub use verification::{Finding, Verdict, verify};
 pub use watch::{Silent, Watch};

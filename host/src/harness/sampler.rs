@@ -40,7 +40,7 @@ pub struct Batch {
 pub type Sampler<'a> = Box<dyn FnMut() -> Result<f64> + 'a>;
 
 /// Of a steady sample, one call in so many goes before the clock starts.
-const LEAD_SHARE: usize = 8;
+pub(crate) const LEAD_SHARE: usize = 8;
 
 /// Samples what `enqueue` gives to `stream`, called with the index of the inputs to use, from an
 /// event before to an event after.

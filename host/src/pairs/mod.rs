@@ -37,6 +37,7 @@ mod prefill_bench;
 mod prefill_decode_disagg;
 mod product_bench;
 mod rank_clock;
+mod rank_team;
 mod rms_norm;
 mod routed_rows;
 mod sampling;

@@ -4,10 +4,7 @@ use anyhow::Result;
 
 use crate::comm::Rank;
 use crate::device::{Event, Graph, Stream};
-use crate::harness::{Batch, Mode};
-
-/// Of a steady sample, one call in so many goes before the clock starts.
-const LEAD_SHARE: usize = 8;
+use crate::harness::{Batch, LEAD_SHARE, Mode};
 
 /// One rank's samples of a side.
 pub(super) struct RankClock {

@@ -3,17 +3,18 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result};
 use gpu_kernels::combine::reference::combine;
 use gpu_kernels::contract::Work;
 use gpu_kernels::dispatch::contract::ExchangeShape;
-use gpu_kernels::dispatch::reference::{RankTokens, Received, Routing, dispatch, random_rows};
+use gpu_kernels::dispatch::reference::{RankTokens, Routing, dispatch, random_rows};
 use half::bf16;
 
 use super::num_cold_inputs;
-use super::rank_clock::RankClock;
-use crate::comm::{Rank, Team, TeamError, World};
+use super::rank_team::{RankSides, RankTeam};
+use crate::comm::Rank;
 use crate::device::{Buffer, Device, Stream};
 use crate::harness::ceilings::NVLINK_WRITE;
 use crate::harness::{Batch, Demand, Pair, Prepared, Sampler, Shape, ShapeSet, Variant};
@@ -130,7 +131,7 @@ impl Workload {
         ExchangeOptions { transport, num_sms: self.num_sms, ..ExchangeOptions::default() }
     }
 
-    /// What all ranks bring; input after input only the rows differ.
+    /// What all ranks bring; input after input only the [rows](rows_of) differ.
     fn tokens(&self, seed: u64) -> Vec<RankTokens> {
         let mut rng = fastrand::Rng::with_seed(seed);
         let random = |_| RankTokens::random(&self.shape, self.num_tokens, self.routing, &mut rng);
@@ -164,8 +165,7 @@ fn shape(phase: Phase, workload: Workload) -> Shape {
 struct Ranks {
     phase: Phase,
     workload: Workload,
-    team: Team<RankState, anyhow::Error>,
-    num_inputs: usize,
+    team: RankTeam<RankState>,
     /// Rows that each rank receives from each, by receiving rank.
     num_rows: Vec<Vec<u64>>,
 }
@@ -175,11 +175,12 @@ struct RankState {
     phase: Phase,
     workload: Workload,
     seed: u64,
+    /// Of all ranks.
+    tokens: Arc<Vec<RankTokens>>,
     stream: Stream,
     exchanges: [Exchange; 2],
     inputs: Vec<Input>,
     out: Buffer<bf16>,
-    clocks: [Option<RankClock>; 2],
 }
 
 /// What one call reads.
@@ -194,7 +195,7 @@ struct Input {
 impl Ranks {
     fn new(devices: &[Device], phase: Phase, workload: &Workload, seed: u64) -> Result<Self> {
         let shape = workload.shape;
-        let tokens = workload.tokens(seed);
+        let tokens = Arc::new(workload.tokens(seed));
         let to = |rank| {
             let rows = |tokens: &RankTokens| tokens.num_rows_to(&shape, rank) as u64;
             tokens.iter().map(rows).collect()
@@ -204,15 +205,12 @@ impl Ranks {
         let num_inputs = cold.clamp(*NUM_INPUTS.start(), *NUM_INPUTS.end());
         let make = {
             let (workload, tokens) = (workload.clone(), tokens.clone());
-            move |rank: &Rank| {
-                RankState::new(rank, phase, &workload, seed, &tokens[rank.index()], num_inputs)
-            }
+            move |rank: &Rank| RankState::new(rank, phase, &workload, seed, &tokens, num_inputs)
         };
         Ok(Self {
             phase,
             workload: workload.clone(),
-            team: Team::start(World::of(devices)?, make).map_err(in_words)?,
-            num_inputs,
+            team: RankTeam::start(devices, num_inputs, make)?,
             num_rows: (0..shape.ep_size).map(to).collect(),
         })
     }
@@ -233,20 +231,17 @@ impl Ranks {
     }
 }
 
-fn in_words(error: TeamError<anyhow::Error>) -> anyhow::Error {
-    anyhow!("{error:#}")
-}
-
 impl RankState {
     fn new(
         rank: &Rank,
         phase: Phase,
         workload: &Workload,
         seed: u64,
-        tokens: &RankTokens,
+        all_tokens: &Arc<Vec<RankTokens>>,
         num_inputs: usize,
     ) -> Result<Self> {
         let (shape, device) = (workload.shape, rank.device());
+        let tokens = &all_tokens[rank.index()];
         let stream = device.new_stream()?;
         let exchange = |variant| Exchange::new(rank, shape, workload.options(variant));
         let exchanges = [exchange(Variant::Baseline)?, exchange(Variant::Optimized)?];
@@ -270,11 +265,11 @@ impl RankState {
             phase,
             workload: workload.clone(),
             seed,
+            tokens: all_tokens.clone(),
             inputs: inputs.collect::<Result<_>>()?,
             out: device.alloc(tokens.x.len())?,
             stream,
             exchanges,
-            clocks: [None, None],
         };
         // A combine brings back what a dispatch has brought.
         for variant in Variant::BOTH {
@@ -289,6 +284,59 @@ impl RankState {
         &self.exchanges[variant as usize]
     }
 
+    /// Dispatches an input; what of the rows, ids and weights that come is off.
+    fn verify_dispatch(
+        &self,
+        rank: &Rank,
+        variant: Variant,
+        input: usize,
+    ) -> Result<Option<String>> {
+        let (shape, stream) = (&self.workload.shape, &self.stream);
+        let received = self.exchange(variant).received();
+        stream.fill(received.x, bf16::NAN)?;
+        stream.fill(received.topk_weights, f32::NAN)?;
+        stream.synchronize()?;
+        // Peers write there.
+        rank.barrier()?;
+        self.call(variant, input)?;
+        self.synchronize(variant)?;
+        let brought = self.tokens.iter().enumerate().map(|(source, tokens)| RankTokens {
+            x: rows_of(self.seed, input, source, tokens.x.len()),
+            topk_ids: tokens.topk_ids.clone(),
+            topk_weights: tokens.topk_weights.clone(),
+        });
+        let want = dispatch(shape, &brought.collect::<Vec<_>>(), rank.index() as u32);
+        let x = stream.download(received.x)?;
+        let topk_ids = stream.download(received.topk_ids)?;
+        let topk_weights = stream.download(received.topk_weights)?;
+        Ok(want.check(shape, &x, &topk_ids, &topk_weights).err())
+    }
+
+    /// Combines an input; what of the sums is off.
+    fn verify_combine(
+        &self,
+        rank: &Rank,
+        variant: Variant,
+        input: usize,
+    ) -> Result<Option<String>> {
+        let (shape, own) = (&self.workload.shape, rank.index());
+        self.stream.fill(&self.out, bf16::NAN)?;
+        self.call(variant, input)?;
+        self.synchronize(variant)?;
+        let partial = |from| rows_of(self.seed, input, from, shape.slot_elements());
+        let partials: Vec<_> = (0..rank.size()).map(partial).collect();
+        let want = combine(shape, &partials, own, &self.tokens[own].topk_ids);
+        let got = self.stream.download(&self.out)?;
+        let off = (0..want.len()).find(|&i| got[i] != want[i]);
+        Ok(off.map(|i| format!("out, element {i}: {}, must be {}", got[i], want[i])))
+    }
+}
+
+impl RankSides for RankState {
+    fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
     fn call(&self, variant: Variant, input: usize) -> Result<()> {
         let (exchange, input) = (self.exchange(variant), &self.inputs[input]);
         match &input.partial {
@@ -301,79 +349,23 @@ impl RankState {
         Ok(())
     }
 
-    /// Captures a sample's calls.
-    fn prepare(&mut self, variant: Variant, batch: Batch) -> Result<()> {
-        self.call(variant, 0)?;
-        self.exchange(variant).synchronize(&self.stream)?;
-        let clock = RankClock::new(&self.stream, batch, |input| self.call(variant, input))?;
-        self.clocks[variant as usize] = Some(clock);
-        Ok(())
+    fn synchronize(&self, variant: Variant) -> Result<()> {
+        Ok(self.exchange(variant).synchronize(&self.stream)?)
     }
 
-    /// Microseconds of a call on this rank.
-    fn sample(&mut self, rank: &Rank, variant: Variant) -> Result<f64> {
-        let mut clock = self.clocks[variant as usize].take().context("not prepared")?;
-        let us = clock.sample(
-            rank,
-            &self.stream,
-            |input| self.call(variant, input),
-            || Ok(self.exchange(variant).synchronize(&self.stream)?),
-        );
-        self.clocks[variant as usize] = Some(clock);
-        us
-    }
-
-    /// Compares the whole output of a side with the oracle, input by input.
-    fn verify(&self, rank: &Rank, variant: Variant) -> Result<String> {
-        let (shape, own) = (self.workload.shape, rank.index());
-        let mut tokens = self.workload.tokens(self.seed);
-        for input in 0..self.inputs.len() {
-            match self.phase {
-                Phase::Dispatch => {
-                    let received = self.exchange(variant).received();
-                    self.stream.fill(received.x, bf16::NAN)?;
-                    self.stream.fill(received.topk_weights, f32::NAN)?;
-                    self.stream.synchronize()?;
-                    // Peers write there.
-                    rank.barrier()?;
-                    for (source, tokens) in tokens.iter_mut().enumerate() {
-                        tokens.x = rows_of(self.seed, input, source, tokens.x.len());
-                    }
-                    self.call(variant, input)?;
-                    self.exchange(variant).synchronize(&self.stream)?;
-                    self.check(&dispatch(&shape, &tokens, own as u32), variant)
-                        .with_context(|| format!("inputs {input}, rank {own}"))?;
-                }
-                Phase::Combine => {
-                    self.stream.fill(&self.out, bf16::NAN)?;
-                    self.call(variant, input)?;
-                    self.exchange(variant).synchronize(&self.stream)?;
-                    let partial = |from| rows_of(self.seed, input, from, shape.slot_elements());
-                    let partials: Vec<_> = (0..rank.size()).map(partial).collect();
-                    let want = combine(&shape, &partials, own, &tokens[own].topk_ids);
-                    let got = self.out.to_vec(&self.stream)?;
-                    if let Some(i) = (0..want.len()).find(|&i| got[i] != want[i]) {
-                        let (got, want) = (got[i], want[i]);
-                        bail!(
-                            "inputs {input}, rank {own}: out, element {i}: {got}, must be {want}"
-                        );
-                    }
-                }
-            }
+    fn verify(&mut self, rank: &Rank, variant: Variant, input: usize) -> Result<Option<String>> {
+        match self.phase {
+            Phase::Dispatch => self.verify_dispatch(rank, variant, input),
+            Phase::Combine => self.verify_combine(rank, variant, input),
         }
+    }
+
+    fn compared(&self) -> String {
         let what = match self.phase {
             Phase::Dispatch => "received rows, ids and weights",
             Phase::Combine => "sums",
         };
-        Ok(format!("all {what} of {} ranks bit by bit, {} times", rank.size(), self.inputs.len()))
-    }
-
-    fn check(&self, want: &Received, variant: Variant) -> Result<()> {
-        let received = self.exchange(variant).received();
-        let x = received.x.to_vec(&self.stream)?;
-        let topk_ids = received.topk_ids.to_vec(&self.stream)?;
-        let topk_weights = received.topk_weights.to_vec(&self.stream)?;
-        want.check(&self.workload.shape, &x, &topk_ids, &topk_weights).map_err(|off| anyhow!(off))
+        format!("all {what} of {} ranks bit by bit", self.tokens.len())
     }
 
     /// Changes the first rows of the last input.
@@ -421,33 +413,18 @@ impl Prepared for Ranks {
     }
 
     fn num_inputs(&self) -> usize {
-        self.num_inputs
+        self.team.num_inputs()
     }
 
     fn sampler(&self, variant: Variant, batch: Batch) -> Result<Sampler<'_>> {
-        self.team.run(move |_, state| state.prepare(variant, batch)).map_err(in_words)?;
-        Ok(Box::new(move || {
-            let us = self.team.run(move |rank, state| state.sample(rank, variant));
-            Ok(us.map_err(in_words)?.into_iter().fold(0.0, f64::max))
-        }))
+        self.team.sampler(variant, batch)
     }
 
     fn verify(&self, variant: Variant) -> Result<String> {
-        // The ranks' threads keep nothing that a later run needs if they fail.
-        let said =
-            self.team.run(move |rank, state| Ok(state.verify(rank, variant).map_err(in_full)));
-        let mut said = said.map_err(in_words)?.into_iter().collect::<Result<Vec<_>, _>>();
-        match &mut said {
-            Ok(said) => said.pop().context("no ranks"),
-            Err(error) => Err(anyhow!("{error}")),
-        }
+        self.team.verify(variant)
     }
 
     fn corrupt(&mut self) -> Result<()> {
-        self.team.run(|_, state| state.corrupt()).map(drop).map_err(in_words)
+        self.team.corrupt()
     }
-}
-
-fn in_full(error: anyhow::Error) -> String {
-    format!("{error:#}")
 }

@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::Result;
 use gpu_kernels::contract::Work;
 
 use super::phases::{Phases, time_phases};
 use super::state::{RankState, Traffic};
 use super::{SideOptions, Workload};
-use crate::comm::{Rank, Team, TeamError, World};
+use crate::comm::Rank;
 use crate::device::Device;
 use crate::harness::ceilings::{DENSE_BF16, HBM_READ, NVLINK_WRITE};
 use crate::harness::results::{Metric, Phase, Planned, PlannedTime};
@@ -16,13 +16,13 @@ use crate::harness::{Batch, Demand, Prepared, Sampler, Variant};
 use crate::moe::layer::reference::{HostWeights, work};
 use crate::pairs::num_cold_inputs;
 use crate::pairs::product_bench::random_in_parallel;
+use crate::pairs::rank_team::RankTeam;
 
 /// Both sides of a layer on all ranks.
 pub(in crate::pairs) struct LayerRanks {
     workload: Workload,
     options: [SideOptions; 2],
-    team: Team<RankState, anyhow::Error>,
-    num_inputs: usize,
+    team: RankTeam<RankState>,
     /// By side, then by rank.
     traffic: [Vec<Traffic>; 2],
     phases: OnceLock<Phases>,
@@ -49,15 +49,11 @@ impl LayerRanks {
                 RankState::new(rank, &workload, options, host_weights, seed, num_inputs)
             }
         };
-        let team = Team::start(World::of(devices)?, make).map_err(in_words)?;
-        let traffic = |variant| {
-            let of_rank = move |rank: &Rank, state: &mut RankState| state.traffic(rank, variant);
-            team.run(of_rank).map_err(in_words)
-        };
+        let team = RankTeam::start(devices, num_inputs, make)?;
+        let traffic = |variant| team.run(move |rank, state| state.traffic(rank, variant));
         Ok(Self {
             workload: workload.clone(),
             options,
-            num_inputs,
             traffic: [traffic(Variant::Baseline)?, traffic(Variant::Optimized)?],
             team,
             phases: OnceLock::new(),
@@ -93,17 +89,13 @@ impl LayerRanks {
         if let Some(phases) = self.phases.get() {
             return Ok(phases);
         }
-        let timed = self.team.run(time_phases).map_err(in_words)?;
+        let timed = self.team.run(time_phases)?;
         let [dispatched, combined] = self.num_remote_rows(Variant::Optimized);
         let remote_bytes = [dispatched, combined].map(|rows| rows * self.row_bytes());
         let flops = Prepared::work(self, Variant::Optimized).flops;
         let phases = Phases::of_ranks(&timed, remote_bytes, flops);
         Ok(self.phases.get_or_init(|| phases))
     }
-}
-
-fn in_words(error: TeamError<anyhow::Error>) -> anyhow::Error {
-    anyhow!("{error:#}")
 }
 
 impl Prepared for LayerRanks {
@@ -128,28 +120,19 @@ impl Prepared for LayerRanks {
     }
 
     fn num_inputs(&self) -> usize {
-        self.num_inputs
+        self.team.num_inputs()
     }
 
     fn sampler(&self, variant: Variant, batch: Batch) -> Result<Sampler<'_>> {
-        self.team.run(move |_, state| state.prepare(variant, batch)).map_err(in_words)?;
-        Ok(Box::new(move || {
-            let us = self.team.run(move |rank, state| state.sample(rank, variant));
-            Ok(us.map_err(in_words)?.into_iter().fold(0.0, f64::max))
-        }))
+        self.team.sampler(variant, batch)
     }
 
     fn verify(&self, variant: Variant) -> Result<String> {
-        // A rank that is wrong does not end the team: its state is still good.
-        let said = self.team.run(move |rank, state| {
-            Ok(state.verify(rank, variant).map_err(|error| format!("{error:#}")))
-        });
-        let said: Result<Vec<String>, String> = said.map_err(in_words)?.into_iter().collect();
-        said.map_err(|error| anyhow!(error))?.pop().context("no ranks")
+        self.team.verify(variant)
     }
 
     fn corrupt(&mut self) -> Result<()> {
-        self.team.run(|_, state| state.corrupt()).map(drop).map_err(in_words)
+        self.team.corrupt()
     }
 
     fn metrics(&self, variant: Variant) -> Vec<Metric> {

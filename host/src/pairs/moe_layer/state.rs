@@ -12,12 +12,12 @@ use half::bf16;
 use super::{SideOptions, Workload};
 use crate::comm::Rank;
 use crate::device::{Buffer, Event, PinnedBuffer, Stream};
-use crate::harness::{Batch, Variant};
+use crate::harness::Variant;
 use crate::moe::layer::reference::{HostWeights, TOLERANCE, outputs};
 use crate::moe::layer::{Arriving, RoutingArgs, Schedule};
 use crate::moe::{Layer, LayerArgs, LayerOptions, LayerWeights};
 use crate::pairs::product_bench::{exact_product, exact_product_unchecked, random_in_parallel};
-use crate::pairs::rank_clock::RankClock;
+use crate::pairs::rank_team::RankSides;
 
 /// Products of the oracle that are checked themselves: the shared expert's, on a GPU.
 const NUM_CHECKED: usize = 2;
@@ -45,7 +45,6 @@ struct Side {
     /// `[num_experts]`, in the order of the side's placement
     bias: Vec<f32>,
     bias_buffer: Buffer<f32>,
-    clock: Option<RankClock>,
 }
 
 /// What one call reads.
@@ -170,56 +169,34 @@ impl RankState {
         Ok(copies.record(&arrival.arrived)?)
     }
 
-    fn call(&self, variant: Variant, input: usize) -> Result<()> {
-        let Side { options, layer, .. } = self.side(variant);
-        self.start_arrival(options.layer.schedule, input)?;
-        Ok(layer.run(&self.stream, &self.args(variant, input))?)
-    }
-
-    fn synchronize(&self, variant: Variant) -> Result<()> {
-        Ok(self.side(variant).layer.synchronize(&self.stream)?)
-    }
-
-    /// Captures a sample's calls.
-    pub(super) fn prepare(&mut self, variant: Variant, batch: Batch) -> Result<()> {
-        self.call(variant, 0)?;
-        self.synchronize(variant)?;
-        let clock = RankClock::new(&self.stream, batch, |input| self.call(variant, input))?;
-        self.sides[variant as usize].clock = Some(clock);
-        Ok(())
-    }
-
-    /// Microseconds of a call on this rank.
-    pub(super) fn sample(&mut self, rank: &Rank, variant: Variant) -> Result<f64> {
-        let mut clock = self.sides[variant as usize].clock.take().context("not prepared")?;
-        let us = clock.sample(
-            rank,
-            &self.stream,
-            |input| self.call(variant, input),
-            || self.synchronize(variant),
-        );
-        self.sides[variant as usize].clock = Some(clock);
-        us
-    }
-
-    /// The ids and weights that a side chooses for an input, checked against the oracle of routing.
-    fn chosen(&self, variant: Variant, input: usize) -> Result<(Vec<i32>, Vec<f32>)> {
-        let Side { options, layer, bias, .. } = self.side(variant);
-        let (ids, weights) = layer.chosen().context("a choice")?;
+    /// Runs a side, and says which ids and weights it chose for the tokens of an input.
+    fn choose(&self, variant: Variant, input: usize) -> Result<(Vec<i32>, Vec<f32>)> {
+        let (ids, weights) = self.side(variant).layer.chosen().context("a choice")?;
         self.stream.fill(ids, -1)?;
         self.stream.fill(weights, f32::NAN)?;
         self.call(variant, input)?;
         self.synchronize(variant)?;
-        let (ids, weights) = (self.stream.download(ids)?, self.stream.download(weights)?);
+        Ok((self.stream.download(ids)?, self.stream.download(weights)?))
+    }
+
+    /// Holds a choice against the oracle of routing.
+    fn check_choice(
+        &self,
+        variant: Variant,
+        input: usize,
+        ids: &[i32],
+        weights: &[f32],
+    ) -> Result<(), String> {
+        let Side { options, bias, .. } = self.side(variant);
         let logits = &self.inputs[input].logits[variant as usize];
-        topk::check(&options.topk, logits, bias, &ids, &weights).map_err(|off| anyhow!(off))?;
-        Ok((ids, weights))
+        topk::check(&options.topk, logits, bias, ids, weights)
     }
 
     /// What a side sends for its first input, and what comes.
     pub(super) fn traffic(&self, rank: &Rank, variant: Variant) -> Result<Traffic> {
         let shape = self.workload.exchange;
-        let (ids, _) = self.chosen(variant, 0)?;
+        let (ids, weights) = self.choose(variant, 0)?;
+        self.check_choice(variant, 0, &ids, &weights).map_err(|off| anyhow!(off))?;
         let mut rows_to = vec![0; shape.ep_size as usize];
         for token in ids.chunks(shape.topk as usize) {
             ranks_of(&shape, token).into_iter().for_each(|to| rows_to[to as usize] += 1);
@@ -236,28 +213,6 @@ impl RankState {
         let chosen = ids.iter().enumerate();
         let mass = chosen.map(|(i, &id)| scores[i / topk * num_experts + id as usize]).sum();
         Ok(Traffic { rows_to, rows_of: rows_of.collect(), mass })
-    }
-
-    /// Compares the whole output of a side with the oracle, input by input.
-    pub(super) fn verify(&mut self, rank: &Rank, variant: Variant) -> Result<String> {
-        let hidden = self.workload.exchange.hidden as usize;
-        for input in 0..self.inputs.len() {
-            self.stream.fill(&self.out, bf16::NAN)?;
-            let (ids, weights) = self.chosen(variant, input)?;
-            let got = self.stream.download(&self.out)?;
-            let placement = &self.options(variant).placement;
-            let ids = ids.into_iter().map(|id| placement[id as usize] as i32).collect();
-            let want = self.oracle(input, ids, weights)?;
-            check(&got, want, hidden, TOLERANCE)
-                .map_err(|off| anyhow!("inputs {input}, rank {}: {off}", rank.index()))?;
-        }
-        let Tolerance { relative, absolute } = TOLERANCE;
-        Ok(format!(
-            "{} outputs of each of {} ranks within {absolute} + {relative} of f64, {} times",
-            self.out.len(),
-            rank.size(),
-            self.inputs.len()
-        ))
     }
 
     fn oracle(&mut self, input: usize, ids: Vec<i32>, weights: Vec<f32>) -> Result<&[f64]> {
@@ -296,9 +251,47 @@ impl RankState {
             exact_product_unchecked(stream, shape, a, &matrix)
         })
     }
+}
+
+impl RankSides for RankState {
+    fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    fn call(&self, variant: Variant, input: usize) -> Result<()> {
+        let Side { options, layer, .. } = self.side(variant);
+        self.start_arrival(options.layer.schedule, input)?;
+        Ok(layer.run(&self.stream, &self.args(variant, input))?)
+    }
+
+    fn synchronize(&self, variant: Variant) -> Result<()> {
+        Ok(self.side(variant).layer.synchronize(&self.stream)?)
+    }
+
+    fn verify(&mut self, _rank: &Rank, variant: Variant, input: usize) -> Result<Option<String>> {
+        self.stream.fill(&self.out, bf16::NAN)?;
+        let (ids, weights) = self.choose(variant, input)?;
+        let got = self.stream.download(&self.out)?;
+        if let Err(off) = self.check_choice(variant, input, &ids, &weights) {
+            return Ok(Some(off));
+        }
+        let placement = &self.options(variant).placement;
+        let ids = ids.into_iter().map(|id| placement[id as usize] as i32).collect();
+        let hidden = self.workload.exchange.hidden as usize;
+        let want = self.oracle(input, ids, weights)?;
+        Ok(check(&got, want, hidden, TOLERANCE).err())
+    }
+
+    fn compared(&self) -> String {
+        let Tolerance { relative, absolute } = TOLERANCE;
+        let (num_outputs, ep_size) = (self.out.len(), self.workload.exchange.ep_size);
+        format!(
+            "{num_outputs} outputs of each of {ep_size} ranks within {absolute} + {relative} of f64"
+        )
+    }
 
     /// Changes the first row of the last input.
-    pub(super) fn corrupt(&mut self) -> Result<()> {
+    fn corrupt(&mut self) -> Result<()> {
         let input = self.inputs.last().context("no inputs")?;
         let row = self.workload.exchange.hidden as usize;
         Ok(self.stream.upload(&vec![bf16::from_f32(CORRUPTED); row], input.x.slice(..row))?)
@@ -326,7 +319,7 @@ impl Side {
             let bias: Vec<f32> = options.placement.iter().map(|&expert| bias[expert]).collect();
             let layer = Layer::new(rank, workload.layer(options.topk), options.layer)?;
             let bias_buffer = Buffer::from_slice(stream, &bias)?;
-            Ok(Self { options, layer, weights, bias, bias_buffer, clock: None })
+            Ok(Self { options, layer, weights, bias, bias_buffer })
         };
         let [baseline, optimized] = options;
         let of_baseline = weights(&baseline)?;
