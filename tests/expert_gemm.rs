@@ -23,20 +23,19 @@ fn bits(x: &[bf16]) -> &[u16] {
     bytemuck::cast_slice(x)
 }
 
-/// Every kernel of a routing, with and without a gate, twice; rows of no expert stay NaN.
+/// Every kernel of a routing, with and without a gate, twice; rows of no expert stay NaN, but behind
+/// the baseline's gate.
 fn check_routing(stream: &Stream, case: &ExpertGemmCase) {
     let seed = fastrand::u64(..);
-    for (is_gated, variants) in [
-        (false, &[ExpertGemmVariant::Baseline, ExpertGemmVariant::Grouped][..]),
-        (true, &[ExpertGemmVariant::Grouped]),
-    ] {
+    for is_gated in [false, true] {
         let shape = ExpertGemmShape { is_gated, ..case.shape };
         let operands = experts::operands(&shape, seed);
         let want = expert_products(&shape, &case.rows_of, &operands[0], &operands[1]);
         let [a, b] = upload(stream, operands);
         let expert_offsets = Buffer::from_slice(stream, &offsets(&case.rows_of)).unwrap();
         let c = stream.device().alloc(shape.c_elements()).unwrap();
-        for &variant in variants {
+        for variant in [ExpertGemmVariant::Baseline, ExpertGemmVariant::Grouped] {
+            let is_apart = is_gated && variant == ExpertGemmVariant::Baseline;
             let product = ExpertGemm::with_variant(stream, shape, variant).unwrap();
             let run = || {
                 stream.fill(&c, bf16::NAN).unwrap();
@@ -47,9 +46,11 @@ fn check_routing(stream: &Stream, case: &ExpertGemmCase) {
             let got = run();
             let (of_experts, of_none) = got.split_at(want.len());
             let name = format!("{}, {variant:?}, gated {is_gated}, seed {seed}", case.name);
-            check(of_experts, &want, shape.n as usize, Tolerance::BF16)
+            let tolerance = if is_apart { shared::TOLERANCE } else { Tolerance::BF16 };
+            check(of_experts, &want, shape.n as usize, tolerance)
                 .unwrap_or_else(|off| panic!("{name}: {off}"));
-            assert!(of_none.iter().all(|x| x.is_nan()), "{name}: touched rows of no expert");
+            let stays = is_apart || of_none.iter().all(|x| x.is_nan());
+            assert!(stays, "{name}: touched rows of no expert");
             assert!(bits(&got) == bits(&run()), "{name}: does not repeat");
         }
     }
@@ -96,11 +97,6 @@ fn a_small_shared_expert_is_right_on_the_cpu() {
 fn arguments_that_do_not_fit_are_refused() {
     let stream = Device::cpu().new_stream().unwrap();
     let shape = ExpertGemmShape { num_rows: 2, num_experts: 3, n: 8, k: 8, is_gated: true };
-    let refused = ExpertGemm::with_variant(&stream, shape, ExpertGemmVariant::Baseline);
-    assert_eq!(
-        refused.unwrap_err().to_string(),
-        "`is_gated` must be false for the baseline, which has no gate, got true"
-    );
     let product = ExpertGemm::new(&stream, shape).unwrap();
     let [a, b, c] =
         [16, 3 * 16 * 8, 16].map(|len| stream.device().alloc_zeroed::<bf16>(len).unwrap());

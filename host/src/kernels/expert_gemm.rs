@@ -1,29 +1,33 @@
 //! Launches of the room `expert_gemm`.
 
-use gpu_kernels::contract::{require, require_len};
+use gpu_kernels::contract::require_len;
 use gpu_kernels::expert_gemm::contract::ExpertGemmShape;
 use gpu_kernels::expert_gemm::device as entries;
+use gpu_kernels::shared_expert::contract::SharedExpertShape;
 use half::bf16;
 
 use super::KernelError;
 use super::gemm::tensor_maps;
+use super::shared_expert::silu_mul;
 use crate::device::{Buffer, Stream};
 
 /// Which kernel multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExpertGemmVariant {
-    /// A block for each tile, `cp.async` and `mma`: Ampere and later. Knows no gate.
+    /// A block for each tile, `cp.async` and `mma`, and a gate behind it: Ampere and later.
     Baseline,
-    /// Persistent blocks, tiles as even as an expert's rows allow: Hopper.
+    /// Persistent blocks, tiles as even as an expert's rows allow, the gate in them: Hopper.
     Grouped,
 }
 
 /// Grouped products of one shape, for any routing.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct ExpertGemm {
     shape: ExpertGemmShape,
     variant: ExpertGemmVariant,
     num_sms: u32,
+    /// What the baseline's gate takes, where there is one: `[num_rows, 2 n]`.
+    gate_up: Option<Buffer<bf16>>,
 }
 
 /// What one run of [`ExpertGemm`] reads and writes.
@@ -43,8 +47,7 @@ impl ExpertGemm {
     /// Products by the fastest kernel that the device of `stream` has for this shape.
     ///
     /// # Errors
-    /// A shape that the kernels do not take, in words: with a gate, also on a GPU before Hopper,
-    /// where [`silu_mul`](super::shared_expert::silu_mul) follows a product without one.
+    /// A shape that the kernels do not take, in words; no memory for what a gate takes.
     pub fn new(stream: &Stream, shape: ExpertGemmShape) -> Result<Self, KernelError> {
         let variant = match stream.device().has_hopper_kernels() {
             true => ExpertGemmVariant::Grouped,
@@ -63,10 +66,13 @@ impl ExpertGemm {
         variant: ExpertGemmVariant,
     ) -> Result<Self, KernelError> {
         shape.check()?;
-        let fits = variant == ExpertGemmVariant::Grouped || !shape.is_gated;
-        require(fits, "is_gated", "false for the baseline, which has no gate", shape.is_gated)?;
-        let num_sms = stream.device().num_multiprocessors()?;
-        Ok(Self { shape, variant, num_sms })
+        let device = stream.device();
+        let gate_up = match variant == ExpertGemmVariant::Baseline && shape.is_gated {
+            // The gate reads rows of no expert too.
+            true => Some(device.alloc_zeroed(without_gate(shape).c_elements())?),
+            false => None,
+        };
+        Ok(Self { shape, variant, num_sms: device.num_multiprocessors()?, gate_up })
     }
 
     /// The same products on at most `num_sms` multiprocessors, which leaves the others to what runs
@@ -82,7 +88,7 @@ impl ExpertGemm {
     }
 
     /// `c[r] = a[r] b[e]^T` for the rows of each expert, or gated. Rows of no expert stay as they
-    /// are. Offsets are read on the device, when it gets there; those outside of 0 to `num_rows`
+    /// are, but behind the baseline's gate, which writes something there. Offsets are read on the device, when it gets there; those outside of 0 to `num_rows`
     /// count as the nearest.
     ///
     /// # Errors
@@ -94,7 +100,14 @@ impl ExpertGemm {
         require_len("expert_offsets", shape.offsets_elements(), args.expert_offsets.len())?;
         require_len("c", shape.c_elements(), args.c.len())?;
         match self.variant {
-            ExpertGemmVariant::Baseline => self.launch_baseline(stream, args)?,
+            ExpertGemmVariant::Baseline => match &self.gate_up {
+                None => self.launch_baseline(stream, args)?,
+                Some(gate_up) => {
+                    self.launch_baseline(stream, ExpertGemmArgs { c: gate_up, ..args })?;
+                    stream.keep(gate_up);
+                    silu_mul(stream, gate_of(self.shape), gate_up, args.c)?;
+                }
+            },
             ExpertGemmVariant::Grouped => self.launch_grouped(stream, args)?,
         }
         for buffer in [args.a, args.b, args.c] {
@@ -109,7 +122,8 @@ impl ExpertGemm {
         stream: &Stream,
         args: ExpertGemmArgs<'_>,
     ) -> Result<(), KernelError> {
-        let ExpertGemmShape { num_rows, num_experts, n, k, .. } = self.shape;
+        let shape = without_gate(self.shape);
+        let ExpertGemmShape { num_rows, num_experts, n, k, .. } = shape;
         let kernel = entries::expert_gemm_baseline_bf16 {
             a: args.a.view(),
             b: args.b.view(),
@@ -121,7 +135,7 @@ impl ExpertGemm {
             c: args.c.view_mut(),
         };
         // SAFETY: the contract was checked, for these lengths.
-        unsafe { stream.launch(self.shape.baseline_dims(), kernel) }?;
+        unsafe { stream.launch(shape.baseline_dims(), kernel) }?;
         Ok(())
     }
 
@@ -155,4 +169,15 @@ impl ExpertGemm {
         }
         Ok(())
     }
+}
+
+/// The product alone.
+fn without_gate(shape: ExpertGemmShape) -> ExpertGemmShape {
+    ExpertGemmShape { n: shape.b_rows(), is_gated: false, ..shape }
+}
+
+/// The gate alone.
+fn gate_of(shape: ExpertGemmShape) -> SharedExpertShape {
+    let ExpertGemmShape { num_rows, n, k, .. } = shape;
+    SharedExpertShape { num_tokens: num_rows, hidden: k, intermediate: n }
 }

@@ -4,7 +4,6 @@ use gpu_kernels::expert_gemm::contract::ExpertGemmShape;
 use gpu_kernels::gemm::contract::GemmShape;
 use gpu_kernels::moe_permute::contract::PermuteShape;
 use gpu_kernels::moe_topk::contract::{StackedTopk, TopkShape};
-use gpu_kernels::shared_expert::contract::SharedExpertShape;
 use gpu_kernels::token_pack::contract::PackShape;
 use gpu_kernels::token_rows::{RowFormat, TokenRows};
 use gpu_kernels::token_unpack::contract::UnpackShape;
@@ -19,7 +18,6 @@ use crate::kernels::expert_gemm::{ExpertGemm, ExpertGemmArgs};
 use crate::kernels::gemm::{Gemm, GemmArgs};
 use crate::kernels::moe_permute::{Permutation, Permute, PermuteVariant};
 use crate::kernels::moe_topk::{Topk, TopkArgs, TopkVariant};
-use crate::kernels::shared_expert::silu_mul;
 use crate::kernels::token_pack::{Pack, PackArgs, PackVariant};
 use crate::kernels::token_unpack::{Unpack, UnpackArgs, UnpackVariant};
 
@@ -30,7 +28,7 @@ pub(super) struct ExpertsPass {
     permute: Permute,
     permutation: Permutation,
     pack: Pack,
-    gate_up: GateUp,
+    gate_up: ExpertGemm,
     down: ExpertGemm,
     unpack: Unpack,
     logits: Buffer<bf16>,
@@ -41,13 +39,6 @@ pub(super) struct ExpertsPass {
     rows: Buffer<bf16>,
     /// For each expert the offsets that leave all rows to it which are its own, if they come one by one.
     own_offsets: Option<Vec<Buffer<i32>>>,
-}
-
-enum GateUp {
-    /// The gate in the product: Hopper.
-    Gated(ExpertGemm),
-    /// The gate behind it.
-    Separate { product: ExpertGemm, shape: SharedExpertShape, gate_up: Buffer<bf16> },
 }
 
 impl ExpertsPass {
@@ -92,7 +83,7 @@ impl ExpertsPass {
                 num_local_experts: num_experts,
                 zero_padding: false,
             })?,
-            gate_up: GateUp::new(stream, gated)?,
+            gate_up: ExpertGemm::new(stream, gated)?,
             down: ExpertGemm::new(stream, down)?,
             unpack: Unpack::new(UnpackShape { rows, has_addend: true })?,
             logits: device.alloc(router.c_elements())?,
@@ -177,34 +168,5 @@ impl ExpertsPass {
         self.gate_up.run(stream, gate_up)?;
         let down = ExpertGemmArgs { a: &self.h, b: &experts.down, expert_offsets, c: &self.rows };
         self.down.run(stream, down)
-    }
-}
-
-impl GateUp {
-    fn new(stream: &Stream, gated: ExpertGemmShape) -> Result<Self, KernelError> {
-        let device = stream.device();
-        if device.has_hopper_kernels() {
-            return Ok(Self::Gated(ExpertGemm::new(stream, gated)?));
-        }
-        let product = ExpertGemmShape { n: 2 * gated.n, is_gated: false, ..gated };
-        Ok(Self::Separate {
-            product: ExpertGemm::new(stream, product)?,
-            shape: SharedExpertShape {
-                num_tokens: gated.num_rows,
-                hidden: gated.k,
-                intermediate: gated.n,
-            },
-            gate_up: device.alloc(product.c_elements())?,
-        })
-    }
-
-    fn run(&self, stream: &Stream, args: ExpertGemmArgs<'_>) -> Result<(), KernelError> {
-        match self {
-            Self::Gated(product) => product.run(stream, args),
-            Self::Separate { product, shape, gate_up } => {
-                product.run(stream, ExpertGemmArgs { c: gate_up, ..args })?;
-                silu_mul(stream, *shape, gate_up, args.c)
-            }
-        }
     }
 }

@@ -7,7 +7,6 @@ use anyhow::Result;
 use gpu_kernels::expert_gemm::contract::ExpertGemmShape;
 use gpu_kernels::expert_gemm::reference::offsets;
 use gpu_kernels::gemm::reference::Tolerance;
-use gpu_kernels::shared_expert::contract::SharedExpertShape;
 use gpu_kernels::shared_expert::reference::{TOLERANCE, gate};
 use half::bf16;
 
@@ -18,7 +17,6 @@ use super::routed_rows::exact_products;
 use crate::device::{Buffer, Device, Stream};
 use crate::harness::{Pair, Shape, ShapeSet, Variant};
 use crate::kernels::expert_gemm::{ExpertGemm as Kernel, ExpertGemmArgs, ExpertGemmVariant};
-use crate::kernels::shared_expert::silu_mul;
 
 /// The pair.
 pub struct ExpertGemm;
@@ -80,14 +78,11 @@ impl Pair for ExpertGemm {
 struct Experts {
     shape: ExpertGemmShape,
     rows_of: Vec<u32>,
-    baseline: Kernel,
-    grouped: Kernel,
+    kernels: [Kernel; 2],
     host_operands: [Vec<bf16>; 2],
     expert_offsets: Buffer<i32>,
     a: Buffer<bf16>,
     bs: Vec<Buffer<bf16>>,
-    /// Of the baseline, where there is a gate.
-    gate_up: Buffer<bf16>,
 }
 
 impl Experts {
@@ -102,15 +97,14 @@ impl Experts {
         let b = random_in_parallel(!seed, shape.b_elements(), 1.0 / f64::from(shape.k));
         let work = shape.work(&rows_of);
         let num_inputs = num_cold_inputs(device, work)?;
-        let without_gate = ExpertGemmShape { n: shape.b_rows(), is_gated: false, ..shape };
-        let gate_up_len = if shape.is_gated { without_gate.c_elements() } else { 0 };
         let products = Self {
-            baseline: Kernel::with_variant(&stream, without_gate, ExpertGemmVariant::Baseline)?,
-            grouped: Kernel::with_variant(&stream, shape, ExpertGemmVariant::Grouped)?,
+            kernels: [
+                Kernel::with_variant(&stream, shape, ExpertGemmVariant::Baseline)?,
+                Kernel::with_variant(&stream, shape, ExpertGemmVariant::Grouped)?,
+            ],
             expert_offsets: Buffer::from_slice(&stream, &offsets(&rows_of))?,
             a: Buffer::from_slice(&stream, &a)?,
             bs: upload_often(&stream, num_inputs, &b)?,
-            gate_up: device.alloc(gate_up_len)?,
             host_operands: [a, b],
             shape,
             rows_of,
@@ -126,17 +120,6 @@ impl Experts {
         };
         Ok(ProductBench::new(products, product))
     }
-
-    /// The first product and the gate, apart from each other.
-    fn run_baseline(&self, stream: &Stream, args: ExpertGemmArgs<'_>) -> Result<()> {
-        if !self.shape.is_gated {
-            return Ok(self.baseline.run(stream, args)?);
-        }
-        self.baseline.run(stream, ExpertGemmArgs { c: &self.gate_up, ..args })?;
-        let ExpertGemmShape { num_rows, n, k, .. } = self.shape;
-        let gate = SharedExpertShape { num_tokens: num_rows, hidden: k, intermediate: n };
-        Ok(silu_mul(stream, gate, &self.gate_up, args.c)?)
-    }
 }
 
 impl Products for Experts {
@@ -149,10 +132,7 @@ impl Products for Experts {
     fn run(&self, stream: &Stream, variant: Variant, input: usize, c: &Buffer<bf16>) -> Result<()> {
         let (a, b, expert_offsets) = (&self.a, &self.bs[input], &self.expert_offsets);
         let args = ExpertGemmArgs { a, b, expert_offsets, c };
-        match variant {
-            Variant::Baseline => self.run_baseline(stream, args),
-            Variant::Optimized => Ok(self.grouped.run(stream, args)?),
-        }
+        Ok(self.kernels[variant as usize].run(stream, args)?)
     }
 
     fn oracle(&self, stream: &Stream) -> Result<Vec<f64>> {

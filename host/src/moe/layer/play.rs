@@ -7,10 +7,10 @@ use super::{
 };
 use crate::comm::Rank;
 use crate::device::{Buffer, Device, Event, Stream, StreamPriority};
-use crate::kernels::expert_gemm::{ExpertGemm, ExpertGemmArgs, ExpertGemmVariant};
+use crate::kernels::expert_gemm::{ExpertGemm, ExpertGemmArgs};
 use crate::kernels::moe_permute::{Permutation, Permute, PermuteVariant};
 use crate::kernels::moe_topk::{Topk, TopkArgs, TopkVariant};
-use crate::kernels::shared_expert::{SharedExpert, SharedExpertArgs, silu_mul};
+use crate::kernels::shared_expert::{SharedExpert, SharedExpertArgs};
 use crate::kernels::token_pack::{Pack, PackArgs, PackVariant};
 use crate::kernels::token_unpack::{Unpack, UnpackArgs, UnpackVariant};
 use crate::moe::exchange::{CombineArgs, DispatchArgs};
@@ -31,7 +31,7 @@ pub struct Layer {
     pack: Pack,
     /// `[num_max_rows, hidden]`: what goes into the experts
     rows: Buffer<bf16>,
-    gate_up: ExpertGateUp,
+    gate_up: ExpertGemm,
     /// `[num_max_rows, intermediate]`
     h: Buffer<bf16>,
     down: ExpertGemm,
@@ -49,15 +49,6 @@ struct ChosenHere {
     topk: Topk,
     topk_ids: Buffer<i32>,
     topk_weights: Buffer<f32>,
-}
-
-enum ExpertGateUp {
-    Gated(ExpertGemm),
-    /// Before Hopper. `gate_up` `[num_max_rows, 2 intermediate]`
-    Separate {
-        product: ExpertGemm,
-        gate_up: Buffer<bf16>,
-    },
 }
 
 /// The shared expert, and the addition of its results.
@@ -94,7 +85,7 @@ impl Layer {
         stream.fill(exchange.received().x, bf16::ZERO)?;
         stream.synchronize()?;
         rank.barrier()?;
-        let (has_gate, down) = (plan.device.has_hopper_kernels, shape.expert_down());
+        let down = shape.expert_down();
         let is_waited_for = |op| plan.steps.iter().any(|step| step.waits.contains(&op));
         let ends = plan.steps.iter().map(|step| match is_waited_for(step.op) {
             true => device.new_event().map(Some),
@@ -111,7 +102,7 @@ impl Layer {
             pack: Pack::new(shape.pack())?,
             // Tiles load rows beyond the last, though nothing comes of them.
             rows: device.alloc_zeroed(shape.expert_gate_up().a_elements())?,
-            gate_up: ExpertGateUp::new(&stream, &shape, has_gate)?,
+            gate_up: ExpertGemm::new(&stream, shape.expert_gate_up())?,
             h: device.alloc_zeroed(down.a_elements())?,
             down: ExpertGemm::new(&stream, down)?,
             expert_rows: device.alloc(down.c_elements())?,
@@ -259,7 +250,7 @@ impl Layer {
             Op::ExpertGateUp => {
                 let (a, b, c) = (&self.rows, &weights.gate_up, &self.h);
                 let args = ExpertGemmArgs { a, b, expert_offsets, c };
-                self.gate_up.run(stream, &self.plan.shape, args)
+                Ok(self.gate_up.run(stream, args)?)
             }
             Op::ExpertDown => {
                 let (a, b, c) = (&self.h, &weights.down, &self.expert_rows);
@@ -307,34 +298,6 @@ impl ChosenHere {
             topk_ids: device.alloc(shape.topk_elements())?,
             topk_weights: device.alloc(shape.topk_elements())?,
         }))
-    }
-}
-
-impl ExpertGateUp {
-    fn new(stream: &Stream, shape: &LayerShape, has_gate: bool) -> Result<Self, ExchangeError> {
-        if has_gate {
-            return Ok(Self::Gated(ExpertGemm::new(stream, shape.expert_gate_up())?));
-        }
-        let product = shape.expert_gate_up_apart();
-        Ok(Self::Separate {
-            gate_up: stream.device().alloc(product.c_elements())?,
-            product: ExpertGemm::with_variant(stream, product, ExpertGemmVariant::Baseline)?,
-        })
-    }
-
-    fn run(
-        &self,
-        stream: &Stream,
-        shape: &LayerShape,
-        args: ExpertGemmArgs<'_>,
-    ) -> Result<(), ExchangeError> {
-        match self {
-            Self::Gated(product) => Ok(product.run(stream, args)?),
-            Self::Separate { product, gate_up } => {
-                product.run(stream, ExpertGemmArgs { c: gate_up, ..args })?;
-                Ok(silu_mul(stream, shape.expert_gate(), gate_up, args.c)?)
-            }
-        }
     }
 }
 

@@ -97,7 +97,7 @@ impl LayerShape {
         UnpackShape { rows: self.rows(), has_addend: false }
     }
 
-    /// The experts' first product.
+    /// The experts' first product, with its gate.
     pub fn expert_gate_up(&self) -> ExpertGemmShape {
         ExpertGemmShape {
             num_rows: self.rows().num_max_rows,
@@ -106,18 +106,6 @@ impl LayerShape {
             k: self.exchange.hidden,
             is_gated: true,
         }
-    }
-
-    /// The first product where the gate is a kernel of its own.
-    pub fn expert_gate_up_apart(&self) -> ExpertGemmShape {
-        let gated = self.expert_gate_up();
-        ExpertGemmShape { n: gated.b_rows(), is_gated: false, ..gated }
-    }
-
-    /// That gate.
-    pub fn expert_gate(&self) -> SharedExpertShape {
-        let ExpertGemmShape { num_rows, n, k, .. } = self.expert_gate_up();
-        SharedExpertShape { num_tokens: num_rows, hidden: k, intermediate: n }
     }
 
     /// The experts' second product.
