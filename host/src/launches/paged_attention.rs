@@ -8,6 +8,7 @@ use gpu_kernels::paged_attention::contract::TileLoads::{self, Boxes, Pieces};
 use half::{bf16, f16};
 
 use super::{KernelLaunch, Setting, kernel};
+use crate::harness::Prepared;
 use crate::kernels::paged_attention::DecodeVariant::{self, Baseline, Split};
 use crate::pairs::{BatchElement, DecodeBatch, DecodeBench, DecodeWorkload};
 

@@ -4,6 +4,7 @@ use anyhow::Result;
 use half::{bf16, f16};
 
 use super::{KernelLaunch, Setting, kernel};
+use crate::harness::Prepared;
 use crate::kernels::paged_prefill::PrefillElement;
 use crate::kernels::paged_prefill::PrefillVariant::{self, Baseline, Wgmma};
 use crate::pairs::{BatchElement, PrefillBatch, PrefillBench, PrefillWorkload};

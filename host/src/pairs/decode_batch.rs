@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use gpu_kernels::contract::Work;
-use gpu_kernels::kv_layout::{KvElement, KvLayout, KvPageShape};
+use gpu_kernels::kv_layout::{KvElement, KvPageShape};
 use gpu_kernels::kv_page_pattern::pattern::{ElementFormat, KvHalf, element, mix, token_identity};
 use gpu_kernels::paged_attention::contract::DecodeShape;
 use gpu_kernels::paged_attention::plan::SplitPolicy;
@@ -11,7 +11,7 @@ use gpu_kernels::paged_attention::reference::{DecodeResult, Tolerance, attend};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::placed_kv::PagedBatch;
+use super::placed_kv::{PagedBatch, pages_of};
 use crate::kernels::paged_attention::DecodeElement;
 
 /// Sizes of a batch to decode.
@@ -31,13 +31,7 @@ impl DecodeWorkload {
     /// Requests of `kv_lens` tokens, `num_qo_heads` query and `num_kv_heads` KV heads of 128, in
     /// pages of 16.
     pub fn new(num_qo_heads: u32, num_kv_heads: u32, kv_lens: Vec<u32>) -> Self {
-        let page = KvPageShape {
-            page_size: 16,
-            num_kv_heads,
-            head_dim: 128,
-            layout: KvLayout::Nhd,
-            element: KvElement::Half,
-        };
+        let page = pages_of(num_kv_heads, 128);
         Self { num_qo_heads, page, kv_lens, policy: SplitPolicy::Balanced }
     }
 
@@ -153,37 +147,12 @@ impl<T: BatchElement> DecodeBatch<T> {
         &self.q
     }
 
-    /// How the contents of pages become elements.
-    pub fn format(&self) -> ElementFormat {
-        match self.workload.page.element {
-            KvElement::Half => T::FORMAT,
-            KvElement::E4m3 => ElementFormat::E4M3,
-        }
-    }
-
     /// How far a kernel's output may be from the oracle.
     pub fn tolerance(&self) -> Tolerance {
         match self.workload.page.element {
             KvElement::Half => T::TOLERANCE,
             KvElement::E4m3 => T::TOLERANCE_OVER_E4M3,
         }
-    }
-
-    /// What stored K, and stored V, of each head are multiplied by: `[num_kv_heads]`.
-    pub fn scales(&self) -> [Vec<f32>; 2] {
-        let KvPageShape { element, num_kv_heads, .. } = self.workload.page;
-        [2, 3].map(|step: u32| {
-            let scale = |head: u32| match element {
-                KvElement::Half => 1.0,
-                KvElement::E4m3 => 0.75 + 0.125 * (step * head % 5) as f32,
-            };
-            (0..num_kv_heads).map(scale).collect()
-        })
-    }
-
-    /// What K and V of a token follow from.
-    pub fn identity(&self, request: usize, token: u32) -> u64 {
-        token_identity(mix(self.seed).wrapping_add(request as u64), u64::from(token))
     }
 
     /// Attention in f64 over what the identities say the pages hold; worked out once.
@@ -245,14 +214,24 @@ impl<T: BatchElement> PagedBatch for DecodeBatch<T> {
     }
 
     fn identity(&self, request: usize, token: u32) -> u64 {
-        self.identity(request, token)
+        token_identity(mix(self.seed).wrapping_add(request as u64), u64::from(token))
     }
 
     fn format(&self) -> ElementFormat {
-        self.format()
+        match self.workload.page.element {
+            KvElement::Half => T::FORMAT,
+            KvElement::E4m3 => ElementFormat::E4M3,
+        }
     }
 
     fn scales(&self) -> [Vec<f32>; 2] {
-        self.scales()
+        let KvPageShape { element, num_kv_heads, .. } = self.workload.page;
+        [2, 3].map(|step: u32| {
+            let scale = |head: u32| match element {
+                KvElement::Half => 1.0,
+                KvElement::E4m3 => 0.75 + 0.125 * (step * head % 5) as f32,
+            };
+            (0..num_kv_heads).map(scale).collect()
+        })
     }
 }

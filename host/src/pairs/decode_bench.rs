@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
+use gpu_kernels::contract::Work;
 use gpu_kernels::paged_attention::contract::TileLoads;
 use half::bf16;
 
@@ -10,10 +11,11 @@ use super::attention_output::AttentionOutput;
 use super::placed_kv::{PlacedKv, Staging};
 use super::{BatchElement, DecodeBatch};
 use crate::device::{Buffer, Device, Stream};
-use crate::harness::{Batch, Sampler, stream_sampler};
+use crate::harness::ceilings::HBM_READ;
+use crate::harness::{Batch, Demand, Prepared, Sampler, Variant, stream_sampler};
 use crate::kernels::paged_attention::{Decode, DecodeArgs, DecodeVariant};
 
-/// A batch in the memory of some devices, ready to run on the first.
+/// A batch in the memory of some devices, ready to run on the first: both kernels over the same pages.
 pub struct DecodeBench<T = bf16> {
     batch: Rc<DecodeBatch<T>>,
     stream: Stream,
@@ -58,19 +60,9 @@ impl<T: BatchElement> DecodeBench<T> {
         Ok(self)
     }
 
-    /// How often the batch lies in memory.
-    pub fn num_inputs(&self) -> usize {
-        self.inputs.len()
-    }
-
     /// Where it all runs.
     pub fn stream(&self) -> &Stream {
         &self.stream
-    }
-
-    /// Samples of one kernel.
-    pub fn sampler(&self, variant: DecodeVariant, batch: Batch) -> Result<Sampler<'_>> {
-        stream_sampler(&self.stream, batch, move |input| self.run(variant, input))
     }
 
     /// Decodes the batch at one of its places.
@@ -83,22 +75,40 @@ impl<T: BatchElement> DecodeBench<T> {
         let args = DecodeArgs { table, memory, q: &self.q, out, lse };
         Ok(self.plan.run(&self.stream, variant, &args)?)
     }
+}
 
-    /// Compares the whole output of one kernel with the oracle, for the batch at every place.
-    ///
-    /// # Errors
-    /// The first element that is off.
-    pub fn verify(&self, variant: DecodeVariant) -> Result<String> {
+fn kernel(variant: Variant) -> DecodeVariant {
+    match variant {
+        Variant::Baseline => DecodeVariant::Baseline,
+        Variant::Optimized => DecodeVariant::Split,
+    }
+}
+
+impl<T: BatchElement> Prepared for DecodeBench<T> {
+    fn work(&self, _variant: Variant) -> Work {
+        self.batch.workload().work()
+    }
+
+    fn demands(&self) -> Vec<Demand> {
+        vec![Demand { ceiling: HBM_READ, amount: self.batch.workload().work().read_bytes }]
+    }
+
+    fn num_inputs(&self) -> usize {
+        self.inputs.len()
+    }
+
+    fn sampler(&self, variant: Variant, batch: Batch) -> Result<Sampler<'_>> {
+        stream_sampler(&self.stream, batch, move |input| self.run(kernel(variant), input))
+    }
+
+    fn verify(&self, variant: Variant) -> Result<String> {
         let (oracle, tolerance) = (self.batch.oracle(), self.batch.tolerance());
-        let attend = |input| self.run(variant, input);
+        let attend = |input| self.run(kernel(variant), input);
         self.output.verify(&self.stream, self.inputs.len(), oracle, tolerance, attend)
     }
 
     /// Overwrites the last page of the batch, in the last of its places.
-    ///
-    /// # Errors
-    /// What the device says.
-    pub fn corrupt(&mut self) -> Result<()> {
+    fn corrupt(&mut self) -> Result<()> {
         self.inputs.last().context("no inputs")?.corrupt::<T>(&self.stream)
     }
 }

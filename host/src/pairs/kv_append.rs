@@ -4,9 +4,9 @@ use anyhow::Result;
 use gpu_kernels::contract::Work;
 use gpu_kernels::kv_append::contract::RopeStyle;
 use gpu_kernels::kv_append::reference::Case;
-use gpu_kernels::kv_layout::{KvElement, KvLayout, KvPageShape};
 use half::{bf16, f16};
 
+use super::placed_kv::pages_of;
 use super::{AppendBench, BatchElement};
 use crate::harness::ceilings::HBM_COPY;
 use crate::harness::{
@@ -69,13 +69,7 @@ pub fn tiny_case(requests: &[(u32, u32)]) -> Case {
 }
 
 fn case(num_qo_heads: u32, num_kv_heads: u32, head_dim: u32, requests: &[(u32, u32)]) -> Case {
-    let page = KvPageShape {
-        page_size: 16,
-        num_kv_heads,
-        head_dim,
-        layout: KvLayout::Nhd,
-        element: KvElement::Half,
-    };
+    let page = pages_of(num_kv_heads, head_dim);
     let case = Case::new("pair", page, Some(RopeStyle::HalfSplit), 1, requests);
     Case { num_qo_heads, ..case }
 }

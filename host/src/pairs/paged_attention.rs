@@ -2,14 +2,10 @@
 
 use std::rc::Rc;
 
-use anyhow::Result;
-use gpu_kernels::contract::Work;
 use half::{bf16, f16};
 
 use super::{AttentionSizes, BatchElement, DecodeBatch, DecodeBench, DecodeWorkload};
-use crate::harness::ceilings::HBM_READ;
-use crate::harness::{Batch, Demand, Pair, Prepared, Sampler, Shape, ShapeSet, Variant};
-use crate::kernels::paged_attention::DecodeVariant;
+use crate::harness::{Pair, Shape, ShapeSet, Variant};
 
 /// The pair.
 pub struct PagedAttention;
@@ -81,46 +77,7 @@ fn shape<T: BatchElement>(name: &str, workload: DecodeWorkload) -> Shape {
     let sizes = AttentionSizes::of_decode::<T>(&workload);
     let shape = Shape::new(name, 1, move |devices, seed| {
         let batch = Rc::new(DecodeBatch::<T>::new(workload.clone(), seed));
-        Ok(OneGpu { bench: DecodeBench::new(devices, &batch, |_| 0)?, batch })
+        DecodeBench::new(devices, &batch, |_| 0)
     });
     shape.sizes(&sizes)
-}
-
-/// Both kernels over the same pages.
-struct OneGpu<T> {
-    batch: Rc<DecodeBatch<T>>,
-    bench: DecodeBench<T>,
-}
-
-fn kernel(variant: Variant) -> DecodeVariant {
-    match variant {
-        Variant::Baseline => DecodeVariant::Baseline,
-        Variant::Optimized => DecodeVariant::Split,
-    }
-}
-
-impl<T: BatchElement> Prepared for OneGpu<T> {
-    fn work(&self, _variant: Variant) -> Work {
-        self.batch.workload().work()
-    }
-
-    fn demands(&self) -> Vec<Demand> {
-        vec![Demand { ceiling: HBM_READ, amount: self.batch.workload().work().read_bytes }]
-    }
-
-    fn num_inputs(&self) -> usize {
-        self.bench.num_inputs()
-    }
-
-    fn sampler(&self, variant: Variant, batch: Batch) -> Result<Sampler<'_>> {
-        self.bench.sampler(kernel(variant), batch)
-    }
-
-    fn verify(&self, variant: Variant) -> Result<String> {
-        self.bench.verify(kernel(variant))
-    }
-
-    fn corrupt(&mut self) -> Result<()> {
-        self.bench.corrupt()
-    }
 }

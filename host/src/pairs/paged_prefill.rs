@@ -1,14 +1,10 @@
 //! Pair `paged_prefill`: tiles of 64 queries on `mma`, against warpgroups in turns on `wgmma`.
 
-use anyhow::Result;
-use gpu_kernels::contract::Work;
 use half::{bf16, f16};
 
 use super::{AttentionSizes, BatchElement, PrefillBatch, PrefillBench, PrefillWorkload};
-use crate::device::Device;
-use crate::harness::ceilings::DENSE_BF16;
-use crate::harness::{Batch, Demand, Pair, Prepared, Sampler, Shape, ShapeSet, Variant};
-use crate::kernels::paged_prefill::{PrefillElement, PrefillVariant};
+use crate::harness::{Pair, Shape, ShapeSet, Variant};
+use crate::kernels::paged_prefill::PrefillElement;
 
 /// The pair.
 pub struct PagedPrefill;
@@ -62,48 +58,8 @@ impl Pair for PagedPrefill {
 
 fn shape<T: BatchElement + PrefillElement>(name: &str, workload: PrefillWorkload) -> Shape {
     let sizes = AttentionSizes::of_prefill::<T>(&workload);
-    let prepare = move |devices: &[Device], seed| {
-        let batch = PrefillBatch::<T>::new(workload.clone(), seed);
-        Ok(OneGpu { bench: PrefillBench::new(&devices[0], batch)? })
-    };
-    Shape::new(name, 1, prepare).sizes(&sizes)
-}
-
-/// Both kernels over the same pages.
-struct OneGpu<T> {
-    bench: PrefillBench<T>,
-}
-
-fn kernel(variant: Variant) -> PrefillVariant {
-    match variant {
-        Variant::Baseline => PrefillVariant::Baseline,
-        Variant::Optimized => PrefillVariant::Wgmma,
-    }
-}
-
-impl<T: BatchElement + PrefillElement> Prepared for OneGpu<T> {
-    fn work(&self, _variant: Variant) -> Work {
-        self.bench.batch().workload().work()
-    }
-
-    fn demands(&self) -> Vec<Demand> {
-        let work = self.bench.batch().workload().work();
-        vec![Demand { ceiling: DENSE_BF16, amount: work.flops }]
-    }
-
-    fn num_inputs(&self) -> usize {
-        self.bench.num_inputs()
-    }
-
-    fn sampler(&self, variant: Variant, batch: Batch) -> Result<Sampler<'_>> {
-        self.bench.sampler(kernel(variant), batch)
-    }
-
-    fn verify(&self, variant: Variant) -> Result<String> {
-        self.bench.verify(kernel(variant))
-    }
-
-    fn corrupt(&mut self) -> Result<()> {
-        self.bench.corrupt()
-    }
+    let shape = Shape::new(name, 1, move |devices, seed| {
+        PrefillBench::new(&devices[0], PrefillBatch::<T>::new(workload.clone(), seed))
+    });
+    shape.sizes(&sizes)
 }

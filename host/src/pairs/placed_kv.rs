@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use cuda_std::float::E4m3;
 use gpu_kernels::contract::Work;
-use gpu_kernels::kv_layout::{KvElement, KvPagePlace, KvPageShape};
+use gpu_kernels::kv_layout::{KvElement, KvLayout, KvPagePlace, KvPageShape};
 use gpu_kernels::kv_page_copy::KvPageMove;
 use gpu_kernels::kv_page_pattern::KvTokenPlace;
 use gpu_kernels::kv_page_pattern::pattern::ElementFormat;
@@ -19,6 +19,12 @@ use crate::kv::memory::KvMemory;
 const MAX_INPUTS: usize = 64;
 /// A value that no page of 16-bit elements holds: those are below 1.
 const CORRUPTED: f32 = 1e4;
+
+/// Pages of 16 tokens, in 16 bits.
+pub(super) fn pages_of(num_kv_heads: u32, head_dim: u32) -> KvPageShape {
+    let (layout, element) = (KvLayout::Nhd, KvElement::Half);
+    KvPageShape { page_size: 16, num_kv_heads, head_dim, layout, element }
+}
 
 /// A batch whose K and V follow from identities.
 pub(super) trait PagedBatch {

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use gpu_kernels::contract::Work;
-use gpu_kernels::kv_layout::{KvElement, KvLayout, KvPageShape};
+use gpu_kernels::kv_layout::KvPageShape;
 use gpu_kernels::kv_page_pattern::pattern::{KvHalf, element, mix, token_identity};
 use gpu_kernels::paged_prefill::contract::PrefillShape;
 use gpu_kernels::paged_prefill::reference::{PrefillResult, Tolerance};
@@ -11,7 +11,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::BatchElement;
-use super::placed_kv::PagedBatch;
+use super::placed_kv::{PagedBatch, pages_of};
 
 /// Words of a batch. The oracle looks at each once and not at each token, and outputs stay as large
 /// as means of this many values, however long the text.
@@ -37,13 +37,7 @@ pub struct PrefillWorkload {
 impl PrefillWorkload {
     /// Requests of `(queries, tokens)`, with heads of 128, in pages of 16.
     pub fn new(num_qo_heads: u32, num_kv_heads: u32, requests: &[(u32, u32)]) -> Self {
-        let page = KvPageShape {
-            page_size: 16,
-            num_kv_heads,
-            head_dim: 128,
-            layout: KvLayout::Nhd,
-            element: KvElement::Half,
-        };
+        let page = pages_of(num_kv_heads, 128);
         let (qo_lens, kv_lens) = requests.iter().copied().unzip();
         Self { num_qo_heads, page, qo_lens, kv_lens }
     }

@@ -3,6 +3,7 @@
 use std::slice::from_ref;
 
 use anyhow::{Context, Result};
+use gpu_kernels::contract::Work;
 use half::bf16;
 
 use super::attention_output::AttentionOutput;
@@ -10,10 +11,11 @@ use super::placed_kv::{PlacedKv, Staging};
 use super::prefill_batch::TOLERANCE;
 use super::{BatchElement, PrefillBatch};
 use crate::device::{Buffer, Device, Stream};
-use crate::harness::{Batch, Sampler, stream_sampler};
+use crate::harness::ceilings::DENSE_BF16;
+use crate::harness::{Batch, Demand, Prepared, Sampler, Variant, stream_sampler};
 use crate::kernels::paged_prefill::{Prefill, PrefillArgs, PrefillElement, PrefillVariant};
 
-/// A batch in the memory of a device, ready to run there.
+/// A batch in the memory of a device, ready to run there: both kernels over the same pages.
 pub struct PrefillBench<T = bf16> {
     batch: PrefillBatch<T>,
     stream: Stream,
@@ -52,24 +54,9 @@ impl<T: BatchElement + PrefillElement> PrefillBench<T> {
         })
     }
 
-    /// The batch.
-    pub fn batch(&self) -> &PrefillBatch<T> {
-        &self.batch
-    }
-
-    /// How often the batch lies in memory.
-    pub fn num_inputs(&self) -> usize {
-        self.inputs.len()
-    }
-
     /// Where it all runs.
     pub fn stream(&self) -> &Stream {
         &self.stream
-    }
-
-    /// Samples of the baseline, or of the fastest kernel.
-    pub fn sampler(&self, variant: PrefillVariant, batch: Batch) -> Result<Sampler<'_>> {
-        stream_sampler(&self.stream, batch, move |input| self.run(variant, input))
     }
 
     /// Attends, with the batch at one of its places; by the fastest kernel unless the baseline is
@@ -87,22 +74,40 @@ impl<T: BatchElement + PrefillElement> PrefillBench<T> {
         };
         Ok(plan.run(&self.stream, &args)?)
     }
+}
 
-    /// Compares the whole output of a kernel with the oracle, for the batch at every place.
-    ///
-    /// # Errors
-    /// The first element that is off.
-    pub fn verify(&self, variant: PrefillVariant) -> Result<String> {
-        let attend = |input| self.run(variant, input);
+fn kernel(variant: Variant) -> PrefillVariant {
+    match variant {
+        Variant::Baseline => PrefillVariant::Baseline,
+        Variant::Optimized => PrefillVariant::Wgmma,
+    }
+}
+
+impl<T: BatchElement + PrefillElement> Prepared for PrefillBench<T> {
+    fn work(&self, _variant: Variant) -> Work {
+        self.batch.workload().work()
+    }
+
+    fn demands(&self) -> Vec<Demand> {
+        vec![Demand { ceiling: DENSE_BF16, amount: self.batch.workload().work().flops }]
+    }
+
+    fn num_inputs(&self) -> usize {
+        self.inputs.len()
+    }
+
+    fn sampler(&self, variant: Variant, batch: Batch) -> Result<Sampler<'_>> {
+        stream_sampler(&self.stream, batch, move |input| self.run(kernel(variant), input))
+    }
+
+    fn verify(&self, variant: Variant) -> Result<String> {
+        let attend = |input| self.run(kernel(variant), input);
         let (num_inputs, oracle) = (self.inputs.len(), self.batch.oracle());
         self.output.verify(&self.stream, num_inputs, oracle, TOLERANCE, attend)
     }
 
     /// Overwrites the last page of the batch, in the last of its places.
-    ///
-    /// # Errors
-    /// What the device says.
-    pub fn corrupt(&mut self) -> Result<()> {
+    fn corrupt(&mut self) -> Result<()> {
         self.inputs.last().context("no inputs")?.corrupt::<T>(&self.stream)
     }
 }
