@@ -9,7 +9,7 @@ use gpu_kernels::dispatch::contract::{ExchangeLaunch, ExchangeShape};
 use half::bf16;
 
 use super::KernelError;
-use super::dispatch::{DispatchPush, Pusher, filled, num_tokens_of};
+use super::dispatch::{DispatchPush, Pusher, WAITS_FOR_NOBODY, filled, num_tokens_of};
 use crate::comm::{Rank, SymmetricBuffer};
 use crate::device::{Buffer, Stream};
 
@@ -234,13 +234,12 @@ impl CombineSum {
         if num_tokens == 0 {
             return Ok(());
         }
-        let launch = ExchangeLaunch { num_blocks: 1, num_senders: 1, timeout_us: 0 };
         let kernel = combine_sum_baseline {
             partial: args.partial.view().cast(),
             parts: parts.view().cast(),
             topk_ids: args.topk_ids.view(),
             out: args.out.view_mut().cast(),
-            params: shape.params(self.ep_rank, num_tokens, launch),
+            params: shape.params(self.ep_rank, num_tokens, WAITS_FOR_NOBODY),
         };
         // SAFETY: shape and lengths were checked; all buffers are kept below.
         unsafe { stream.launch(shape.sum_dims(num_tokens), kernel) }?;

@@ -67,12 +67,21 @@ pub struct ReceivedViews<'a> {
 }
 
 impl ReceivedViews<'_> {
+    /// Bytes of all three.
+    pub(crate) fn num_bytes(&self) -> usize {
+        self.x.num_bytes() + self.topk_ids.num_bytes() + self.topk_weights.num_bytes()
+    }
+
     fn keep(&self, stream: &Stream) {
         stream.keep(self.x);
         stream.keep(self.topk_ids);
         stream.keep(self.topk_weights);
     }
 }
+
+/// Of kernels that prepare or finish what a library moves.
+pub(super) const WAITS_FOR_NOBODY: ExchangeLaunch =
+    ExchangeLaunch { num_blocks: 1, num_senders: 1, timeout_us: 0 };
 
 /// Sizes and counters of one rank's pushing kernel.
 pub(super) struct Pusher {
@@ -220,11 +229,7 @@ impl DispatchPush {
 
     /// Bytes of memory that this holds on each rank.
     pub fn num_bytes(&self) -> usize {
-        let received = self.received();
-        let received_bytes = received.x.num_bytes()
-            + received.topk_ids.num_bytes()
-            + received.topk_weights.num_bytes();
-        received_bytes
+        self.received().num_bytes()
             + match &self.way {
                 Way::Bulk { signals, .. } => signals.local().num_bytes(),
                 Way::Packets { staging, .. } => staging.local().num_bytes(),
@@ -369,7 +374,6 @@ impl DispatchPack {
         require_len("received.x", shape.slot_elements(), received.x.len())?;
         require_len("received.topk_ids", shape.slot_entries(), received.topk_ids.len())?;
         require_len("received.topk_weights", shape.slot_entries(), received.topk_weights.len())?;
-        let launch = ExchangeLaunch { num_blocks: 1, num_senders: 1, timeout_us: 0 };
         let kernel = dispatch_pack_baseline {
             x: args.x.view().cast(),
             topk_ids: args.topk_ids.view(),
@@ -380,7 +384,7 @@ impl DispatchPack {
             recv_x: received.x.view_mut().cast(),
             recv_topk_ids: received.topk_ids.view_mut(),
             recv_topk_weights: received.topk_weights.view_mut(),
-            params: shape.params(self.ep_rank, num_tokens, launch),
+            params: shape.params(self.ep_rank, num_tokens, WAITS_FOR_NOBODY),
         };
         // SAFETY: shape and lengths were checked; all buffers are kept below.
         unsafe { stream.launch(shape.pack_dims(), kernel) }?;

@@ -119,8 +119,8 @@ impl FarDecode {
         deadline: Duration,
     ) -> Result<Self, KernelError> {
         require_len("kv_lens", streams.len(), kv_lens.len())?;
-        let home = streams.first().map(Stream::device);
-        let home = home.ok_or_else(|| require_len("streams", 1, 0).unwrap_err())?;
+        require(!streams.is_empty(), "streams", "at least one, home's", 0)?;
+        let home = streams[0].device();
         let has_tokens = |rank: usize| kv_lens[rank].iter().any(|&kv_len| kv_len > 0);
         let (mut owners, mut num_answers) = (Vec::new(), 0);
         for (rank, stream) in
@@ -259,13 +259,13 @@ impl FarDecode {
         args: &FarDecodeArgs<'_, T>,
     ) -> Result<(), KernelError> {
         self.check(args)?;
-        let state = self.owners.iter().position(|owner| owner.rank == rank);
-        let owner = state.map(|state| &self.owners[state]);
+        let owner = self.owners.iter().enumerate().find(|(_, owner)| owner.rank == rank);
         let (state, decode) = match (owner, &self.home) {
-            (Some(owner), _) => (state.unwrap_or(0), &owner.decode),
+            (Some((state, owner)), _) => (state, &owner.decode),
             (None, Some(home)) if rank == 0 => (self.owners.len(), home),
             (None, _) => return Ok(()),
         };
+        let owner = owner.map(|(_, owner)| owner);
         if let Some(owner) = owner.filter(|_| waits == OwnerWaits::AtAGate) {
             let kernel = entries::far_decode_gate {
                 asked: owner.asked.view(),

@@ -38,10 +38,7 @@ impl NcclExchange {
     }
 
     pub(super) fn num_bytes(&self) -> usize {
-        let of = |views: ReceivedViews<'_>| {
-            views.x.num_bytes() + views.topk_ids.num_bytes() + views.topk_weights.num_bytes()
-        };
-        of(self.received()) + of(self.pack.packed()) + self.parts.num_bytes()
+        self.received().num_bytes() + self.pack.packed().num_bytes() + self.parts.num_bytes()
     }
 
     pub(super) fn received(&self) -> ReceivedViews<'_> {
