@@ -8,6 +8,22 @@ use crate::harness::expectations::Expectations;
 
 /// One machine's expectations as Markdown: a heading with where they come from, and a table.
 pub fn expectations_table(expectations: &Expectations) -> String {
+    let Expectations { hardware, .. } = expectations;
+    format!("**{hardware}**{}\n\n{}", origins(expectations), rows(expectations))
+}
+
+/// The same as a line that opens to the table.
+pub fn folded_table(expectations: &Expectations) -> String {
+    let Expectations { hardware, entries, .. } = expectations;
+    format!(
+        "<details>\n<summary><b>{hardware}</b>, {} shapes{}</summary>\n\n{}\n</details>\n",
+        entries.len(),
+        origins(expectations),
+        rows(expectations)
+    )
+}
+
+fn rows(expectations: &Expectations) -> String {
     let mut table = Table::new(&[
         "pair",
         "shape",
@@ -30,8 +46,7 @@ pub fn expectations_table(expectations: &Expectations) -> String {
             Cell::published(&entry.published),
         ]);
     }
-    let table = table.without_empty_columns();
-    format!("**{}**{}\n\n{}", expectations.hardware, origins(expectations), table.markdown())
+    table.without_empty_columns().markdown()
 }
 
 /// `: 2 × NVIDIA H200, CUDA 13.0; 2026-01-02 at 0123456`, each different one once.

@@ -1,9 +1,9 @@
-//! README's result table, which follows from the expectation files.
+//! README's result tables, which follow from the expectation files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::expected::expectations_table;
+use super::expected::folded_table;
 use crate::harness::expectations::{Expectations, ExpectationsError};
 use crate::harness::files::{FileError, replace};
 
@@ -38,8 +38,8 @@ pub enum ReadmeError {
     File(#[from] FileError),
 }
 
-/// Replaces what stands between the markers of a file with a table for each machine that `folder`
-/// has expectations for. Returns whether that changed anything.
+/// Replaces what stands between the markers of a file with a folded table for each machine that
+/// `folder` has expectations for. Returns whether that changed anything.
 ///
 /// # Errors
 /// Markers that are missing, doubled or in the wrong order; expectations that are missing or
@@ -53,7 +53,7 @@ pub fn refresh_readme(readme: &Path, folder: &Path) -> Result<bool, ReadmeError>
     }
     let tables: Vec<String> = machines
         .iter()
-        .map(|hardware| Ok(expectations_table(&Expectations::load(folder, hardware)?)))
+        .map(|hardware| Ok(folded_table(&Expectations::load(folder, hardware)?)))
         .collect::<Result<_, ExpectationsError>>()?;
     let new = between_markers(&old, &tables.join("\n"))
         .map_err(|(begins, ends)| ReadmeError::Markers { path: readme.to_owned(), begins, ends })?;
