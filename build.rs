@@ -10,8 +10,9 @@
 use std::env;
 use std::fmt::Write;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
 use anyhow::{Context, bail};
 use cuda_builder::{CudaBuilder, CudaBuilderError, NvvmArch};
@@ -33,12 +34,12 @@ fn main() -> anyhow::Result<()> {
 
     let mut modules = String::new();
     if ptx_wanted()? {
-        for arch in NvvmArch::ALL {
-            let file = format!("{}.ptx", arch.sm());
-            let built =
-                CudaBuilder::new("gpu-kernels").arch(arch).copy_to(out_dir.join(&file)).build();
+        for (arch, built) in build_for_all_archs(out_dir) {
             match built {
-                Ok(_) => writeln!(modules, "    ({:?}, include_str!({file:?})),", arch.sm())?,
+                Ok(_) => {
+                    let file = file_of(arch);
+                    writeln!(modules, "    ({:?}, include_str!({file:?})),", arch.sm())?;
+                }
                 Err(CudaBuilderError::CoreSourcesMissing(place)) => {
                     for line in WITHOUT_CORE_SOURCES {
                         println!("cargo::warning={line}");
@@ -52,6 +53,25 @@ fn main() -> anyhow::Result<()> {
     }
     fs::write(out_dir.join("ptx.rs"), format!("&[\n{modules}]\n"))?;
     Ok(())
+}
+
+/// At a time: each is mostly one crate, which one thread compiles.
+fn build_for_all_archs(
+    out_dir: &Path,
+) -> [(NvvmArch, Result<PathBuf, CudaBuilderError>); NvvmArch::ALL.len()] {
+    let build = |arch| {
+        let builder = CudaBuilder::new("gpu-kernels").arch(arch);
+        builder.copy_to(out_dir.join(file_of(arch))).build()
+    };
+    thread::scope(|scope| {
+        NvvmArch::ALL
+            .map(|arch| (arch, scope.spawn(move || build(arch))))
+            .map(|(arch, built)| (arch, built.join().expect("a build returns its errors")))
+    })
+}
+
+fn file_of(arch: NvvmArch) -> String {
+    format!("{}.ptx", arch.sm())
 }
 
 fn ptx_wanted() -> anyhow::Result<bool> {
