@@ -10,7 +10,8 @@
 #       benches/             bench executables
 #       tests.tsv            package folder and executable of each
 #       gpu-tests.tsv        GPUs needed, executable and name of each ignored test
-#       root/                the workspace as tests see it: snapshots, expectations
+#       root/                the workspace as tests see it, which start in their package's folder:
+#                            snapshots, expectations, checkpoints, and what they look into
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bundle=.bundle
@@ -29,7 +30,8 @@ build() { cargo "$@" --profile bench --message-format=json-render-diagnostics; }
         --exclude farpage-cuda-builder --exclude farpage-cuda-std --exclude farpage-cuda-std-macros
 } | python3 dev/collect.py "$contents"
 
-git ls-files -z '*.snap' 'expectations/*' | xargs -0 --no-run-if-empty cp --parents -t "$contents/root"
+git ls-files -z '*.snap' 'expectations/*' 'tests/checkpoints/*' 'benches/*.rs' Cargo.toml \
+    host/src/harness/report/sample.json | xargs -0 --no-run-if-empty cp --parents -t "$contents/root"
 strip "$contents"/{bin,tests,benches}/* 2>/dev/null || true
 
 rm -rf "$bundle"

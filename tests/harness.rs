@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::fs;
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Result, ensure};
@@ -331,11 +330,10 @@ fn a_registry_of_any_pairs_finds_them_by_name() {
 
 #[test]
 fn every_pair_has_its_bench_and_names_that_are_unique() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let manifest = fs::read_to_string("Cargo.toml").unwrap();
     for pair in registry().pairs() {
         let name = pair.name();
-        let bench = fs::read_to_string(root.join(format!("benches/{name}.rs"))).unwrap();
+        let bench = fs::read_to_string(format!("benches/{name}.rs")).unwrap();
         assert!(bench.contains(&format!("bench_main(\"{name}\")")), "benches/{name}.rs");
         assert!(manifest.contains(&format!("[[bench]]\nname = \"{name}\"")), "{name}");
         for set in ShapeSet::ALL {

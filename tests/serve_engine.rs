@@ -32,7 +32,7 @@ const OPTIONS: EngineOptions = EngineOptions {
 };
 
 fn fixture(family: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints").join(family)
+    Path::new("tests/checkpoints").join(family)
 }
 
 fn engine(

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use super::*;
 
 fn fixture(family: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints").join(family)
+    Path::new("tests/checkpoints").join(family)
 }
 
 const FIXTURES: [&str; 6] = ["llama", "qwen2", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe"];

@@ -14,7 +14,7 @@ use crate::model::config::NamedShape;
 const FIXTURES: [&str; 6] = ["llama", "qwen2", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe"];
 
 fn fixture(family: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints").join(family)
+    Path::new("tests/checkpoints").join(family)
 }
 
 /// A tensor of a file: name, type, shape, bytes.
