@@ -29,7 +29,7 @@ fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
 
 #[test]
 fn list_shows_every_pair_with_shapes_and_what_is_missing() {
-    let (code, text, _) = run(&["list", "--world-size", "1"]);
+    let (code, text, _) = run(&["list", "all", "--world-size", "1"]);
     assert_eq!(code, Some(0), "{text}");
     assert!(text.starts_with("device: CPU, "), "{text}");
     for expected in [
@@ -42,6 +42,17 @@ fn list_shows_every_pair_with_shapes_and_what_is_missing() {
     ] {
         assert!(text.contains(expected), "no {expected:?} in\n{text}");
     }
+}
+
+#[test]
+fn list_alone_is_a_line_for_each_pair() {
+    let (code, text, _) = run(&["list", "--world-size", "1"]);
+    assert_eq!(code, Some(0), "{text}");
+    for pair in registry().pairs() {
+        assert_eq!(text.matches(&format!("| {} ", pair.name())).count(), 1, "{text}");
+    }
+    assert!(text.contains("| kv_cache_nvlink_pool    | local only, or copied first |"), "{text}");
+    assert!(text.contains("0 of 3") && text.lines().count() < 30, "{text}");
 }
 
 #[test]
@@ -86,7 +97,7 @@ fn compare_puts_both_sides_beside_each_other_also_in_the_old_spelling() {
         assert_eq!(code, Some(0), "{text}{errors}");
         assert!(text.contains("| paged_attention | batch 3 x 100"), "{text}");
         assert!(!text.contains("kv_cache_nvlink_pool"), "{text}");
-        assert!(text.contains("steady calls, rotated inputs"), "{text}");
+        assert!(text.contains("steady calls, rotated inputs; times are the CPU"), "{text}");
     }
 }
 

@@ -65,6 +65,9 @@ fn bad_input_is_named_and_exits_with_2() {
         (&["--trace", "no-such-file"], "cannot open trace no-such-file"),
         (&["--local-pages", "0"], "--local-pages: at least 1 is needed, got 0"),
         (&["--gpus", "0"], "--gpus: at least 1 is needed, got 0"),
+        (&["--gpus", "4000000000"], "--gpus: at most 31 is needed, got 4000000000"),
+        (&["--cadence-ms", "1e-300"], "--cadence-ms: a number from 0.001 is needed"),
+        (&["--budget-us", "-1"], "--budget-us: a number above 0 is needed, got -1"),
         (&["--head-dim", "96"], "`head_dim` must be 64 or 128, got 96"),
         (&["--group-size", "17"], "at most 16, got 17"),
         (&["--page-size", "24"], "--page-size: 1, 2, 4, 8, 16, 32 or 64 is needed, got 24"),
@@ -73,6 +76,8 @@ fn bad_input_is_named_and_exits_with_2() {
     ] {
         let output = kv_validate(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
-        assert!(stderr(&output).contains(expected), "{arguments:?}: {}", stderr(&output));
+        let told = stderr(&output);
+        assert!(told.contains(expected), "{arguments:?}: {told}");
+        assert!(told.matches("line 2").count() <= 1, "told twice: {told}");
     }
 }

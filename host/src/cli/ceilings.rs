@@ -7,13 +7,15 @@ use farpage::harness::results::Ceiling;
 use farpage::harness::{Machine, Watch, ceilings};
 
 use super::Outcome;
+use super::numbers::whole;
 use super::progress::Progress;
+use super::selection::MOST_RANKS;
 use super::table::table;
 
 #[derive(Debug, Args)]
 pub struct CeilingsArguments {
     /// Uses at most so many GPUs.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MOST_RANKS))]
     world_size: Option<usize>,
 }
 

@@ -10,7 +10,7 @@ use farpage::harness::results::{
 
 use super::run::{Measuring, measure, outcome};
 use super::selection::Selection;
-use super::table::table;
+use super::table::{table, table_without_empty_columns};
 use super::{Outcome, ceilings};
 
 #[derive(Debug, Args)]
@@ -30,6 +30,10 @@ pub fn run(choice: DeviceChoice, arguments: &CompareArguments) -> Result<Outcome
     Ok(outcome(&results))
 }
 
+/// What must be known of times where there is no GPU.
+const TIMES_OF_THE_CPU: &str =
+    "; times are the CPU executor's, which checks every access, and say nothing of a GPU's";
+
 /// What a run found, as text: a table of what was measured, and a line for everything else.
 pub fn report(results: &RunResults) -> String {
     let mut text = String::new();
@@ -47,7 +51,7 @@ pub fn report(results: &RunResults) -> String {
     if let Some((_, first)) = measured.first() {
         let rows: Vec<Vec<String>> =
             measured.iter().map(|&(entry, found)| row(entry, found)).collect();
-        let header = [
+        const HEADER: [&str; 9] = [
             "target",
             "shape",
             "baseline µs",
@@ -59,10 +63,11 @@ pub fn report(results: &RunResults) -> String {
             "published",
         ];
         text += &format!(
-            "\n{} calls, {} inputs:\n\n{}",
+            "\n{} calls, {} inputs{}:\n\n{}",
             first.mode,
             first.inputs,
-            table(&header, 2, &rows)
+            if results.manifest.hardware == "cpu" { TIMES_OF_THE_CPU } else { "" },
+            table_without_empty_columns(&HEADER, 2, &rows)
         );
     }
     for (entry, found) in &measured {

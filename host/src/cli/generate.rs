@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use farpage::device::DeviceChoice;
 use farpage::harness::Machine;
 use farpage::kv::Location;
@@ -16,8 +16,11 @@ use farpage::model::{DeviceEngine, EngineOptions, Tokenizer};
 
 use super::Outcome;
 use super::model_source::{self, ModelSource};
+use super::numbers::whole;
 use super::sampling::SamplingArguments;
 
+/// Tokens of the longest context of any model.
+const MOST_TOKENS: u64 = 1 << 31;
 /// Tokens of a page.
 const PAGE_SIZE: u32 = 16;
 /// Tokens of a prompt that one step takes.
@@ -37,10 +40,11 @@ enum KvTier {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("source").required(true).args(["model", "shape"]))]
 pub struct GenerateArguments {
     /// A folder with config.json, safetensors and tokenizer.json: Llama, Qwen2, Qwen3, Mixtral,
     /// Qwen2-MoE or Qwen3-MoE.
-    #[arg(long, value_name = "DIR", required_unless_present = "shape", conflicts_with = "shape")]
+    #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
 
     /// Without a folder: weights from a seed, in this shape; tokens are then bytes, and mean nothing.
@@ -52,7 +56,7 @@ pub struct GenerateArguments {
     prompt: String,
 
     /// Most tokens to make.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = whole::<u32>(1, MOST_TOKENS))]
     max_tokens: u32,
 
     #[command(flatten)]
@@ -67,7 +71,7 @@ pub struct GenerateArguments {
     kv_tier: KvTier,
 
     /// How many of the pages lie there, in percent, the first ones; the others are local.
-    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(..=100))]
+    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = whole::<u32>(0, 100), requires = "kv_tier")]
     kv_far: u32,
 
     /// Issues decode steps kernel by kernel, instead of replaying them as one graph.
@@ -93,7 +97,8 @@ pub fn run(choice: DeviceChoice, arguments: &GenerateArguments) -> Result<Outcom
         );
     }
     let machine = Machine::open(choice, None)?;
-    println!("{}", machine.describe());
+    let meaning = if source.folder.is_some() { "" } else { "; its tokens mean nothing" };
+    println!("{}\nmodel: {}{meaning}", machine.describe(), source.name);
     let num_devices = if arguments.kv_tier == KvTier::Peer { 2 } else { 1 };
     machine.check(num_devices)?;
     let devices = machine.devices(num_devices)?;

@@ -111,8 +111,7 @@ pub fn run(choice: DeviceChoice, arguments: KvValidateArguments) -> anyhow::Resu
     bar.finish_and_clear();
     if json {
         let report = JsonReport { device: &device, passed: report.passed(), report: &report };
-        serde_json::to_writer_pretty(&stdout, &report)?;
-        writeln!(stdout)?;
+        writeln!(stdout, "{}", serde_json::to_string_pretty(&report)?)?;
     } else {
         write!(stdout, "{report}").context("writing the report")?;
     }

@@ -7,6 +7,7 @@ use farpage::harness::Machine;
 use farpage::launches::{self, Size};
 
 use super::Outcome;
+use super::numbers::whole;
 use super::table::table;
 
 #[derive(Debug, Args)]
@@ -16,7 +17,7 @@ pub struct LaunchArguments {
     kernel: Option<String>,
 
     /// How often each is launched.
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = whole::<usize>(1, 1_000_000))]
     times: usize,
 
     /// Without those that wait for themselves on another GPU, where several are named.

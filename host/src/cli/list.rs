@@ -6,25 +6,62 @@ use farpage::device::DeviceChoice;
 use farpage::harness::{Machine, Pair, ShapeSet, Variant, registry};
 
 use super::Outcome;
+use super::numbers::whole;
+use super::selection::MOST_RANKS;
 use super::table::table;
 
 #[derive(Debug, Args)]
 pub struct ListArguments {
+    /// Pairs whose shapes are shown, or `all`; without them, one line for each pair.
+    targets: Vec<String>,
+
     /// Uses at most so many GPUs, or ranks of the CPU.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MOST_RANKS))]
     world_size: Option<usize>,
 }
 
 pub fn run(choice: DeviceChoice, arguments: &ListArguments) -> Result<Outcome> {
+    let pairs = registry().select(&arguments.targets)?;
     let machine = Machine::open(choice, arguments.world_size)?;
     println!("{}", machine.describe());
-    for pair in registry().pairs() {
+    if arguments.targets.is_empty() {
+        print!("\n{}", pairs_table(&machine, &pairs));
+        println!(
+            "\nshapes that run here are counted; `host list PAIR` names them and says what is compared"
+        );
+        return Ok(Outcome::Passed);
+    }
+    for pair in pairs {
         let [baseline, optimized] = Variant::BOTH.map(|variant| pair.side_name(variant));
         println!("\n{}: {}\n", pair.name(), pair.about());
         println!("baseline: {baseline}; optimized: {optimized}\n");
-        print!("{}", shapes_table(&machine, *pair));
+        print!("{}", shapes_table(&machine, pair));
     }
     Ok(Outcome::Passed)
+}
+
+/// A line for each pair: its sides, and how many of its shapes can run here.
+fn pairs_table(machine: &Machine, pairs: &[&dyn Pair]) -> String {
+    let row = |pair: &&dyn Pair| {
+        let sides = Variant::BOTH.map(|variant| pair.side_name(variant).to_owned());
+        let counts = ShapeSet::ALL.map(|set| {
+            let shapes = pair.shapes(set);
+            let num_here =
+                shapes.iter().filter(|shape| machine.check(shape.num_gpus).is_ok()).count();
+            match (num_here, shapes.len()) {
+                (_, 0) => String::new(),
+                (here, all) if here == all => all.to_string(),
+                (here, all) => format!("{here} of {all}"),
+            }
+        });
+        [&[pair.name().to_owned()][..], &sides, &counts].concat()
+    };
+    let [a, b, c] = ShapeSet::ALL.map(ShapeSet::name);
+    table(
+        &["pair", "baseline", "optimized", a, b, c],
+        3,
+        &pairs.iter().map(row).collect::<Vec<_>>(),
+    )
 }
 
 fn shapes_table(machine: &Machine, pair: &dyn Pair) -> String {
@@ -36,7 +73,8 @@ fn shapes_table(machine: &Machine, pair: &dyn Pair) -> String {
         }
         for shape in shapes {
             let here = match machine.check(shape.num_gpus) {
-                Ok(()) => "runs".to_owned(),
+                Ok(()) if machine.is_cuda() || set == ShapeSet::Tiny => "runs".to_owned(),
+                Ok(()) => "runs, for a long time".to_owned(),
                 Err(shortage) => shortage.to_string(),
             };
             let num_gpus = shape.num_gpus.to_string();

@@ -13,6 +13,8 @@ mod kv_validate;
 mod launch;
 mod list;
 mod model_source;
+mod numbers;
+mod output;
 mod profile;
 mod progress;
 mod report;
@@ -23,10 +25,12 @@ mod serve;
 mod table;
 mod verify;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::error::Result as Parsed;
+use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use farpage::comm::set_timeout;
 use farpage::device::DeviceChoice;
 
@@ -102,6 +106,11 @@ impl From<DeviceArgument> for DeviceChoice {
     }
 }
 
+/// The exit code of a command that found what must not be.
+const FOUND_A_VIOLATION: u8 = 1;
+/// The exit code of a command that could not run as asked.
+const COULD_NOT_RUN: u8 = 2;
+
 /// What a command that ran came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
@@ -113,7 +122,8 @@ enum Outcome {
 
 /// Runs the command of this process's arguments.
 pub fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    output::end_where_output_fails();
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         // Also `--help` and `--version`, whose code is 0; of bad arguments it is 2.
         Err(usage) => usage.exit(),
@@ -138,17 +148,46 @@ pub fn run() -> ExitCode {
     };
     match outcome {
         Ok(Outcome::Passed) => ExitCode::SUCCESS,
-        Ok(Outcome::Violation) => ExitCode::from(1),
+        Ok(Outcome::Violation) => ExitCode::from(FOUND_A_VIOLATION),
+        Err(error) if output::reader_has_gone(&error) => ExitCode::from(output::READER_HAS_GONE),
         Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
+            eprintln!("error: {}", in_one_line(&error));
+            ExitCode::from(COULD_NOT_RUN)
         }
     }
 }
 
+impl Cli {
+    /// The arguments of a command line. A negative number is a value, so that it is refused by the
+    /// name of its option.
+    fn read(arguments: impl IntoIterator<Item: Into<OsString> + Clone>) -> Parsed<Self> {
+        let command = takes_negative_numbers(Self::command());
+        Self::from_arg_matches(&command.try_get_matches_from(arguments)?)
+    }
+}
+
+fn takes_negative_numbers(command: clap::Command) -> clap::Command {
+    let takes_them = |arg: Arg| match arg.get_action().takes_values() && !arg.is_positional() {
+        true => arg.allow_negative_numbers(true),
+        false => arg,
+    };
+    command.mut_args(takes_them).mut_subcommands(takes_negative_numbers)
+}
+
+/// An error and what caused it, each told once: messages often end with their cause's.
+fn in_one_line(error: &anyhow::Error) -> String {
+    let mut line = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !line.ends_with(&cause) {
+            line += &format!(": {cause}");
+        }
+    }
+    line
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use anyhow::anyhow;
 
     use super::*;
 
@@ -162,14 +201,14 @@ mod tests {
         for arguments in
             [["host", "--device", "cpu", "doctor"], ["host", "doctor", "--device", "cpu"]]
         {
-            let cli = Cli::try_parse_from(arguments).unwrap();
+            let cli = Cli::read(arguments).unwrap();
             assert_eq!(DeviceChoice::from(cli.device), DeviceChoice::Cpu);
         }
     }
 
     #[test]
     fn the_timeout_is_ten_seconds_unless_given_and_never_none() {
-        let timeout = |arguments: &[&str]| Cli::try_parse_from(arguments).map(|cli| cli.timeout_ms);
+        let timeout = |arguments: &'static [&str]| Cli::read(arguments).map(|cli| cli.timeout_ms);
         assert_eq!(timeout(&["host", "list"]).unwrap(), 10_000);
         assert_eq!(timeout(&["host", "list", "--timeout-ms", "250"]).unwrap(), 250);
         assert_eq!(timeout(&["host", "--timeout-ms", "0", "list"]).unwrap_err().exit_code(), 2);
@@ -180,8 +219,16 @@ mod tests {
         for arguments in
             [&["host"][..], &["host", "nonsense"], &["host", "doctor", "--device", "tpu"]]
         {
-            assert_eq!(Cli::try_parse_from(arguments).unwrap_err().exit_code(), 2);
+            assert_eq!(Cli::read(arguments).unwrap_err().exit_code(), 2);
         }
-        assert_eq!(Cli::try_parse_from(["host", "--help"]).unwrap_err().exit_code(), 0);
+        assert_eq!(Cli::read(["host", "--help"]).unwrap_err().exit_code(), 0);
+    }
+
+    #[test]
+    fn a_cause_that_a_message_ends_with_is_told_once() {
+        let cause = anyhow!("no such file");
+        assert_eq!(in_one_line(&cause.context("trace x: no such file")), "trace x: no such file");
+        let cause = anyhow!("no such file");
+        assert_eq!(in_one_line(&cause.context("trace x")), "trace x: no such file");
     }
 }

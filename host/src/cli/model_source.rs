@@ -16,6 +16,8 @@ pub struct ModelSource {
     pub weights: Box<dyn WeightSource + Sync>,
     /// Its folder, if it has one.
     pub folder: Option<PathBuf>,
+    /// What people are told that it is.
+    pub name: String,
 }
 
 /// A shape by its name.
@@ -35,11 +37,14 @@ impl ModelSource {
                 config: ModelConfig::from_folder(folder)?,
                 weights: Box::new(Checkpoint::open(folder)?),
                 folder: Some(folder.to_owned()),
+                name: folder.display().to_string(),
             });
         }
-        let config = shape.context("`--model` or `--shape` must be given")?.config();
+        let shape = shape.context("`--model` or `--shape` must be given")?;
+        let config = shape.config();
         let weights = Box::new(Seeded::new(seed, config.num_layers()));
-        Ok(Self { config, weights, folder: None })
+        let name = format!("{}, seeded", shape.name());
+        Ok(Self { config, weights, folder: None, name })
     }
 
     /// Loads it for sequences of so many tokens, with a progress bar.

@@ -11,6 +11,7 @@ use farpage::harness::{Machine, registry};
 use farpage::launches::{self, KernelLaunch};
 
 use super::Outcome;
+use super::numbers::whole;
 use super::selection::Selected;
 
 #[derive(Debug, Args)]
@@ -32,7 +33,7 @@ pub struct ProfileArguments {
     out: PathBuf,
 
     /// Launches of each kernel that Nsight Compute looks at.
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = whole::<usize>(1, 1000))]
     launches: usize,
 
     /// Arguments of the `host` command to look at, instead of `launch` with Nsight Compute and `run`

@@ -3,6 +3,7 @@
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use farpage::harness::Watch;
@@ -11,10 +12,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// What a shell reports for a program that Ctrl-C ended.
 const ENDED_BY_CTRL_C: i32 = 130;
 
-/// A line on the terminal that says what is being done. The first Ctrl-C asks for an end, the
+/// A line on the terminal that says what is being done; where there is no terminal, a line for each
+/// entry, with the seconds gone. The first Ctrl-C asks for an end, the
 /// second one ends the program.
 pub struct Progress {
     bar: ProgressBar,
+    begun: Instant,
     is_interrupted: Arc<AtomicBool>,
 }
 
@@ -29,10 +32,12 @@ impl Progress {
             if seen.swap(true, Ordering::Relaxed) {
                 process::exit(ENDED_BY_CTRL_C);
             }
-            shown.println("interrupted: ending after this step; Ctrl-C again ends at once");
+            shown.suspend(|| {
+                eprintln!("interrupted: ending after this step; Ctrl-C again ends at once");
+            });
         })
         .context("taking over Ctrl-C")?;
-        Ok(Self { bar, is_interrupted })
+        Ok(Self { bar, begun: Instant::now(), is_interrupted })
     }
 
     /// Takes the line away.
@@ -46,6 +51,10 @@ impl Watch for Progress {
         self.bar.set_length(total as u64);
         self.bar.set_position(done as u64);
         self.bar.set_prefix(name.to_owned());
+        if self.bar.is_hidden() {
+            let gone_s = self.begun.elapsed().as_secs_f64();
+            eprintln!("{gone_s:5.1} s: {} of {total}: {name}", done + 1);
+        }
     }
 
     fn step(&self, what: &str) {

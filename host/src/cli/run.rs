@@ -10,6 +10,7 @@ use farpage::harness::protocol::{Inputs, Protocol, Rounds};
 use farpage::harness::results::{self, Manifest, RunResults};
 use farpage::harness::{self, Mode, OutputFolder, Plan, write_json};
 
+use super::numbers::whole;
 use super::profile::Depth;
 use super::progress::Progress;
 use super::selection::{Selected, Selection};
@@ -46,11 +47,11 @@ pub struct RunArguments {
 #[derive(Debug, Args)]
 pub struct Measuring {
     /// Rounds; without it, as many as the ratio needs.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(1, u32::MAX.into()))]
     iterations: Option<u32>,
 
     /// Rounds before them that do not count.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(0, u32::MAX.into()))]
     warmup: Option<u32>,
 
     /// Many calls in a row in one graph, or one at a time.
@@ -160,7 +161,7 @@ pub fn measure(
     };
     ensure!(
         plan.only.is_empty() || plan.pairs.iter().any(|pair| !plan.shapes_of(*pair).is_empty()),
-        "`--only` must be a part of the name of a {} shape that `host list` shows, got `{}`",
+        "`--only` must be a part of the name of a {} shape that `host list all` shows, got `{}`",
         plan.shape_set,
         plan.only.join("`, `")
     );

@@ -5,6 +5,11 @@ use clap::{Args, ValueEnum};
 use farpage::device::DeviceChoice;
 use farpage::harness::{Machine, Pair, ShapeSet, registry};
 
+use super::numbers::whole;
+
+/// Devices that a machine may be told to have.
+pub const MOST_RANKS: u64 = 64;
+
 /// Which pairs, at which shapes, on how many devices.
 #[derive(Debug, Args)]
 pub struct Selection {
@@ -20,7 +25,7 @@ pub struct Selection {
     shapes: Option<Shapes>,
 
     /// Uses at most so many GPUs, or ranks of the CPU.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MOST_RANKS))]
     world_size: Option<usize>,
 }
 

@@ -18,14 +18,17 @@ use farpage::serve::disagg::{ClusterOptions, HandOver, Roles, SimulatedNetwork, 
 use farpage::serve::load::{LogNormal, PoissonLoad, TraceLoad};
 use farpage::serve::timeline::RequestMetrics;
 use farpage::serve::{
-    Clock, Order, Policy, Request, Reserve, SIMULATED, Served, Server, SimulatedEngine,
+    Clock, Ending, Order, Policy, Request, Reserve, SIMULATED, Served, Server, SimulatedEngine,
     SimulatedModel, Slo, Summary,
 };
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::Outcome;
 use super::model_source::{self, ModelSource};
+use super::numbers::{above_0, whole};
 use super::sampling::SamplingArguments;
+use super::selection::MOST_RANKS;
 
 #[derive(Debug, Args)]
 pub struct ServeArguments {
@@ -37,31 +40,32 @@ pub struct ServeArguments {
     trace: Option<PathBuf>,
 
     /// Requests of a trace arrive this many times faster than it says.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = above_0, requires = "trace")]
     speed: f64,
 
     /// Lengths of a trace are divided by this.
-    #[arg(long, value_name = "FACTOR", default_value_t = 1, value_parser = positive)]
+    #[arg(long, value_name = "FACTOR", default_value_t = 1, value_parser = whole::<usize>(1, MOST_TOKENS), requires = "trace")]
     shrink: usize,
 
     /// Requests; of a trace, the first ones.
-    #[arg(long, value_name = "COUNT", default_value_t = 128)]
+    #[arg(long, value_name = "COUNT", default_value_t = 128, value_parser = whole::<usize>(1, 1_000_000))]
     requests: usize,
 
     /// Requests a second, in the mean; without it all are there from the start.
-    #[arg(long, value_name = "REQUESTS/S")]
+    #[arg(long, value_name = "REQUESTS/S", value_parser = above_0, conflicts_with = "trace")]
     rate: Option<f64>,
 
-    /// Prompts: median and most tokens, log-normal.
-    #[arg(long, value_name = "MEDIANxMOST", value_parser = lengths, default_value = "512x2048")]
-    prompts: (usize, usize),
+    /// Prompts: median and most tokens, log-normal; 512x2048 by default, or what the model's context
+    /// has room for.
+    #[arg(long, value_name = "MEDIANxMOST", value_parser = lengths, conflicts_with = "trace")]
+    prompts: Option<(usize, usize)>,
 
-    /// Answers: median and most tokens, log-normal.
-    #[arg(long, value_name = "MEDIANxMOST", value_parser = lengths, default_value = "128x512")]
-    answers: (usize, usize),
+    /// Answers: the same; 128x512 by default.
+    #[arg(long, value_name = "MEDIANxMOST", value_parser = lengths, conflicts_with = "trace")]
+    answers: Option<(usize, usize)>,
 
     /// Tokens that all prompts begin with.
-    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 0, value_parser = whole::<usize>(0, MOST_TOKENS), conflicts_with = "trace")]
     shared: usize,
 
     /// What all requests follow from, and weights without a folder.
@@ -73,11 +77,11 @@ pub struct ServeArguments {
     batching: BatchingArgument,
 
     /// Requests that run at the same time.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = whole::<usize>(1, 1 << 16))]
     slots: usize,
 
     /// Tokens of a step, of prompts and decoding together.
-    #[arg(long, value_name = "TOKENS", default_value_t = 160)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 160, value_parser = whole::<usize>(1, MOST_TOKENS))]
     step_tokens: usize,
 
     /// Whose prompt goes first.
@@ -89,7 +93,7 @@ pub struct ServeArguments {
     whole_contexts: bool,
 
     /// What a prompt's token takes, about, for `--order deadline`, µs.
-    #[arg(long, value_name = "US", default_value_t = 27.0)]
+    #[arg(long, value_name = "US", default_value_t = 27.0, value_parser = above_0)]
     prompt_token_us: f64,
 
     /// Computes equal beginnings again for each request.
@@ -108,30 +112,30 @@ pub struct ServeArguments {
     sampling: SamplingArguments,
 
     /// Pages of 16 tokens in local memory.
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, default_value_t = 4096, value_parser = whole::<usize>(1, MOST_PAGES))]
     pages: usize,
 
     /// Pages in the host's memory, to which cached ones go when room is wanted; at least 1.
-    #[arg(long, default_value_t = 512, value_parser = positive)]
+    #[arg(long, default_value_t = 512, value_parser = whole::<usize>(1, MOST_PAGES))]
     host_pages: usize,
 
     /// Most time to first token that users were promised, ms.
-    #[arg(long, value_name = "MS", default_value_t = 2000.0)]
+    #[arg(long, value_name = "MS", default_value_t = 2000.0, value_parser = above_0)]
     ttft_ms: f64,
 
     /// Most mean time of each token after it, ms.
-    #[arg(long, value_name = "MS", default_value_t = 50.0)]
+    #[arg(long, value_name = "MS", default_value_t = 50.0, value_parser = above_0)]
     tpot_ms: f64,
 
     /// Serves on so many ranks, a GPU each, or on the CPU's cores; by default as many as
     /// AISP_DISAGG_WORLD_SIZE says, or one. Several ranks are always on the wall's clock, a simulated
     /// one on a virtual one.
-    #[arg(long, value_name = "RANKS", value_parser = positive)]
+    #[arg(long, value_name = "RANKS", value_parser = whole::<usize>(1, MOST_RANKS))]
     world_size: Option<usize>,
 
-    /// What ranks do for each other.
-    #[arg(long, value_enum, default_value_t)]
-    roles: RolesArgument,
+    /// What several ranks do for each other; `disaggregated` unless given.
+    #[arg(long, value_enum)]
+    roles: Option<RolesArgument>,
 
     /// Between ranks, bytes take this long: GB/s of each link, and µs until the first byte.
     #[arg(long, value_name = "GB/SxUS", value_parser = network)]
@@ -161,7 +165,7 @@ enum OrderArgument {
     Deadline,
 }
 
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum RolesArgument {
     /// Each serves its share of the requests.
     Monolithic,
@@ -203,24 +207,35 @@ struct JsonReport<'a> {
     requests: Vec<RequestMetrics>,
 }
 
-fn positive(text: &str) -> Result<usize, &'static str> {
-    text.parse().ok().filter(|&number| number > 0).ok_or("must be a number above 0")
-}
+/// Tokens of the longest prompt, and of other such lengths.
+const MOST_TOKENS: u64 = 1 << 20;
+/// Pages of a memory.
+const MOST_PAGES: u64 = 1 << 20;
+/// Tokens of all prompts together, which memory must hold before the first request is served.
+const MOST_TOKENS_OF_A_LOAD: usize = 1 << 32;
+
+/// Median and most tokens of prompts, unless given.
+const PROMPTS: (usize, usize) = (512, 2048);
+/// The same of answers.
+const ANSWERS: (usize, usize) = (128, 512);
 
 /// Two numbers with an x between them.
 fn lengths(text: &str) -> Result<(usize, usize), &'static str> {
     let numbers = text.split_once('x').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-    let numbers = numbers.filter(|&(median, most)| 0 < median && median <= most);
-    numbers.ok_or("must be a median and a greatest number of tokens, as `512x2048`")
+    let most_tokens = MOST_TOKENS as usize;
+    let numbers =
+        numbers.filter(|&(median, most)| 0 < median && median <= most && most <= most_tokens);
+    numbers.ok_or("must be a median and a greatest number of tokens up to 1048576, as `512x2048`")
 }
 
 /// Two numbers with an x between them.
 fn network(text: &str) -> Result<SimulatedNetwork, &'static str> {
     let numbers = text.split_once('x').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-    let numbers =
-        numbers.filter(|&(gb_s, latency_us): &(f64, f64)| gb_s > 0.0 && latency_us >= 0.0);
+    let numbers = numbers.filter(|(gb_s, latency_us): &(f64, f64)| {
+        (1e-3..=1e6).contains(gb_s) && (0.0..=1e6).contains(latency_us)
+    });
     let network = numbers.map(|(gb_s, latency_us)| SimulatedNetwork { gb_s, latency_us });
-    network.ok_or("must be GB/s above 0 and µs, as `20x10`")
+    network.ok_or("must be GB/s from 0.001 to 1000000 and µs up to 1000000, as `20x10`")
 }
 
 /// What says how many ranks there are, if no argument does.
@@ -236,10 +251,17 @@ fn note(since: Instant, what: &str) {
     eprintln!("{:5.1} s: {what}", since.elapsed().as_secs_f64());
 }
 
+/// Shows how far a load is, on a terminal.
+fn step_bar(num_requests: u64) -> Result<ProgressBar> {
+    let style =
+        ProgressStyle::with_template("{bar:40} {pos}/{len} requests begun, {msg}, {elapsed} gone")?;
+    Ok(ProgressBar::new(num_requests).with_style(style))
+}
+
 /// What computes, before it is there.
 enum EngineSource {
     Simulated(SimulatedModel),
-    Model { source: ModelSource, name: String, num_max_positions: u32 },
+    Model { source: ModelSource, num_max_positions: u32 },
 }
 
 impl EngineSource {
@@ -249,12 +271,17 @@ impl EngineSource {
             return Ok(Self::Simulated(SimulatedModel::dense_8b()));
         }
         let source = ModelSource::open(model.as_deref(), *shape, arguments.seed)?;
-        let name = match (model, shape) {
-            (Some(folder), _) => folder.display().to_string(),
-            (None, shape) => format!("{}, seeded", shape.map_or("", NamedShape::name)),
-        };
-        let num_max_positions = source.config.num_max_positions.min(arguments.num_max_context());
-        Ok(Self::Model { source, name, num_max_positions })
+        let context = source.config.num_max_positions;
+        let num_max_positions = context.min(arguments.num_max_context(context as usize));
+        Ok(Self::Model { source, num_max_positions })
+    }
+
+    /// Tokens of the longest context.
+    fn context(&self) -> usize {
+        match self {
+            Self::Simulated(model) => model.num_max_context,
+            Self::Model { source, .. } => source.config.num_max_positions as usize,
+        }
     }
 
     fn vocab_size(&self) -> u32 {
@@ -267,16 +294,17 @@ impl EngineSource {
     fn name(&self) -> &str {
         match self {
             Self::Simulated(_) => SIMULATED,
-            Self::Model { name, .. } => name,
+            Self::Model { source, .. } => &source.name,
         }
     }
 }
 
 pub fn run(choice: DeviceChoice, arguments: &ServeArguments) -> Result<Outcome> {
     let source = EngineSource::open(arguments)?;
-    let requests = arguments.load(source.vocab_size())?;
+    let num_ranks = arguments.num_ranks()?;
+    let requests = arguments.load(source.vocab_size(), source.context())?;
     let policy = arguments.policy();
-    let served = match arguments.num_ranks()? {
+    let served = match num_ranks {
         1 => arguments.serve(choice, &source, policy, requests)?,
         ranks => arguments.serve_on(choice, ranks, &source, policy, requests)?,
     };
@@ -293,8 +321,12 @@ pub fn run(choice: DeviceChoice, arguments: &ServeArguments) -> Result<Outcome> 
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         print!("\n{summary}");
-        for (answer, _) in served.requests.iter().filter(|(a, _)| !a.ending.is_served()) {
-            println!("request {}: {:?}", answer.id, answer.ending);
+        for (answer, _) in &served.requests {
+            match &answer.ending {
+                Ending::Length | Ending::StopToken => {}
+                Ending::Refused(reason) => println!("request {} refused: {reason}", answer.id),
+                Ending::Failed(reason) => println!("request {} failed: {reason}", answer.id),
+            }
         }
     }
     Ok(if summary.num_failed == 0 { Outcome::Passed } else { Outcome::Violation })
@@ -302,20 +334,47 @@ pub fn run(choice: DeviceChoice, arguments: &ServeArguments) -> Result<Outcome> 
 
 impl ServeArguments {
     fn num_ranks(&self) -> Result<usize> {
-        match (self.world_size, env::var(WORLD_SIZE)) {
-            (Some(size), _) => Ok(size),
-            (None, Ok(size)) => {
-                positive(&size).map_err(|needed| anyhow!("{WORLD_SIZE} {needed}, got `{size}`"))
+        let num_ranks = match (self.world_size, env::var(WORLD_SIZE)) {
+            (Some(size), _) => size,
+            (None, Ok(size)) => whole(1, MOST_RANKS)(&size)
+                .map_err(|needed| anyhow!("{WORLD_SIZE} {needed}, got `{size}`"))?,
+            (None, Err(_)) => 1,
+        };
+        if num_ranks == 1 {
+            for (argument, is_given) in [
+                ("roles", self.roles.is_some()),
+                ("simulate-network", self.simulate_network.is_some()),
+            ] {
+                ensure!(!is_given, "`--{argument}` needs several ranks, `--world-size` is 1");
             }
-            (None, Err(_)) => Ok(1),
         }
+        let halves = self.roles.unwrap_or_default() != RolesArgument::Monolithic;
+        ensure!(
+            num_ranks == 1 || num_ranks.is_multiple_of(2) || !halves,
+            "`--world-size` must be even, as half of the ranks compute prompts for the others, got \
+             {num_ranks}; `--roles monolithic` takes any number"
+        );
+        Ok(num_ranks)
+    }
+
+    /// Median and most tokens of prompts, and of answers: as given, or as usual where a context of
+    /// this length has room for it.
+    fn lengths(&self, context: usize) -> [(usize, usize); 2] {
+        let within = |(median, most): (usize, usize), room: usize| {
+            ((room / 2).clamp(1, median), room.clamp(1, most))
+        };
+        [
+            self.prompts.unwrap_or(within(PROMPTS, context / 2)),
+            self.answers.unwrap_or(within(ANSWERS, context / 4)),
+        ]
     }
 
     /// Tokens of the longest request that can come; of a trace, what the model has.
-    fn num_max_context(&self) -> u32 {
+    fn num_max_context(&self, context: usize) -> u32 {
+        let [(_, prompt), (_, answer)] = self.lengths(context);
         match self.trace {
             Some(_) => u32::MAX,
-            None => (self.shared + self.prompts.1 + self.answers.1) as u32,
+            None => (self.shared + prompt + answer) as u32,
         }
     }
 
@@ -361,9 +420,9 @@ impl ServeArguments {
                 let mut engine = SimulatedEngine::new(*model, &num_pages, clock.clone());
                 self.serve_with(&mut engine, clock, policy, requests)
             }
-            EngineSource::Model { source, name, num_max_positions } => {
+            EngineSource::Model { source, num_max_positions } => {
                 let device = Device::select(choice)?;
-                self.say(&format!("{}\nmodel: {name}", device.describe()));
+                self.say(&format!("{}\nmodel: {}", device.describe(), source.name));
                 let load = |stream: &_| source.load(stream, *num_max_positions);
                 let begun = Instant::now();
                 let mut engine = self.device_engine(&device, load)?;
@@ -381,11 +440,20 @@ impl ServeArguments {
         requests: Vec<Request>,
     ) -> Result<Served> {
         let mut server = Server::new(engine, policy, clock)?;
-        Ok(server.serve_watched(requests, &mut |now_us, plan| {
+        let num_requests = requests.len() as u64;
+        let bar = if self.plans { ProgressBar::hidden() } else { step_bar(num_requests)? };
+        let mut num_steps = 0;
+        let served = server.serve_watched(requests, &mut |now_us, plan| {
             if self.plans {
                 println!("\nat {:.3} ms\n{}", now_us / 1e3, plan.to_string().trim_end());
             }
-        })?)
+            num_steps += 1;
+            let num_admitted = plan.admitted.iter().filter(|joins| !joins.is_again).count();
+            bar.inc(num_admitted as u64);
+            bar.set_message(format!("step {num_steps}, {} in it", plan.feeds.len()));
+        });
+        bar.finish_and_clear();
+        Ok(served?)
     }
 
     fn serve_on(
@@ -397,7 +465,7 @@ impl ServeArguments {
         requests: Vec<Request>,
     ) -> Result<Served> {
         let options = ClusterOptions {
-            roles: match self.roles {
+            roles: match self.roles.unwrap_or_default() {
                 RolesArgument::Monolithic => Roles::Monolithic,
                 RolesArgument::Disaggregated => Roles::Disaggregated(HandOver::ByLayer),
                 RolesArgument::InSeries => Roles::Disaggregated(HandOver::AfterPrefill),
@@ -416,8 +484,8 @@ impl ServeArguments {
                 ));
                 World::cpu(num_ranks)
             }
-            EngineSource::Model { name, .. } => {
-                let device = Device::select(choice)?;
+            EngineSource::Model { source, .. } => {
+                let (device, name) = (Device::select(choice)?, &source.name);
                 self.say(&format!("{}\nmodel: {name}, on {num_ranks} ranks", device.describe()));
                 if device.is_cuda() { World::cuda(num_ranks)? } else { World::cpu(num_ranks) }
             }
@@ -432,7 +500,6 @@ impl ServeArguments {
                 EngineSource::Model {
                     source: ModelSource { config, weights, .. },
                     num_max_positions,
-                    ..
                 } => {
                     let load = |stream: &Arc<Stream>| {
                         let (config, weights) = (config.clone(), &**weights);
@@ -461,19 +528,18 @@ impl ServeArguments {
         Ok(cluster.served)
     }
 
-    fn load(&self, vocab_size: u32) -> Result<Vec<Request>> {
+    fn load(&self, vocab_size: u32, context: usize) -> Result<Vec<Request>> {
         let seed = self.seed;
         let sampling = self.sampling.seeded(seed)?;
         let sampled = |request: Request| Request {
             sampling: Sampling { seed: seed ^ request.id.0, ..sampling },
             ..request
         };
-        Ok(self.greedy_load(vocab_size)?.into_iter().map(sampled).collect())
+        Ok(self.greedy_load(vocab_size, context)?.into_iter().map(sampled).collect())
     }
 
-    fn greedy_load(&self, vocab_size: u32) -> Result<Vec<Request>> {
+    fn greedy_load(&self, vocab_size: u32, context: usize) -> Result<Vec<Request>> {
         if let Some(path) = &self.trace {
-            ensure!(self.speed > 0.0, "`--speed` must be above 0, got {}", self.speed);
             let in_file = || format!("the trace {}", path.display());
             let file = File::open(path).with_context(in_file)?;
             let load = TraceLoad {
@@ -482,19 +548,25 @@ impl ServeArguments {
                 num_max_requests: self.requests,
                 vocab_size,
             };
-            return load.requests(BufReader::new(file)).with_context(in_file);
+            let requests = load.requests(BufReader::new(file)).with_context(in_file)?;
+            ensure!(!requests.is_empty(), "the trace {} holds no requests", path.display());
+            return Ok(requests);
         }
-        if let Some(rate) = self.rate {
-            ensure!(rate > 0.0, "`--rate` must be above 0, got {rate}");
-        }
-        let lengths =
+        let [prompts, answers] = self.lengths(context);
+        let num_most_tokens = self.requests * (self.shared + prompts.1);
+        ensure!(
+            num_most_tokens <= MOST_TOKENS_OF_A_LOAD,
+            "`--requests` with their prompts must be at most {MOST_TOKENS_OF_A_LOAD} tokens, got up \
+             to {num_most_tokens}"
+        );
+        let drawn =
             |(median, max): (usize, usize)| LogNormal { median: median as f64, sigma: 0.8, max };
         let load = PoissonLoad {
             seed: self.seed,
             num_requests: self.requests,
             rate_per_s: self.rate,
-            prompt: lengths(self.prompts),
-            output: lengths(self.answers),
+            prompt: drawn(prompts),
+            output: drawn(answers),
             num_families: 1,
             num_shared_tokens: self.shared,
             vocab_size,

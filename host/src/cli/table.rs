@@ -27,6 +27,20 @@ pub fn table(header: &[&str], num_names: usize, rows: &[Vec<String>]) -> String 
     line(&header) + &rules + &rows
 }
 
+/// The same without the columns in which no row has anything.
+pub fn table_without_empty_columns(
+    header: &[&str],
+    num_names: usize,
+    rows: &[Vec<String>],
+) -> String {
+    let is_told = |&column: &usize| rows.iter().any(|row| !row[column].is_empty());
+    let columns: Vec<usize> = (0..header.len()).filter(is_told).collect();
+    let header: Vec<&str> = columns.iter().map(|&column| header[column]).collect();
+    let of_row = |row: &Vec<String>| columns.iter().map(|&column| row[column].clone()).collect();
+    let num_names = columns.iter().filter(|&&column| column < num_names).count();
+    table(&header, num_names, &rows.iter().map(of_row).collect::<Vec<_>>())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,5 +56,8 @@ mod tests {
 | longer | b       |    3 |
 ";
         assert_eq!(table(&["target", "shape", "µs"], 2, &rows), expected);
+        let wider = rows.clone().map(|row| [&row[..2], &["".to_owned()], &row[2..]].concat());
+        let header = ["target", "shape", "published", "µs"];
+        assert_eq!(table_without_empty_columns(&header, 2, &wider), expected);
     }
 }

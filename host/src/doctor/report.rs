@@ -36,11 +36,14 @@ impl Report {
                 "commands run on the GPU above; `--device cpu` runs the same kernels on the CPU"
                     .to_owned(),
             ),
-            Ok(_) => all.push(
+            Ok(_) => all.extend([
                 "commands run on the CPU: every kernel works there, slowly, with its accesses \
                  checked"
                     .to_owned(),
-            ),
+                "quick here: `host kv-validate`, `host generate --shape tiny --prompt hello`, `host \
+                 compare moe_topk`"
+                    .to_owned(),
+            ]),
             Err(_) => all.push("commands stop with the error above".to_owned()),
         }
         if self.ptx.is_empty() {
@@ -131,6 +134,9 @@ impl fmt::Display for Report {
                 line(f, "NCCL", format_args!("{version}, {}", path.display()))?;
             }
             Ok((version, None)) => line(f, "NCCL", version)?,
+            Err(_) if self.gpus.is_empty() => {
+                line(f, "NCCL", "none found; only collectives between GPUs need it")?;
+            }
             Err(error) => line(f, "NCCL", error)?,
         }
         match self.ptx.as_slice() {

@@ -148,6 +148,10 @@ fn replace_with(
     path: &Path,
     write: impl FnOnce(&mut fs::File) -> io::Result<()>,
 ) -> io::Result<()> {
+    if fs::metadata(path).is_ok_and(|old| !old.is_file()) {
+        // A device or a pipe stays what it is, and is written to.
+        return write(&mut fs::OpenOptions::new().write(true).open(path)?);
+    }
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),

@@ -4,12 +4,16 @@ use std::io;
 use std::path::PathBuf;
 
 use gpu_kernels::contract::ContractError;
+use gpu_kernels::paged_attention::MAX_LOCATIONS;
 use serde::Serialize;
 
 use super::PlaneError;
 use crate::device::DeviceError;
 use crate::kv::trace::{PREFIX_BLOCK_TOKENS, TraceError};
 use crate::kv::{PoolError, Rates};
+
+/// Less, and virtual time would not move on where it is long.
+const MIN_CADENCE_MS: f64 = 0.001;
 
 /// An eviction policy by name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -146,6 +150,8 @@ impl ValidateOptions {
         };
         positive("--speed", self.speed)?;
         positive("--cadence-ms", self.cadence_ms)?;
+        let is_seen_by_the_clock = self.cadence_ms >= MIN_CADENCE_MS;
+        require(is_seen_by_the_clock, "--cadence-ms", "a number from 0.001", self.cadence_ms)?;
         if let Some(budget_us) = self.budget_us {
             positive("--budget-us", budget_us)?;
         }
@@ -166,6 +172,8 @@ impl ValidateOptions {
                 require(count > 0, option, "at least 1", count)?;
             }
         }
+        // The host's memory is a location, too.
+        require(self.gpus < MAX_LOCATIONS, "--gpus", "at most 31", self.gpus)?;
         let page_size = self.page_size;
         require(
             (1..=64).contains(&page_size) && PREFIX_BLOCK_TOKENS.is_multiple_of(page_size),

@@ -13,10 +13,17 @@ const FAMILIES: [(&str, &str, Family); 6] = [
     ("qwen3_moe", "Qwen3MoeForCausalLM", Family::Qwen3Moe),
 ];
 
+/// Several times those of the deepest models.
+const MAX_LAYERS: u32 = 1024;
+
 pub(super) fn read(mut fields: Fields) -> Result<ModelConfig, ModelError> {
     let family = family(&mut fields)?;
     let hidden = fields.take_size("hidden_size")?;
     let num_layers = fields.take_size("num_hidden_layers")?;
+    if num_layers > MAX_LAYERS {
+        let needed = format!("at most {MAX_LAYERS}");
+        return Err(ModelError::config("num_hidden_layers", needed, num_layers));
+    }
     let num_qo_heads = fields.take_size("num_attention_heads")?;
     let num_kv_heads = fields.take_size_or("num_key_value_heads", num_qo_heads)?;
     let default_head_dim = match family {
