@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{config, contents, dims, fresh, holding, seeded};
+use common::{config, contents, dims, fresh, holding, lets_races_be, seeded, seeded_config};
 use cuda_std::cpu::{Executor, Fault};
 use cuda_std::prelude::*;
 
@@ -73,9 +73,9 @@ fn ascending_order_hides_what_seeds_show() {
     let run = |executor: Executor| unsafe {
         executor.launch(dims(1, THREADS, 4 * THREADS), left_neighbour {})
     };
-    assert_eq!(run(Executor::new(config())), Ok(()));
+    assert_eq!(run(lets_races_be(config())), Ok(()));
     for seed in 0..NUM_SEEDS {
-        run(seeded(seed)).expect_err("a read of poison");
+        run(lets_races_be(seeded_config(seed))).expect_err("a read of poison");
     }
 }
 

@@ -5,7 +5,9 @@ mod common;
 
 use std::collections::HashSet;
 
-use common::{assert_says, contents, dims, fault, fresh, holding, launch, seeded};
+use common::{
+    assert_says, contents, dims, fault, fresh, holding, launch, lets_races_be, seeded_config,
+};
 use cuda_std::cpu::Fault;
 use cuda_std::prelude::*;
 use cuda_std::wgmma::{SwizzledTile, place_of};
@@ -300,7 +302,7 @@ fn run_misuse(how: u32) -> Result<Vec<f32>, Fault> {
     let out = fresh::<f32>(64 * 64);
     let kernel = misuse { a: a.view(), b: b.view(), out: out.view_mut(), how };
     // SAFETY: accesses are checked.
-    unsafe { seeded(1).launch(dims(1, 128, SHARED_BYTES), kernel)? };
+    unsafe { lets_races_be(seeded_config(1)).launch(dims(1, 128, SHARED_BYTES), kernel)? };
     Ok(contents(&out))
 }
 
@@ -373,6 +375,7 @@ pub unsafe fn apart(how: u32) {
         base.store(i, 0);
         i += thread::block_dim_x() as usize;
     }
+    bulk::fence_proxy_async();
     thread::sync_threads();
     let warp = thread::thread_idx_x() / 32;
     let (mut a, mut b) = (SwizzledTile::<bf16>::at(base.cast()), SwizzledTile::at(base.cast()));
@@ -433,6 +436,7 @@ pub unsafe fn unwritten_row() {
             tile.store_x4(row, column, [0; 4]);
         }
     }
+    bulk::fence_proxy_async();
     thread::sync_threads();
     let mut d = [0.0; 32];
     wgmma::fence(&mut d);

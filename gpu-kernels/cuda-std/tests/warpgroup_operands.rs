@@ -245,6 +245,7 @@ pub unsafe fn unwritten_row() {
             tile.store_x4(row, column, [0; 4]);
         }
     }
+    bulk::fence_proxy_async();
     thread::sync_threads();
     let (mut a, mut d) = ([[0; 4]; 1], [0.0; 32]);
     wgmma::lend(&mut a);

@@ -16,7 +16,7 @@ use super::meeting::Meeting;
 use super::nccl::NcclCommunicator;
 use super::threads::ThreadCommunicator;
 use super::{CommError, Communicator, Message, Result, SymmetricBuffer, timeout};
-use crate::device::{Device, DeviceError, num_gpus};
+use crate::device::{Device, DeviceError, executor_config, num_gpus};
 
 /// How long a rank waits for others at least, unless [`World::with_deadline`] says otherwise: as
 /// long as kernels do, and as long as it may take a rank to make its inputs.
@@ -39,7 +39,7 @@ impl World {
     pub fn cpu(size: usize) -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let num_workers = (cores / size.max(1)).max(1);
-        Self::cpu_with(size, ExecutorConfig { num_workers, ..ExecutorConfig::default() })
+        Self::cpu_with(size, ExecutorConfig { num_workers, ..executor_config() })
     }
 
     /// `size` ranks, each with an executor like this.

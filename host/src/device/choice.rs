@@ -1,9 +1,8 @@
 //! Which device a command runs on, and why.
 
-use super::cpu::CpuDevice;
+use super::cpu::{CpuDevice, executor_config};
 use super::cuda::{DriverState, Gpu, state};
 use super::{Device, DeviceError, Result, ptx};
-use cuda_std::cpu::ExecutorConfig;
 
 /// What the user asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,7 +37,7 @@ enum Decision {
 }
 
 pub(super) fn select(choice: DeviceChoice) -> Result<Device> {
-    let cpu = |reason: &str| Device::from_cpu(CpuDevice::new(ExecutorConfig::default(), 0), reason);
+    let cpu = |reason: &str| Device::from_cpu(CpuDevice::new(executor_config(), 0), reason);
     // The driver is not even loaded for a command that runs on the CPU.
     if choice == DeviceChoice::Cpu {
         return Ok(cpu("asked for"));

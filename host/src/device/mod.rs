@@ -54,6 +54,7 @@ pub use ptx::PtxModule;
 pub use stream::{Stream, StreamPriority};
 
 use cpu::CpuDevice;
+pub(crate) use cpu::executor_config;
 use cuda::Gpu;
 
 /// A GPU, or the CPU as a device. Cheap to clone; usable from any thread.
@@ -117,7 +118,7 @@ impl Device {
 
     /// The CPU, with a worker for each core.
     pub fn cpu() -> Self {
-        Self::cpu_with(ExecutorConfig::default(), 0)
+        Self::cpu_with(executor_config(), 0)
     }
 
     /// The CPU as the device of `rank`, with an executor of its own.

@@ -15,7 +15,9 @@ use super::oracle::{FORMAT, expected, identity, queries, token_elements};
 use super::{
     Attended, DataPlane, DecodeBatch, Plan, PlaneError, TokenRun, TokenSource, WrongOutput,
 };
-use crate::device::{Buffer, Device, DeviceChoice, DeviceError, Event, Stream, StreamPriority};
+use crate::device::{
+    Buffer, Device, DeviceChoice, DeviceError, Event, Stream, StreamPriority, executor_config,
+};
 use crate::kernels::kv_append::{Append, AppendArgs};
 use crate::kernels::kv_page_copy::{CopyVariant, PageCopy};
 use crate::kernels::kv_page_pattern::{PatternChecksum, PatternFill};
@@ -115,7 +117,7 @@ fn open_devices(choice: DeviceChoice, count: usize) -> Result<Vec<Device>, Devic
         devices.push(if first.is_cuda() {
             Device::cuda(rank)?
         } else {
-            Device::cpu_with(cuda_std::cpu::ExecutorConfig::default(), rank)
+            Device::cpu_with(executor_config(), rank)
         });
     }
     devices.insert(0, first);

@@ -4,6 +4,7 @@ use super::bulk;
 use super::global::RawGlobal;
 use super::groups::Groups;
 use super::lane;
+use super::race::{self, Epoch};
 use super::shared::RawShared;
 
 const BYTES: usize = 16;
@@ -15,6 +16,8 @@ pub(super) struct Copy {
     dst: RawShared,
     /// Checked when issued; null for zeros.
     src: *const [u8; BYTES],
+    /// Where races are looked for, when it is done.
+    pub done: Option<Epoch>,
 }
 
 impl Copy {
@@ -41,7 +44,8 @@ pub unsafe fn copy_16(dst: RawShared, src: RawGlobal, policy: u64) {
 pub unsafe fn copy_16_or_zero(dst: RawShared, src: RawGlobal, copies: bool, _policy: u64) {
     dst.check_store(BYTES, BYTES);
     let src = if copies { src.check_load(0, BYTES, BYTES).cast() } else { std::ptr::null() };
-    lane::current().copies.borrow_mut().push(Copy { dst, src });
+    let done = race::note_copy(dst, BYTES);
+    lane::current().copies.borrow_mut().push(Copy { dst, src, done });
 }
 
 #[inline(always)]
@@ -70,5 +74,11 @@ pub unsafe fn commit_group() {
 
 #[inline(always)]
 pub unsafe fn wait_group<const N: u32>() {
-    lane::current().copies.borrow_mut().land(N, Copy::land);
+    let lane = lane::current();
+    let mut done = None;
+    lane.copies.borrow_mut().land(N, |copy| {
+        done = copy.done;
+        copy.land();
+    });
+    lane.learn(done);
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{self, AtomicU32, Ordering};
 
 use super::global::RawGlobal;
+use super::race::{self, Act};
 use super::shared::RawShared;
 
 const BYTES: usize = 4;
@@ -29,8 +30,9 @@ fetch_add! {
 #[inline(always)]
 #[track_caller]
 pub unsafe fn fetch_add_shared(place: RawShared, value: u32) -> u32 {
-    let before = place.load::<u32>(0);
-    place.store(0, before.wrapping_add(value));
+    let before: u32 = place.peek();
+    race::note(Act::Update, place, BYTES);
+    place.poke(before.wrapping_add(value));
     before
 }
 

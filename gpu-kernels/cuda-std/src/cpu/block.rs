@@ -11,6 +11,7 @@ use super::fault::{BlockIdx, Fault, Violation, Waits, WaitsFor};
 use super::lane::{self, Caller, Lane, Wait};
 use super::named_barrier::NamedBarriers;
 use super::order::Order;
+use super::race::{self, Timeline, Timelines};
 use super::shared::SharedMemory;
 use super::stack::{self, LaneStack};
 use super::warp::Warp;
@@ -26,7 +27,7 @@ pub(super) struct Block {
     pub warps: Vec<Warp>,
     /// Those with all their warps.
     pub warpgroups: Vec<Warpgroup>,
-    lanes: Vec<Lane>,
+    pub lanes: Vec<Lane>,
     /// Warps that have a ready lane.
     ready_warps: Cell<u32>,
     num_returned: Cell<usize>,
@@ -35,6 +36,8 @@ pub(super) struct Block {
     cluster: OnceCell<Vec<NonNull<Block>>>,
     /// Where all lanes of those meet, if this is the first of them.
     cluster_meeting: Meeting,
+    /// Those of the cluster, if this is the first of its blocks.
+    timelines: Timelines,
     /// Whether they have met.
     has_met_cluster: Cell<bool>,
     fault: RefCell<Option<Fault>>,
@@ -102,16 +105,19 @@ impl Block {
     pub fn sync_threads(&self, lane: &Lane, site: Caller) {
         lane.wait.set(Wait::Block(site));
         if self.meeting.come(site, self.lanes.len()) {
+            self.share_knowledge(self.lanes.iter());
             self.make_all_ready();
         }
         lane.suspend();
     }
 
-    /// Waits in `lane` until all lanes of the cluster are here.
-    pub fn sync_cluster(&self, lane: &Lane, site: Caller) {
+    /// Waits in `lane` until all lanes of the cluster are here, which `then` may tell each other
+    /// something.
+    pub fn sync_cluster(&self, lane: &Lane, site: Caller, then: impl FnOnce(&Self)) {
         lane.wait.set(Wait::Cluster(site));
         let num_lanes = self.cluster_size() * self.lanes.len();
         if self.of_cluster(0).cluster_meeting.come(site, num_lanes) {
+            then(self);
             for rank in 0..self.cluster_size() {
                 let block = self.of_cluster(rank);
                 block.has_met_cluster.set(true);
@@ -119,6 +125,38 @@ impl Block {
             }
         }
         lane.suspend();
+    }
+
+    /// Lets these lanes know what all of them know and did, where races are looked for.
+    pub fn share_knowledge<'a>(&self, lanes: impl Iterator<Item = &'a Lane> + Clone) {
+        if self.launch().check_races {
+            race::meet(lanes.map(|lane| &lane.clock));
+        }
+    }
+
+    /// The lanes of its cluster.
+    pub fn lanes_of_cluster(&self) -> impl Iterator<Item = &Lane> + Clone {
+        (0..self.cluster_size()).flat_map(|rank| &self.of_cluster(rank).lanes)
+    }
+
+    /// The timelines of its cluster.
+    pub fn timelines(&self) -> &Timelines {
+        &self.of_cluster(0).timelines
+    }
+
+    /// That of lane `linear`.
+    pub fn timeline_of(&self, linear: u32) -> Timeline {
+        (self.rank() * self.lanes.len()) as Timeline + linear as Timeline
+    }
+
+    /// Whose timeline it is, in words.
+    pub fn name_of_thread(&self, timeline: Timeline) -> String {
+        let timeline = usize::from(timeline);
+        let (rank, thread) = (timeline / self.lanes.len(), timeline % self.lanes.len());
+        match rank == self.rank() {
+            true => format!("thread {thread}"),
+            false => format!("thread {thread} of block {rank} of the cluster"),
+        }
     }
 
     /// Blocks of its cluster.
@@ -203,10 +241,11 @@ impl Block {
 
     fn start(&self, idx: [u32; 3]) {
         self.idx.set(idx);
+        self.timelines.start(self.cluster_size() * self.lanes.len());
         self.shared.poison();
         self.mbarriers.borrow_mut().clear();
         self.named_barriers.borrow_mut().clear();
-        self.warpgroups.iter().for_each(Warpgroup::reset);
+        self.warpgroups.iter().for_each(Warpgroup::clear);
         self.num_returned.set(0);
         self.has_met_cluster.set(false);
         for lane in &self.lanes {
@@ -272,6 +311,7 @@ impl Runner {
             meeting: Meeting::default(),
             cluster: OnceCell::new(),
             cluster_meeting: Meeting::default(),
+            timelines: Timelines::default(),
             has_met_cluster: Cell::new(false),
             fault: RefCell::new(None),
             ending: Cell::new(false),

@@ -12,6 +12,7 @@ use super::fault::{BlockIdx, Violation};
 use super::global::RawGlobal;
 use super::groups::Groups;
 use super::lane::{self, Caller, Wait};
+use super::race::{self, Act, Epoch, Knowledge, Worker};
 use super::shared::RawShared;
 
 /// Addresses and sizes of bulk copies are multiples of this.
@@ -27,6 +28,8 @@ pub(super) struct Piece {
     pub bytes: usize,
     /// Whether there is something to copy: a load of what nothing wrote leaves it so.
     pub is_written: bool,
+    /// Of a store, where races are looked for, when it has read shared memory.
+    pub done: Option<Epoch>,
 }
 
 /// A copy from global to shared memory that has not landed.
@@ -46,7 +49,7 @@ impl Load {
         if self.pieces.iter().map(|piece| piece.bytes).sum::<usize>() < self.bytes {
             self.dst.land(&vec![0; self.bytes]);
         }
-        for Piece { shared, global, bytes, is_written } in self.pieces {
+        for Piece { shared, global, bytes, is_written, .. } in self.pieces {
             if is_written {
                 // SAFETY: checked when issued, and memory stays for the launch.
                 shared.land(unsafe { std::slice::from_raw_parts(global, bytes) });
@@ -71,6 +74,13 @@ struct Mbarrier {
     copies: Vec<Copy>,
     /// Threads that wait for this phase.
     waiting: Vec<u32>,
+    /// Whether [`fence_init`] followed its set-up.
+    is_published: bool,
+    /// When the loads of the last phase were done; those of this phase are at the next time.
+    loaded: Epoch,
+    /// What those know who have arrived, and what was known when the last phase completed.
+    knowledge: Knowledge,
+    known: Knowledge,
 }
 
 impl Mbarrier {
@@ -87,9 +97,18 @@ impl Mbarrier {
         if !self.is_met() {
             return;
         }
+        self.loaded.time += 1;
+        if !self.loads.is_empty() && block.launch().check_races {
+            self.knowledge.learn(self.loaded);
+        }
         self.loads.drain(..).for_each(Load::land);
-        self.copies.drain(..).for_each(Copy::land);
+        for copy in self.copies.drain(..) {
+            copy.done.into_iter().for_each(|done| self.knowledge.learn(done));
+            copy.land();
+        }
+        self.known = self.knowledge.clone();
         for thread in self.waiting.drain(..) {
+            block.lanes[thread as usize].acquire(&self.known);
             block.make_ready(thread as usize / 32, 1 << (thread % 32));
         }
         self.phase = self.phase.wrapping_add(1);
@@ -143,6 +162,9 @@ fn with_barrier<R>(
     let mut barriers = block.mbarriers.borrow_mut();
     let done = match barriers.at(place) {
         Some(barrier) => {
+            if !(barrier.is_published && block.has_met_cluster()) {
+                race::check_set_up(place.in_block(block));
+            }
             barrier.settle(block);
             act(barrier)
         }
@@ -158,11 +180,12 @@ fn with_barrier<R>(
 #[track_caller]
 pub unsafe fn mbarrier_init(place: RawShared, arrivals: u32) {
     place.check_store(MBARRIER_BYTES, MBARRIER_BYTES);
+    race::note(Act::Store, place, MBARRIER_BYTES);
     if !(1..=MAX_ARRIVALS).contains(&arrivals) {
         let rule = format!("an mbarrier counts 1 to {MAX_ARRIVALS} arrivals, not {arrivals}");
         lane::raise(Violation::Bulk(rule));
     }
-    let fresh = Mbarrier {
+    let fresh = |loaded| Mbarrier {
         address: place.address(),
         arrivals,
         phase: 0,
@@ -171,16 +194,21 @@ pub unsafe fn mbarrier_init(place: RawShared, arrivals: u32) {
         loads: Vec::new(),
         copies: Vec::new(),
         waiting: Vec::new(),
+        is_published: false,
+        loaded,
+        knowledge: Knowledge::default(),
+        known: Knowledge::default(),
     };
-    let mut barriers = lane::current().block().mbarriers.borrow_mut();
+    let block = lane::current().block();
+    let mut barriers = block.mbarriers.borrow_mut();
     let in_use = match barriers.at(place) {
         Some(before) if before.loads.is_empty() && before.waiting.is_empty() => {
-            *before = fresh;
+            *before = fresh(before.loaded);
             false
         }
         Some(_) => true,
         None => {
-            barriers.0.push(fresh);
+            barriers.0.push(fresh(block.timelines().begin(Worker::BulkLoad)));
             false
         }
     };
@@ -224,6 +252,7 @@ fn arrive(block: &Block, place: RawShared, bytes: usize, mut copies: Vec<Copy>) 
             )
         })?;
         barrier.expected_bytes += bytes;
+        lane::current().release(&mut barrier.knowledge);
         barrier.copies.append(&mut copies);
         if !barrier.waiting.is_empty() {
             barrier.settle(block);
@@ -242,8 +271,9 @@ pub unsafe fn mbarrier_try_wait(place: RawShared, parity: u32) -> bool {
             return Err(format!("a parity is 0 or 1, not {parity}"));
         }
         let waits = barrier.phase & 1 == parity;
-        if waits {
-            barrier.waiting.push(lane.linear);
+        match waits {
+            true => barrier.waiting.push(lane.linear),
+            false => lane.acquire(&barrier.known),
         }
         Ok(waits)
     });
@@ -254,11 +284,18 @@ pub unsafe fn mbarrier_try_wait(place: RawShared, parity: u32) -> bool {
     true
 }
 
-#[inline(always)]
-pub unsafe fn fence_init() {}
+/// Publishes the barriers that the block has by then.
+pub unsafe fn fence_init() {
+    let mut barriers = lane::current().block().mbarriers.borrow_mut();
+    barriers.0.iter_mut().for_each(|barrier| barrier.is_published = true);
+}
 
 #[inline(always)]
-pub unsafe fn fence_proxy_async() {}
+pub unsafe fn fence_proxy_async() {
+    if let Some(lane) = race::watched() {
+        lane.clock.borrow_mut().fence_proxy();
+    }
+}
 
 #[track_caller]
 fn check_size(bytes: u32) -> usize {
@@ -275,7 +312,7 @@ pub unsafe fn load(dst: RawShared, src: RawGlobal, bytes: u32, barrier: RawShare
     let bytes = check_size(bytes);
     dst.check_store(bytes, UNIT);
     let src = src.check_load(0, bytes, UNIT).cast_mut();
-    let pieces = vec![Piece { shared: dst, global: src, bytes, is_written: true }];
+    let pieces = vec![Piece { shared: dst, global: src, bytes, is_written: true, done: None }];
     issue_load(lane::current().block(), dst, bytes, pieces, barrier);
 }
 
@@ -291,6 +328,8 @@ pub(super) fn issue_load(
     let (lane, site) = (lane::current(), Location::caller());
     let (thread, by_block) = (lane.linear, lane.block().idx());
     with_barrier(block, barrier, |barrier| {
+        let done = Epoch { time: barrier.loaded.time + 1, ..barrier.loaded };
+        race::note_bulk_load(dst, bytes, done);
         barrier.loads.push(Load { dst, bytes, pieces, block: by_block, thread, site });
         if !barrier.waiting.is_empty() {
             barrier.settle(block);
@@ -316,11 +355,13 @@ pub unsafe fn store(dst: RawGlobal, src: RawShared, bytes: u32) {
     let bytes = check_size(bytes);
     src.check_load(bytes, UNIT);
     let global = dst.check_store(0, bytes, UNIT);
+    let done = race::note_bulk_store(src, bytes);
     lane::current().stores.borrow_mut().push(Piece {
         shared: src,
         global,
         bytes,
         is_written: true,
+        done,
     });
 }
 
@@ -332,10 +373,16 @@ pub unsafe fn commit_group() {
 /// The last moment to read shared memory; what was read is also written then.
 #[inline(always)]
 pub unsafe fn wait_group_read<const N: u32>() {
-    lane::current().stores.borrow_mut().land(N, Piece::store);
+    let lane = lane::current();
+    let mut done = None;
+    lane.stores.borrow_mut().land(N, |piece| {
+        done = piece.done;
+        piece.store();
+    });
+    lane.learn(done);
 }
 
 #[inline(always)]
 pub unsafe fn wait_group<const N: u32>() {
-    lane::current().stores.borrow_mut().land(N, Piece::store);
+    wait_group_read::<N>();
 }

@@ -110,12 +110,15 @@ pub fn block_rank() -> u32 {
 #[track_caller]
 pub fn sync() {
     let lane = lane::current();
-    lane.block().sync_cluster(lane, Location::caller());
+    lane.block().sync_cluster(lane, Location::caller(), |block| {
+        block.share_knowledge(block.lanes_of_cluster());
+    });
 }
 
 #[track_caller]
 pub fn meet() {
-    sync();
+    let lane = lane::current();
+    lane.block().sync_cluster(lane, Location::caller(), |_| {});
 }
 
 #[track_caller]

@@ -49,6 +49,8 @@ pub struct ExecutorConfig {
     /// Whether reading device memory that nothing wrote is a fault, in allocations
     /// [that keep track](super::memory::Allocation::with_init_check). For shared memory it always is.
     pub check_init: bool,
+    /// Whether accesses to shared memory that nothing orders are a fault.
+    pub check_races: bool,
     /// How long a launch may do nothing but poll.
     pub deadline: Duration,
 }
@@ -59,6 +61,7 @@ impl Default for ExecutorConfig {
             num_workers: 0,
             lane_order: LaneOrder::Ascending,
             check_init: true,
+            check_races: true,
             deadline: Duration::from_secs(30),
         }
     }
@@ -125,6 +128,7 @@ impl Executor {
             number: self.num_launches.fetch_add(1, Ordering::Relaxed),
             order: self.config.lane_order,
             check_init: self.config.check_init,
+            check_races: self.config.check_races,
             deadline: self.config.deadline,
             num_clusters,
             next_cluster: AtomicU64::new(0),
@@ -195,6 +199,7 @@ pub(super) struct Launch {
     pub number: u64,
     pub order: LaneOrder,
     pub check_init: bool,
+    pub check_races: bool,
     deadline: Duration,
     num_clusters: u64,
     next_cluster: AtomicU64,

@@ -167,6 +167,9 @@ pub enum Violation {
         /// What the address must be a multiple of.
         alignment: usize,
     },
+    /// Two accesses of shared memory, not both loads, in no order.
+    #[error("data race: {0}")]
+    Race(Box<Race>),
     /// Of bytes that nothing wrote.
     #[error("{access} of {bytes} bytes at {address:#x} reads memory nothing wrote")]
     Uninitialized {
@@ -232,6 +235,66 @@ impl fmt::Display for Access {
             Self::GlobalStore => "store",
             Self::SharedLoad => "shared load",
             Self::SharedStore => "shared store",
+        })
+    }
+}
+
+impl Access {
+    fn verb(self) -> &'static str {
+        match self {
+            Self::GlobalLoad | Self::SharedLoad => "reads",
+            Self::GlobalStore | Self::SharedStore => "writes",
+        }
+    }
+}
+
+/// An access of shared memory, and the one before that it is not ordered after.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Race {
+    /// What accesses it, in words.
+    pub who: String,
+    /// Load or store.
+    pub access: Access,
+    /// Where.
+    pub address: u64,
+    /// How many bytes.
+    pub bytes: usize,
+    /// What has accessed it before, in words.
+    pub other: String,
+    /// How that has.
+    pub other_access: Access,
+    /// The line of the kernel that did that.
+    pub other_site: Site,
+    /// What would order the two.
+    pub missing: Order,
+}
+
+impl fmt::Display for Race {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { who, access, address, bytes, other, other_access, other_site, missing } = self;
+        let (verb, other_verb) = (access.verb(), other_access.verb());
+        write!(f, "{who} {verb} {bytes} bytes at {address:#x} of shared memory, ")?;
+        write!(f, "which {other} {other_verb} at {other_site}, and {missing}")
+    }
+}
+
+/// What orders two accesses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// A barrier between two threads.
+    Barrier,
+    /// A wait for what works beside the threads.
+    Wait,
+    /// A fence between what threads store and what the async proxy sees.
+    ProxyFence,
+}
+
+impl fmt::Display for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Barrier => "no barrier orders the two",
+            Self::Wait => "nothing has waited for that",
+            Self::ProxyFence => "no fence_proxy_async lies between",
         })
     }
 }

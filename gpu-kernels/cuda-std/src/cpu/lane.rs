@@ -13,6 +13,7 @@ use super::block::Block;
 use super::bulk::{Piece, Stores};
 use super::fault::{Site, Violation};
 use super::grid;
+use super::race::{Epoch, Knowledge, ThreadClock, WorkerClock};
 use super::warp::Operation;
 use super::wgmma::Multiplications;
 
@@ -58,6 +59,10 @@ pub(super) struct Lane {
     pub copies: RefCell<Copies>,
     pub stores: RefCell<Stores>,
     pub multiplications: RefCell<Multiplications>,
+    /// Where races are looked for, what the lane knows, and when its copies and stores are done.
+    pub clock: RefCell<ThreadClock>,
+    pub copies_clock: WorkerClock,
+    pub stores_clock: WorkerClock,
     /// As [`is_early`] tells while this lane runs.
     early: Cell<bool>,
     yielder: Cell<*const Yielder<(), ()>>,
@@ -73,6 +78,9 @@ impl Lane {
             copies: RefCell::default(),
             stores: RefCell::default(),
             multiplications: RefCell::default(),
+            clock: RefCell::new(ThreadClock::new(0)),
+            copies_clock: WorkerClock::default(),
+            stores_clock: WorkerClock::default(),
             early: Cell::new(false),
             yielder: Cell::new(ptr::null()),
         }
@@ -84,6 +92,9 @@ impl Lane {
         self.copies.borrow_mut().clear();
         self.stores.borrow_mut().clear();
         self.multiplications.borrow_mut().clear();
+        self.clock.replace(ThreadClock::new(self.block().timeline_of(self.linear)));
+        self.copies_clock.clear();
+        self.stores_clock.clear();
         self.early.set(self.block().launch().is_early);
     }
 
@@ -103,6 +114,28 @@ impl Lane {
     #[inline(always)]
     pub fn bit(&self) -> u32 {
         1 << self.index()
+    }
+
+    /// What is done at `epoch` is known to be done.
+    #[inline(always)]
+    pub fn learn(&self, epoch: Option<Epoch>) {
+        if let Some(epoch) = epoch {
+            self.clock.borrow_mut().learn(epoch);
+        }
+    }
+
+    /// Tells `to` what the lane knows and did, where races are looked for.
+    #[inline(always)]
+    pub fn release(&self, to: &mut Knowledge) {
+        if self.block().launch().check_races {
+            self.clock.borrow_mut().release(to);
+        }
+    }
+
+    /// Takes over what was told.
+    #[inline(always)]
+    pub fn acquire(&self, from: &Knowledge) {
+        self.clock.borrow_mut().acquire(from);
     }
 
     /// From here on the lane may do all that kernels do.

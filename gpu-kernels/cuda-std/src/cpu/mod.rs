@@ -42,9 +42,15 @@
 //! - **Lateness.** Asynchronous copies land as late as the rules allow: at the wait that covers
 //!   them. A missing wait reads what was there before. A warpgroup's multiplications read their
 //!   tiles at that wait, too, and until then their accumulator is NaN.
+//! - **Races.** Two accesses to a byte of shared memory, one of them a store, have something between
+//!   them that orders them: a barrier of the block, the cluster or the warp, an mbarrier, the wait for a
+//!   copy or for a multiplication. For what threads store and the async proxy reads (bulk stores,
+//!   multiplications) or overwrites, that includes
+//!   [`fence_proxy_async`](crate::bulk::fence_proxy_async). A missing one is reported with both lines,
+//!   in whatever order the threads happened to run.
 //! - **Order.** Nothing promises in which order threads run between two waits. A
-//!   [seed](LaneOrder::Seeded) shuffles it, repeatably, so that a missing barrier shows as a wrong
-//!   answer or as a read of poison.
+//!   [seed](LaneOrder::Seeded) shuffles it, repeatably, so that a missing barrier between accesses to
+//!   device memory shows as a wrong answer or as a read of poison.
 //! - **Deadline.** A launch in which all blocks only poll ends after the executor's
 //!   [deadline](ExecutorConfig::deadline). Writes to device memory, and threads that return, count
 //!   as getting on.
@@ -53,9 +59,8 @@
 //! nothing leaks, and a panic in a kernel is a fault too.
 //!
 //! # What it does not model
-//! Time, caches, shared memory banks, and the weak ordering of memory within a block. Proxy fences
-//! do nothing. A kernel that overflows its stack of 256 KiB runs into a guard page, and the process
-//! ends.
+//! Time, caches, shared memory banks, races in device memory and its weak ordering. A kernel that
+//! overflows its stack of 256 KiB runs into a guard page, and the process ends.
 
 pub(crate) mod async_copy;
 pub(crate) mod atomic;
@@ -75,6 +80,7 @@ pub mod memory;
 pub(crate) mod mma;
 mod named_barrier;
 mod order;
+mod race;
 mod shared;
 mod stack;
 pub(crate) mod tensor_map;
@@ -84,7 +90,9 @@ pub(crate) mod warp;
 pub(crate) mod wgmma;
 
 pub use executor::{Executor, ExecutorConfig, LaunchDims, MAX_SHARED_BYTES};
-pub use fault::{Access, BlockIdx, Fault, Refusal, Site, ThreadsWait, Violation, Waits, WaitsFor};
+pub use fault::{
+    Access, BlockIdx, Fault, Order, Race, Refusal, Site, ThreadsWait, Violation, Waits, WaitsFor,
+};
 pub use order::LaneOrder;
 
 /// The names that the PTX side has, too.

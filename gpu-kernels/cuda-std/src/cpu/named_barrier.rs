@@ -2,6 +2,7 @@
 
 use super::fault::Violation;
 use super::lane::{self, Lane};
+use super::race::Knowledge;
 
 /// Barriers of a block; number 0 is that of all threads.
 const NUM_BARRIERS: usize = 16;
@@ -18,6 +19,8 @@ struct NamedBarrier {
     num_arrived: u32,
     /// Threads that wait for the others.
     waiting: Vec<u32>,
+    /// What those know who came.
+    knowledge: Knowledge,
 }
 
 impl NamedBarriers {
@@ -61,14 +64,21 @@ pub(super) fn come(lane: &Lane, id: u32, num_threads: u32, waits: bool) -> bool 
     let barrier = &mut barriers.0[id as usize];
     barrier.num_threads = num_threads;
     barrier.num_arrived += 1;
+    lane.release(&mut barrier.knowledge);
+    if waits {
+        barrier.waiting.push(lane.linear);
+    }
     let is_last = barrier.num_arrived == num_threads;
     if is_last {
         barrier.num_arrived = 0;
+        let knowledge = std::mem::take(&mut barrier.knowledge);
         for thread in barrier.waiting.drain(..) {
-            lane.block().make_ready(thread as usize / 32, 1 << (thread % 32));
+            let block = lane.block();
+            block.lanes[thread as usize].acquire(&knowledge);
+            if thread != lane.linear {
+                block.make_ready(thread as usize / 32, 1 << (thread % 32));
+            }
         }
-    } else if waits {
-        barrier.waiting.push(lane.linear);
     }
     is_last
 }

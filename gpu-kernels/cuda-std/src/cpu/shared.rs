@@ -1,6 +1,7 @@
 //! A block's shared memory, with a mark for each byte that was written.
 
 use std::alloc::{self, Layout};
+use std::cell::{RefCell, RefMut};
 use std::mem::size_of;
 use std::ptr::{self, NonNull};
 
@@ -8,6 +9,7 @@ use super::block::Block;
 use super::fault::{Access, Violation};
 use super::lane;
 use super::memory::{POISON, all_written, mark_written};
+use super::race::{self, Act, Histories};
 
 /// As on the GPU, for the widest swizzle of the copy engine.
 const ALIGNMENT: usize = 1024;
@@ -17,6 +19,7 @@ const ALIGNMENT: usize = 1024;
 pub(super) struct SharedMemory {
     base: NonNull<u8>,
     bytes: usize,
+    histories: RefCell<Histories>,
 }
 
 impl SharedMemory {
@@ -26,7 +29,7 @@ impl SharedMemory {
         // SAFETY: the layout's size is not zero.
         let base = unsafe { alloc::alloc(layout) };
         let base = NonNull::new(base).unwrap_or_else(|| alloc::handle_alloc_error(layout));
-        Self { base, bytes }
+        Self { base, bytes, histories: RefCell::default() }
     }
 
     fn layout(bytes: usize) -> Layout {
@@ -41,6 +44,7 @@ impl SharedMemory {
             self.base.write_bytes(POISON, self.bytes);
             self.base.add(marks_offset(self.bytes)).write_bytes(0, self.bytes);
         }
+        self.histories.borrow_mut().clear();
     }
 }
 
@@ -59,9 +63,7 @@ fn marks_offset(bytes: usize) -> usize {
 /// A place in the block's shared memory.
 #[derive(Clone, Copy)]
 pub struct RawShared {
-    base: *mut u8,
-    /// Of all the block's shared memory.
-    bytes: usize,
+    memory: *const SharedMemory,
     offset: usize,
 }
 
@@ -69,13 +71,23 @@ impl RawShared {
     #[inline(always)]
     #[track_caller]
     pub fn dynamic() -> Self {
-        let shared = &lane::current().block().shared;
-        Self { base: shared.base.as_ptr(), bytes: shared.bytes, offset: 0 }
+        Self { memory: &raw const lane::current().block().shared, offset: 0 }
     }
 
     /// The same place in the shared memory of `block`, which is of the same launch.
     pub(super) fn in_block(self, block: &Block) -> Self {
-        Self { base: block.shared.base.as_ptr(), ..self }
+        Self { memory: &raw const block.shared, ..self }
+    }
+
+    #[inline(always)]
+    fn memory(&self) -> &SharedMemory {
+        // SAFETY: a block with its memory outlives its lanes, whose places these are.
+        unsafe { &*self.memory }
+    }
+
+    /// What was done to the block's memory.
+    pub(super) fn histories(&self) -> RefMut<'_, Histories> {
+        self.memory().histories.borrow_mut()
     }
 
     /// The byte of shared memory, from 0.
@@ -98,8 +110,7 @@ impl RawShared {
     #[track_caller]
     pub unsafe fn load<T: Copy>(self, byte_idx: usize) -> T {
         const { assert_element::<T>() };
-        let place = self.offset_bytes(byte_idx).check_load(size_of::<T>(), size_of::<T>());
-        place.cast::<T>().read()
+        self.offset_bytes(byte_idx).read()
     }
 
     #[inline(always)]
@@ -112,13 +123,13 @@ impl RawShared {
     #[inline(always)]
     #[track_caller]
     pub unsafe fn load_x2(self, byte_idx: usize) -> [u32; 2] {
-        self.offset_bytes(byte_idx).check_load(8, 8).cast::<[u32; 2]>().read()
+        self.offset_bytes(byte_idx).read()
     }
 
     #[inline(always)]
     #[track_caller]
     pub unsafe fn load_x4(self, byte_idx: usize) -> [u32; 4] {
-        self.offset_bytes(byte_idx).check_load(16, 16).cast::<[u32; 4]>().read()
+        self.offset_bytes(byte_idx).read()
     }
 
     #[inline(always)]
@@ -133,10 +144,34 @@ impl RawShared {
         self.offset_bytes(byte_idx).write(value);
     }
 
+    /// The value at this place, aligned to its size.
+    #[inline(always)]
+    #[track_caller]
+    unsafe fn read<T: Copy>(self) -> T {
+        let value = self.peek();
+        race::note(Act::Load, self, size_of::<T>());
+        value
+    }
+
+    /// As `read`, for what is noted elsewhere.
+    #[inline(always)]
+    #[track_caller]
+    pub(super) unsafe fn peek<T: Copy>(self) -> T {
+        self.check_load(size_of::<T>(), size_of::<T>()).cast::<T>().read()
+    }
+
     /// Writes a value at this place, aligned to its size.
     #[inline(always)]
     #[track_caller]
     unsafe fn write<T: Copy>(self, value: T) {
+        race::note(Act::Store, self, size_of::<T>());
+        self.poke(value);
+    }
+
+    /// As `write`, for what is noted elsewhere.
+    #[inline(always)]
+    #[track_caller]
+    pub(super) unsafe fn poke<T: Copy>(self, value: T) {
         let place = self.check_store(size_of::<T>(), size_of::<T>());
         mark_written(self.marks(), size_of::<T>());
         place.cast::<T>().write(value);
@@ -185,7 +220,8 @@ impl RawShared {
     #[inline(always)]
     #[track_caller]
     pub(super) fn check(self, bytes: usize, alignment: usize, access: Access) {
-        let in_bounds = self.bytes.checked_sub(bytes).is_some_and(|last| self.offset <= last);
+        let in_bounds =
+            self.memory().bytes.checked_sub(bytes).is_some_and(|last| self.offset <= last);
         if !in_bounds || !self.offset.is_multiple_of(alignment) {
             self.refuse(in_bounds, bytes, alignment, access);
         }
@@ -199,18 +235,19 @@ impl RawShared {
         if in_bounds {
             lane::raise(Violation::Misaligned { access, address, bytes, alignment });
         }
-        let bounds = format!("the block has {} bytes of shared memory", self.bytes);
+        let bounds = format!("the block has {} bytes of shared memory", self.memory().bytes);
         lane::raise(Violation::OutOfBounds { access, address, bytes, bounds })
     }
 
     #[inline(always)]
     pub(super) fn place(self) -> *mut u8 {
-        self.base.wrapping_add(self.offset)
+        self.memory().base.as_ptr().wrapping_add(self.offset)
     }
 
     #[inline(always)]
     fn marks(self) -> *mut u8 {
-        self.base.wrapping_add(marks_offset(self.bytes) + self.offset)
+        let SharedMemory { base, bytes, .. } = self.memory();
+        base.as_ptr().wrapping_add(marks_offset(*bytes) + self.offset)
     }
 }
 

@@ -10,6 +10,7 @@ use super::cluster;
 use super::fault::{Access, Violation};
 use super::global::RawGlobal;
 use super::lane;
+use super::race;
 use super::shared::RawShared;
 
 /// Pieces that the copy engine moves, and what addresses and strides of tensors are multiples of.
@@ -345,7 +346,7 @@ fn load_in<const RANK: usize>(
     let mut pieces = Vec::new();
     for (shared, byte, bytes) in tiles.places(dst, at) {
         let (global, is_written) = tiles.view.check_tile_load(byte, bytes, tiles.element_bytes);
-        pieces.push(Piece { shared, global, bytes, is_written });
+        pieces.push(Piece { shared, global, bytes, is_written, done: None });
     }
     issue_load(block, dst, bytes, pieces, barrier);
 }
@@ -368,7 +369,8 @@ pub unsafe fn store<const RANK: usize>(map: &RawTensorMap<RANK>, at: [i32; RANK]
     let mut stores = lane::current().stores.borrow_mut();
     for (shared, byte, bytes) in tiles.places(src, at) {
         shared.check_load(bytes, 1);
+        let done = race::note_bulk_store(shared, bytes);
         let global = tiles.view.check_store(byte, bytes, tiles.element_bytes);
-        stores.push(Piece { shared, global, bytes, is_written: true });
+        stores.push(Piece { shared, global, bytes, is_written: true, done });
     }
 }

@@ -146,6 +146,11 @@ pub(super) fn collective<const IN: usize, const OUT: usize>(
     if waiting & mask == mask {
         check_same(operation, mask, site, warp);
         complete(operation, mask, site, warp);
+        if operation == Operation::Sync {
+            block.share_knowledge(
+                lanes_of(mask).map(|other| &block.lanes[32 * idx + other as usize]),
+            );
+        }
         warp.waiting.set(waiting & !mask);
         let others = mask & !lane.bit();
         if others != 0 {
@@ -250,7 +255,7 @@ fn complete(operation: Operation, mask: u32, site: Caller, warp: &Warp) {
     }
 }
 
-fn lanes_of(mask: u32) -> impl Iterator<Item = u32> {
+fn lanes_of(mask: u32) -> impl Iterator<Item = u32> + Clone {
     (0..32).filter(move |lane| mask >> lane & 1 == 1)
 }
 

@@ -15,6 +15,8 @@ use super::element::{Element, K, K_BYTES, Row};
 use super::fault::Violation;
 use super::groups::Groups;
 use super::lane::{self, Caller, Lane, Wait};
+use super::race::{self, Epoch, Worker, WorkerClock};
+use super::shared::RawShared;
 use super::tile::{PIECE_BYTES, bytes_of, check_tile, check_transposed, start_of};
 use super::warp::{Operation, collective};
 
@@ -41,7 +43,16 @@ pub(super) struct Warpgroup {
     /// What they bring to this meeting, and what they brought to the last one: until all have come
     /// again, all have taken it from there.
     brought: RefCell<Fragments>,
-    met: RefCell<Rc<Fragments>>,
+    met: RefCell<Rc<Met>>,
+    /// Where races are looked for, when its multiplications are done.
+    clock: WorkerClock,
+}
+
+/// What the threads of a warpgroup have from a meeting.
+struct Met {
+    fragments: Fragments,
+    /// When the multiplication that they start is done.
+    done: Option<Epoch>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -57,9 +68,15 @@ struct Call {
 }
 
 impl Warpgroup {
-    pub fn reset(&self) {
+    fn reset(&self) {
         self.num_arrived.set(0);
         self.call.set(None);
+    }
+
+    /// Readies it for the next block.
+    pub fn clear(&self) {
+        self.reset();
+        self.clock.clear();
     }
 }
 
@@ -70,7 +87,8 @@ pub(super) fn warpgroups(num_lanes: usize) -> Vec<Warpgroup> {
         num_arrived: Cell::new(0),
         call: Cell::new(None),
         brought: RefCell::new(nothing),
-        met: RefCell::new(Rc::new(nothing)),
+        met: RefCell::new(Rc::new(Met { fragments: nothing, done: None })),
+        clock: WorkerClock::default(),
     };
     (0..num_lanes / NUM_THREADS as usize).map(warpgroup).collect()
 }
@@ -86,8 +104,14 @@ pub unsafe fn settle<const REGISTERS: usize>(_sums: &mut [f32; REGISTERS]) {}
 #[inline(always)]
 pub unsafe fn take_registers<const REGISTERS: u32>() {}
 
-/// Waits until the whole warpgroup has made the same call; returns what each thread brought.
-fn meet(lane: &Lane, call: Call, fragment: Fragment) -> Rc<Fragments> {
+/// Waits until the whole warpgroup has made the same call; returns what each thread brought. The last
+/// to come calls `start` for all, with the threads.
+fn meet(
+    lane: &Lane,
+    call: Call,
+    fragment: Fragment,
+    start: impl FnOnce(&Warpgroup, &[Lane]) -> Option<Epoch>,
+) -> Rc<Met> {
     let block = lane.block();
     let idx = (lane.linear / NUM_THREADS) as usize;
     let Some(warpgroup) = block.warpgroups.get(idx) else {
@@ -105,8 +129,10 @@ fn meet(lane: &Lane, call: Call, fragment: Fragment) -> Rc<Fragments> {
         lane.suspend();
     } else {
         warpgroup.reset();
-        let brought: Fragments = *warpgroup.brought.borrow();
-        *warpgroup.met.borrow_mut() = Rc::new(brought);
+        let threads = NUM_THREADS as usize;
+        let done = start(warpgroup, &block.lanes[threads * idx..threads * (idx + 1)]);
+        let fragments: Fragments = *warpgroup.brought.borrow();
+        *warpgroup.met.borrow_mut() = Rc::new(Met { fragments, done });
         let own_warp = lane.linear as usize / 32;
         for warp in WARPS * idx..WARPS * (idx + 1) {
             block.make_ready(warp, if warp == own_warp { !lane.bit() } else { FULL_MASK });
@@ -145,6 +171,8 @@ struct Multiplication {
     b: OperandB<u8>,
     accumulate: bool,
     element: Element,
+    /// Where races are looked for, when it is done.
+    done: Option<Epoch>,
 }
 
 /// The two rows of A that a thread multiplies.
@@ -260,11 +288,12 @@ impl Multiplications {
     }
 
     /// Computes what is in closed groups but for the `num_newest` newest, as thread `thread` of
-    /// its warpgroup.
+    /// its warpgroup; returns when the last of it is done.
     #[track_caller]
-    fn compute(&mut self, num_newest: u32, thread: u32) {
+    fn compute(&mut self, num_newest: u32, thread: u32) -> Option<Epoch> {
         let mut due = Vec::new();
         self.groups.land(num_newest, |multiplication| due.push(multiplication));
+        let done = due.last().and_then(|multiplication| multiplication.done);
         for multiplication in due {
             if let RowsOfA::InRegisters { lent: address, .. } = multiplication.a
                 && let Some(lent) = self.lent.iter_mut().find(|lent| lent.address == address)
@@ -276,6 +305,7 @@ impl Multiplications {
             accumulator.num_in_flight -= 1;
             multiplication.compute(&mut accumulator.values, thread);
         }
+        done
     }
 
     /// The values of an accumulator that nothing in flight owns, which thereby goes back.
@@ -320,7 +350,7 @@ impl Multiplication {
         let in_word = self.element.num_columns() / (K_BYTES / size_of::<u32>());
         for (i, piece) in elements.chunks_exact_mut(4 * in_word).take(2).enumerate() {
             // SAFETY: bounds and initialisation are checked.
-            let words = unsafe { tile.place(row, i * PIECE_BYTES).load_x4(0) };
+            let words: [u32; 4] = unsafe { tile.place(row, i * PIECE_BYTES).raw.peek() };
             for (elements, word) in piece.chunks_exact_mut(in_word).zip(words) {
                 self.element.unpack(word, elements);
             }
@@ -335,11 +365,42 @@ impl Multiplication {
         let [left, right] = &mut columns;
         for (k, (left, right)) in left.iter_mut().zip(right).take(K).enumerate() {
             // SAFETY: bounds and initialisation are checked.
-            let word = unsafe { tile.place(k, column).cast::<u32>().load(0) };
+            let word = unsafe { tile.place(k, column).raw.peek() };
             [*left, *right] = self.element.pair(word);
         }
         columns
     }
+}
+
+/// What a multiplication reads of A in shared memory.
+fn pieces_of_a(a: OperandA<'_, u8>) -> impl Iterator<Item = (RawShared, usize)> {
+    let tile = match a {
+        OperandA::Tile(tile) => Some(tile),
+        OperandA::Registers(_) => None,
+    };
+    tile.into_iter().flat_map(|tile| pieces_of_rows(tile, M))
+}
+
+/// What a multiplication of `columns` columns reads of B.
+fn pieces_of_b(b: OperandB<u8>, columns: usize) -> impl Iterator<Item = (RawShared, usize)> {
+    let (rows, panels) = match b {
+        OperandB::Tile(tile) => (Some(tile), None),
+        OperandB::Transposed(tile) => (None, Some(tile)),
+    };
+    let of_rows = rows.into_iter().flat_map(move |tile| pieces_of_rows(tile, columns));
+    of_rows.chain(panels.into_iter().flat_map(move |tile| {
+        let columns = (0..columns).step_by(PIECE_BYTES / size_of::<u16>());
+        let places = (0..K).flat_map(move |k| columns.clone().map(move |column| (k, column)));
+        // SAFETY: an address, which was checked.
+        places.map(move |(k, column)| (unsafe { tile.place(k, column) }.raw, PIECE_BYTES))
+    }))
+}
+
+fn pieces_of_rows(tile: SwizzledTile<u8>, rows: usize) -> impl Iterator<Item = (RawShared, usize)> {
+    (0..rows).flat_map(move |row| {
+        // SAFETY: an address, which was checked.
+        [0, PIECE_BYTES].map(|byte| (unsafe { tile.place(row, byte) }.raw, PIECE_BYTES))
+    })
 }
 
 /// Rows of A that thread `thread` multiplies, from what the threads of its row hold.
@@ -468,19 +529,27 @@ unsafe fn multiply_elements<const REGISTERS: usize>(
         site,
     };
     let lane = lane::current();
-    let fragments = meet(lane, call, fragment);
+    let met = meet(lane, call, fragment, |warpgroup, threads| {
+        race::watched()?;
+        let timelines = lane.block().timelines();
+        let done = warpgroup.clock.next(timelines, Worker::Multiplication);
+        let pieces = pieces_of_a(a).chain(pieces_of_b(b, 2 * REGISTERS));
+        race::note_multiplication(threads, pieces, done, site);
+        Some(done)
+    });
     let mut multiplications = lane.multiplications.borrow_mut();
     let a = match a {
         OperandA::Tile(tile) => Ok(RowsOfA::InTile(tile)),
         OperandA::Registers(registers) => {
-            let rows = Box::new(rows_of(lane.linear % NUM_THREADS, &fragments, element));
+            let rows = Box::new(rows_of(lane.linear % NUM_THREADS, &met.fragments, element));
             let lent = address_of(registers);
             multiplications.read_lent(lent, fragment).map(|()| RowsOfA::InRegisters { lent, rows })
         }
     };
     let issued = a.and_then(|a| {
         let accumulator = address_of(d);
-        let multiplication = Multiplication { accumulator, a, b, accumulate, element };
+        let done = met.done;
+        let multiplication = Multiplication { accumulator, a, b, accumulate, element, done };
         multiplications.issue(d, multiplication)
     });
     drop(multiplications);
@@ -501,7 +570,7 @@ pub unsafe fn wait_group<const N: u32, const REGISTERS: usize>(d: &mut [f32; REG
     sync_warp(Operation::WgmmaWaitGroup, site);
     let lane = lane::current();
     let mut multiplications = lane.multiplications.borrow_mut();
-    multiplications.compute(N, lane.linear % NUM_THREADS);
+    lane.learn(multiplications.compute(N, lane.linear % NUM_THREADS));
     if let Some(values) = multiplications.take_back(address_of(d)) {
         d.copy_from_slice(&values);
     }
@@ -515,5 +584,5 @@ pub unsafe fn wait_group<const N: u32, const REGISTERS: usize>(d: &mut [f32; REG
         accumulate: false,
         site,
     };
-    meet(lane, call, Fragment::default());
+    meet(lane, call, Fragment::default(), |_, _| None);
 }

@@ -14,16 +14,23 @@ pub fn config() -> ExecutorConfig {
         num_workers: 2,
         lane_order: LaneOrder::Ascending,
         check_init: true,
+        check_races: true,
         deadline: Duration::from_millis(300),
     }
 }
 
+/// One worker, which runs lanes in an order of its own.
 pub fn seeded(seed: u64) -> Executor {
-    Executor::new(ExecutorConfig {
-        lane_order: LaneOrder::Seeded(seed),
-        num_workers: 1,
-        ..config()
-    })
+    Executor::new(seeded_config(seed))
+}
+
+pub fn seeded_config(seed: u64) -> ExecutorConfig {
+    ExecutorConfig { lane_order: LaneOrder::Seeded(seed), num_workers: 1, ..config() }
+}
+
+/// Lets races be, so that what comes of them shows.
+pub fn lets_races_be(config: ExecutorConfig) -> Executor {
+    Executor::new(ExecutorConfig { check_races: false, ..config })
 }
 
 pub fn dims(blocks: u32, threads: u32, shared_bytes: u32) -> LaunchDims {
