@@ -147,12 +147,10 @@ fn equals_transformers(devices: &[Device]) {
     for family in FAMILIES {
         let references = references(family);
         let mut engine = engine_of(family, devices, OPTIONS);
-        let mut sequences: Vec<Sequence> = (0..)
-            .zip(&references)
-            .map(|(i, r)| Sequence::new(i, &r.prompt, 2 * i as u32, 1 + 4 * i as u32))
-            .collect();
+        let mut sequences: Vec<Sequence> =
+            (0..).zip(&references).map(|(i, r)| Sequence::new(i, &r.prompt, i as u32, 1)).collect();
         for sequence in &mut sequences {
-            // The first prompt takes two pages in the end.
+            // The first prompt takes two pages in the end. Both have the same slots, of other ranks.
             for (i, page) in (0..).zip(&mut sequence.pages) {
                 page.rank = (page.rank + num_locations - 2 + i) % num_locations;
             }
@@ -247,9 +245,10 @@ fn chunks_graphs_and_single_launches_agree_on_a_gpu() {
 
 #[test]
 fn pages_move_between_tiers_and_engines_in_the_middle_of_a_sequence() {
-    let device = Device::cpu();
+    let devices = World::cpu(2).devices().to_vec();
     let Expected { prompt, tokens, .. } = references("qwen3").remove(0);
-    let mut first = engine("qwen3", &device, OPTIONS);
+    let mut first = engine_of("qwen3", &devices, OPTIONS);
+    assert_eq!(first.pages().num_pages(), [12, 12, 6], "here, with the peer, with the host");
     let mut sequences = [Sequence::new(1, &prompt, 0, 0)];
     let mut handed_over = Vec::new();
     let all = sequences[0].next(usize::MAX / 2);
@@ -262,21 +261,29 @@ fn pages_move_between_tiers_and_engines_in_the_middle_of_a_sequence() {
     sequences[0].tokens.push(answers[0].token);
     assert_eq!(handed_over.len(), first.limits().num_layers);
 
-    // To host memory, and on from there.
-    let hosted: Vec<Location> = (2..6).map(|slot| Location { rank: 1, slot }).collect();
-    let copies: Vec<PageCopy> = all
-        .pages
-        .iter()
-        .zip(&hosted)
-        .map(|(&source, &destination)| PageCopy { source, destination })
-        .collect();
-    first.pages().copy(&copies).unwrap();
-    sequences[0].pages = hosted;
-    step(&mut first, &mut sequences, 1);
-    assert_eq!(sequences[0].tokens[prompt.len()..], tokens[..2]);
+    // To the memory of the peer, to the host's, and on from there; slots that were left hold other
+    // tokens' pages.
+    let other = [5; 40];
+    for (num_given, (rank, first_slot)) in (2..).zip([(1, 8), (2, 2)]) {
+        let (before, slots) = (sequences[0].pages.clone(), first_slot..first_slot + 4);
+        let moved: Vec<Location> = slots.map(|slot| Location { rank, slot }).collect();
+        let copy = |(&source, &destination)| PageCopy { source, destination };
+        let copies: Vec<PageCopy> = before.iter().zip(&moved).map(copy).collect();
+        let pages = first.pages();
+        let was: Vec<Vec<u8>> = (0..2).map(|l| pages.export(l, &before).unwrap()).collect();
+        pages.copy(&copies).unwrap();
+        for (layer, was) in was.iter().enumerate() {
+            assert!(pages.export(layer, &moved).unwrap() == *was, "layer {layer} to rank {rank}");
+        }
+        let mut intruder = [Sequence { pages: before, ..Sequence::new(2, &other, 0, 0) }];
+        step(&mut first, &mut intruder, other.len());
+        sequences[0].pages = moved;
+        step(&mut first, &mut sequences, 1);
+        assert_eq!(sequences[0].tokens[prompt.len()..], tokens[..num_given], "from rank {rank}");
+    }
 
     // To another engine, after the prompt.
-    let mut second = engine("qwen3", &device, OPTIONS);
+    let mut second = engine("qwen3", &devices[0], OPTIONS);
     let mut moved = [Sequence::new(1, &prompt, 0, 5)];
     moved[0].tokens.push(tokens[0]);
     moved[0].num_cached = prompt.len();

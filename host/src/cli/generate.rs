@@ -226,3 +226,16 @@ fn report(num_prompt: usize, first_after: Duration, mut steps: Vec<Duration>) {
     }
     println!();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_pages_are_far_and_the_others_local() {
+        let pages = PagePlaces { num_far: 2 };
+        let places = [0, 1, 2, 3].map(|page| pages.of_page(page));
+        let place = |(rank, slot)| Location { rank, slot };
+        assert_eq!(places, [(1, 0), (1, 1), (0, 0), (0, 1)].map(place));
+    }
+}
