@@ -213,11 +213,30 @@ impl<T: Gating> Prepared for TopkBench<T> {
 
     fn corrupt(&mut self) -> Result<()> {
         let input = self.inputs.last().context("no inputs")?;
-        // The last expert of the last token had one of the other logits.
-        let last = input.gating_output.len() - 1;
-        let corrupted = T::from_f32(if input.logits[last] > 0.0 { -50.0 } else { 50.0 });
-        let row = self.topk.shape().num_experts as usize;
-        let values = vec![corrupted; row.div_ceil(2)];
-        Ok(self.stream.upload(&values, input.gating_output.slice(last + 1 - values.len()..))?)
+        // The last token chooses among the last half of the experts, all alike. That they were not
+        // chosen any more would show only if one of them was before.
+        let num_experts = self.topk.shape().num_experts as usize;
+        let values = vec![T::from_f32(50.0); num_experts.div_ceil(2)];
+        let first = input.gating_output.len() - values.len();
+        Ok(self.stream.upload(&values, input.gating_output.slice(first..))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_corrupted_input_is_noticed_whatever_the_seed() {
+        let device = [Device::cpu()];
+        for shape in MoeTopk.shapes(ShapeSet::Tiny) {
+            for seed in (0..32).chain([6_753_405_851_887_546_975]) {
+                let mut prepared = shape.prepare(&device, seed).unwrap();
+                prepared.corrupt().unwrap();
+                for variant in Variant::BOTH {
+                    assert!(prepared.verify(variant).is_err(), "{}, seed {seed}", shape.name);
+                }
+            }
+        }
     }
 }
