@@ -1,5 +1,6 @@
 //! Work that was given to a stream once, to run any number of times.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use super::cuda::GpuGraph;
@@ -17,7 +18,7 @@ pub(super) struct GraphWork {
     pub(super) replay: Replay,
     pub(super) kernels: Vec<&'static str>,
     /// Memory that the copies use; dropped after `replay`.
-    pub(super) _kept: Vec<Kept>,
+    pub(super) _kept: KeptOnce,
 }
 
 pub(super) enum Replay {
@@ -35,6 +36,20 @@ impl Graph {
 /// Something that pending work uses.
 pub(super) type Kept = Arc<dyn Send + Sync>;
 
+/// What pending work uses, by its address: a model's launches all use the same few hundred allocations.
+#[derive(Default)]
+pub(super) struct KeptOnce(HashMap<usize, Kept>);
+
+impl KeptOnce {
+    pub(super) fn add(&mut self, new: Kept) {
+        self.0.entry(Arc::as_ptr(&new).addr()).or_insert(new);
+    }
+
+    pub(super) fn add_all(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+}
+
 /// One operation of a CPU stream, with all it needs.
 pub(super) type Step = Box<dyn Fn() -> Result<()> + Send + Sync>;
 
@@ -47,7 +62,7 @@ pub(super) struct Captured {
     /// On the CPU; a GPU's driver has its own list.
     pub(super) steps: Vec<Step>,
     pub(super) kernels: Vec<&'static str>,
-    pub(super) kept: Vec<Kept>,
+    pub(super) kept: KeptOnce,
 }
 
 impl Recorder {

@@ -9,7 +9,7 @@ use cuda_std::Kernel;
 use super::cpu::CpuDevice;
 use super::cuda::{FillPattern, GpuStream, StreamFailure};
 use super::event::EventKind;
-use super::graph::{Captured, GraphWork, Kept, Recorder, Replay};
+use super::graph::{Captured, GraphWork, KeptOnce, Recorder, Replay};
 use super::memory::{Extent, Memory};
 use super::{Device, DeviceError, Event, Graph, Kind, LaunchDims, Result, Slice, lock};
 
@@ -50,7 +50,7 @@ enum StreamKind {
 #[derive(Default)]
 struct Pending {
     kernels: Vec<&'static str>,
-    kept: Vec<Kept>,
+    kept: KeptOnce,
 }
 
 impl Pending {
@@ -61,13 +61,6 @@ impl Pending {
         if self.kernels.len() > KERNELS_NAMED {
             self.kernels.remove(0);
         }
-    }
-}
-
-/// Adds `new` unless it is there: a pool's copies all use the same few allocations.
-fn keep(kept: &mut Vec<Kept>, new: Kept) {
-    if !kept.iter().any(|old| Arc::as_ptr(old).addr() == Arc::as_ptr(&new).addr()) {
-        kept.push(new);
     }
 }
 
@@ -327,7 +320,7 @@ impl Stream {
                 stream.replay(captured)?;
                 let mut pending = lock(pending);
                 graph.work.kernels.iter().for_each(|kernel| pending.launched(kernel));
-                keep(&mut pending.kept, graph.work.clone());
+                pending.kept.add(graph.work.clone());
                 Ok(())
             }
             (StreamKind::Cpu(_), Replay::Cpu(steps)) => steps.iter().try_for_each(|step| step()),
@@ -358,8 +351,8 @@ impl Stream {
     fn keep_memory(&self, memory: &Memory) {
         let new = memory.kept();
         match (self.open_recorder(), &self.kind) {
-            (Some(recorder), _) => recorder.note(|captured| keep(&mut captured.kept, new)),
-            (None, StreamKind::Cuda { pending, .. }) => keep(&mut lock(pending).kept, new),
+            (Some(recorder), _) => recorder.note(|captured| captured.kept.add(new)),
+            (None, StreamKind::Cuda { pending, .. }) => lock(pending).kept.add(new),
             (None, StreamKind::Cpu(_)) => {}
         }
     }
@@ -413,7 +406,7 @@ impl Stream {
         };
         let mut pending = lock(pending);
         pending.kernels.splice(0..0, before.kernels);
-        before.kept.into_iter().for_each(|kept| keep(&mut pending.kept, kept));
+        pending.kept.add_all(before.kept);
         not_done
     }
 
