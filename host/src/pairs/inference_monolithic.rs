@@ -1,7 +1,7 @@
 //! Pair `inference_monolithic`: decode steps launch by launch, the token chosen by the host, against the
 //! same kernels as one graph, the token chosen on the device.
 
-use super::generation_bench::GenerationCase;
+use super::generation_bench::shapes_of;
 use crate::harness::{Pair, Shape, ShapeSet, Variant};
 use crate::model::config::{FeedForward, NamedShape};
 use crate::model::{Issue, ModelConfig};
@@ -39,6 +39,7 @@ impl Pair for InferenceMonolithic {
     }
 
     fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
+        let shape = shapes_of([Issue::HostSampled, Issue::Graph]);
         let dense = || NamedShape::Llama8B.config();
         let experts = || NamedShape::QwenMoe.config();
         match set {
@@ -76,14 +77,4 @@ fn published_model() -> ModelConfig {
         feed_forward: vec![FeedForward::Dense { intermediate: 2048 }; 8],
         ..NamedShape::Llama8B.config()
     }
-}
-
-fn shape(
-    name: &str,
-    config: ModelConfig,
-    batch: usize,
-    [prompt_tokens, new_tokens]: [usize; 2],
-) -> Shape {
-    let issues = [Issue::HostSampled, Issue::Graph];
-    GenerationCase { config, batch, prompt_tokens, new_tokens, issues }.shape(name)
 }

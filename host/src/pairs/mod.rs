@@ -47,18 +47,12 @@ mod serving_model;
 mod shared_expert;
 mod wide_ep;
 
-pub use append_bench::AppendBench;
-pub use attention_sizes::AttentionSizes;
 pub use continuous_batching::ContinuousBatching;
-pub use decode_batch::{BatchElement, DecodeBatch, DecodeWorkload};
-pub use decode_bench::DecodeBench;
 pub use disaggregated_inference::DisaggregatedInference;
 pub use expert_gemm::ExpertGemm;
 pub use expert_gemm_fp8::ExpertGemmFp8;
-pub use far_bench::{FarBench, FarRun, FarWay};
-pub use far_grid::{FarGrid, FarGridRow, far_grid, is_far, measured_costs};
+pub use far_grid::{FarGrid, FarGridRow, far_grid, measured_costs};
 pub use gemm::Gemm;
-pub use generation_bench::{GenerationBench, GenerationCase};
 pub use inference_monolithic::InferenceMonolithic;
 pub use kv_append::KvAppend;
 pub use kv_cache_management::KvCacheManagement;
@@ -70,13 +64,22 @@ pub use moe_routing::MoeRouting;
 pub use moe_topk::MoeTopk;
 pub use paged_attention::PagedAttention;
 pub use paged_prefill::PagedPrefill;
-pub use prefill_batch::{PrefillBatch, PrefillWorkload};
-pub use prefill_bench::PrefillBench;
 pub use prefill_decode_disagg::PrefillDecodeDisagg;
 pub use rms_norm::RmsNorm;
 pub use sampling::Sampling;
 pub use shared_expert::SharedExpert;
 pub use wide_ep::WideEp;
+
+pub(crate) use append_bench::AppendBench;
+pub(crate) use decode_batch::{BatchElement, DecodeBatch, DecodeWorkload};
+pub(crate) use decode_bench::DecodeBench;
+pub(crate) use far_bench::{FarBench, FarWay};
+pub(crate) use far_grid::is_far;
+pub(crate) use prefill_batch::{PrefillBatch, PrefillWorkload};
+pub(crate) use prefill_bench::PrefillBench;
+
+use attention_sizes::AttentionSizes;
+use far_bench::FarRun;
 
 use anyhow::Result;
 use gpu_kernels::contract::Work;

@@ -1,7 +1,7 @@
 //! Pair `moe_inference`: decode steps of a mixture of experts, expert by expert after the host has read
 //! how many tokens each has, against routing and products that stay on the device.
 
-use super::generation_bench::GenerationCase;
+use super::generation_bench::shapes_of;
 use crate::harness::{Pair, Shape, ShapeSet, Variant};
 use crate::model::config::{Experts, Family, FeedForward, NamedShape};
 use crate::model::{Issue, ModelConfig};
@@ -31,6 +31,7 @@ impl Pair for MoeInference {
     }
 
     fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
+        let shape = shapes_of([Issue::ExpertByExpert, Issue::Graph]);
         let qwen = || NamedShape::QwenMoe.config();
         match set {
             ShapeSet::SeedParity => vec![
@@ -70,14 +71,4 @@ fn published_model() -> ModelConfig {
         feed_forward: vec![dense, dense, dense, experts, dense, dense, dense, experts],
         ..NamedShape::Llama8B.config()
     }
-}
-
-fn shape(
-    name: &str,
-    config: ModelConfig,
-    batch: usize,
-    [prompt_tokens, new_tokens]: [usize; 2],
-) -> Shape {
-    let issues = [Issue::ExpertByExpert, Issue::Graph];
-    GenerationCase { config, batch, prompt_tokens, new_tokens, issues }.shape(name)
 }
