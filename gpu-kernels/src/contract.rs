@@ -38,6 +38,27 @@ pub fn require(
     if holds { Ok(()) } else { Err(ContractError::new(argument, needed, got)) }
 }
 
+/// Most blocks of a grid in `y`.
+pub const MAX_GRID_Y: u32 = 65_535;
+/// Shared memory that a block may have on Hopper.
+pub const MAX_SHARED_BYTES: usize = 227 * 1024;
+
+/// `Ok` if a size is from 1 to `most`.
+pub fn require_up_to(argument: &str, most: u32, got: u32) -> Result<(), ContractError> {
+    require((1..=most).contains(&got), argument, format_args!("1 to {most}"), got)
+}
+
+/// `Ok` if a size is a multiple of `step` from there to `most`.
+pub fn require_multiple(
+    argument: &str,
+    step: u32,
+    most: u32,
+    got: u32,
+) -> Result<(), ContractError> {
+    let is_multiple = (1..=most).contains(&got) && got.is_multiple_of(step);
+    require(is_multiple, argument, format_args!("a multiple of {step} up to {most}"), got)
+}
+
 /// `Ok` if an argument has the length its shape asks for.
 pub fn require_len(argument: &str, needed: usize, got: usize) -> Result<(), ContractError> {
     require(needed == got, argument, format!("{needed} elements long"), got)

@@ -140,24 +140,13 @@ impl KvPageShape {
         KvStrides { token, head, value: half_page, page: 2 * half_page }
     }
 
-    /// Refuses shapes that no kernel takes: pages of 1 to 64 tokens, heads of a whole number of
-    /// 16-byte pieces.
+    /// Refuses shapes that no kernel takes: pages of 1 to 64 tokens and 1 to 256 heads, heads of a
+    /// whole number of 16-byte pieces up to 256 elements.
     #[cfg(feature = "host")]
     pub fn check(&self) -> Result<(), crate::contract::ContractError> {
-        use crate::contract::require;
-        require((1..=64).contains(&self.page_size), "page_size", "1 to 64", self.page_size)?;
-        require(
-            (1..=256).contains(&self.num_kv_heads),
-            "num_kv_heads",
-            "1 to 256",
-            self.num_kv_heads,
-        )?;
-        let piece = 16 / self.element.bytes();
-        require(
-            (piece..=256).contains(&self.head_dim) && self.head_dim.is_multiple_of(piece),
-            "head_dim",
-            std::format!("a multiple of {piece} from {piece} to 256"),
-            self.head_dim,
-        )
+        use crate::contract::{require_multiple, require_up_to};
+        require_up_to("page_size", 64, self.page_size)?;
+        require_up_to("num_kv_heads", 256, self.num_kv_heads)?;
+        require_multiple("head_dim", 16 / self.element.bytes(), 256, self.head_dim)
     }
 }

@@ -10,11 +10,13 @@
 
 use std::format;
 
-use crate::contract::{ContractError, require};
+use crate::contract::{ContractError, require, require_multiple, require_up_to};
 use crate::token_unpack::SCALE_BLOCK;
 
 /// Largest row.
 const MAX_HIDDEN: u32 = 1 << 20;
+/// Most slots of a token.
+const MAX_TOP_K: u32 = 512;
 
 /// How the elements of a row lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,14 +57,16 @@ impl TokenRows {
     pub fn check(&self) -> Result<(), ContractError> {
         let Self { num_tokens, top_k, hidden, num_max_rows, .. } = *self;
         let multiple = 16 / self.element_bytes();
-        require(
-            (1..=MAX_HIDDEN).contains(&hidden) && hidden.is_multiple_of(multiple),
-            "hidden",
-            format!("a multiple of {multiple} up to {MAX_HIDDEN}"),
-            hidden,
-        )?;
-        require((1..=512).contains(&top_k), "top_k", "1 to 512", top_k)?;
+        require_multiple("hidden", multiple, MAX_HIDDEN, hidden)?;
+        require_up_to("top_k", MAX_TOP_K, top_k)?;
         require(num_tokens <= 1 << 20, "num_tokens", "at most 2^20", num_tokens)?;
+        let num_scales = u64::from(num_tokens) * u64::from(self.num_scales());
+        require(
+            u32::try_from(num_scales).is_ok(),
+            "num_tokens",
+            "such that they have fewer than 2^32 scales",
+            format!("{num_tokens} of {} scales", self.num_scales()),
+        )?;
         require(num_max_rows <= 1 << 30, "num_max_rows", "at most 2^30", num_max_rows)
     }
 

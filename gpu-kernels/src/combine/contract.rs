@@ -12,6 +12,7 @@ use crate::dispatch::contract::{ExchangeLaunch, ExchangeShape};
 impl ExchangeLaunch {
     /// Refuses what the kernel that pushes does not take.
     pub fn check_push(&self) -> Result<(), ContractError> {
+        self.check_blocks()?;
         require(self.num_senders > 0, "num_senders", "at least 1", self.num_senders)?;
         require(
             self.num_blocks > self.num_senders,
@@ -23,10 +24,11 @@ impl ExchangeLaunch {
 
     /// Refuses what the kernel that pulls does not take.
     pub fn check_pull(&self) -> Result<(), ContractError> {
+        self.check_blocks()?;
         require(
-            self.num_blocks > 0 && self.num_senders == self.num_blocks,
+            self.num_senders == self.num_blocks,
             "num_senders",
-            format!("num_blocks ({}), at least 1", self.num_blocks),
+            format!("num_blocks ({}), as all blocks pull", self.num_blocks),
             self.num_senders,
         )
     }

@@ -301,6 +301,30 @@ fn launches_and_sizes_follow_from_the_shape() {
     assert_eq!((work.read_bytes, work.written_bytes), (12 * 16384, 5 * 16384));
 }
 
+#[test]
+fn refusals_name_argument_need_and_finding() {
+    let launch =
+        |num_blocks, num_senders| ExchangeLaunch { num_blocks, num_senders, timeout_us: 1 };
+    launch(132, 66).check_push().unwrap();
+    launch(16, 16).check_pull().unwrap();
+    let errors = [
+        launch(0, 0).check_push().unwrap_err(),
+        launch(8, 0).check_push().unwrap_err(),
+        launch(8, 8).check_push().unwrap_err(),
+        launch(1 << 17, 1 << 16).check_push().unwrap_err(),
+        launch(0, 0).check_pull().unwrap_err(),
+        launch(8, 4).check_pull().unwrap_err(),
+    ];
+    insta::assert_snapshot!(errors.map(|error| std::format!("{error}")).join("\n"), @"
+    `num_blocks` must be 1 to 65535, got 0
+    `num_senders` must be at least 1, got 0
+    `num_blocks` must be more than num_senders (8), to add, got 8
+    `num_blocks` must be 1 to 65535, got 131072
+    `num_blocks` must be 1 to 65535, got 0
+    `num_senders` must be num_blocks (8), as all blocks pull, got 4
+    ");
+}
+
 /// Runs rank 0 alone; how many messages it missed from rank 1. A call behind that one does not wait,
 /// and counts nothing.
 fn missed_alone(variant: Variant) -> u32 {

@@ -6,7 +6,7 @@ use super::{
     BULK_SHARED_BYTES, BULK_THREADS, ExchangeParams, MAX_LANES, MAX_PIECE_BYTES, PACK_THREADS,
     PACKETS_THREADS,
 };
-use crate::contract::{ContractError, LaunchDims, Work, require};
+use crate::contract::{ContractError, LaunchDims, Work, require, require_multiple, require_up_to};
 
 /// Blocks that fill the wire, and as many that copy what stays, when nothing else runs.
 pub const ALONE_SENDERS: u32 = 66;
@@ -17,6 +17,10 @@ pub const MAX_PACKET_TOKENS: u32 = 256;
 
 /// Bytes of a bf16.
 const ELEMENT_BYTES: u32 = 2;
+/// Largest row.
+const MAX_HIDDEN: u32 = 1 << 20;
+/// Most blocks: which of them send is computed in 32 bits.
+const MAX_BLOCKS: u32 = u16::MAX as u32;
 
 /// Sizes of an exchange, the same on all ranks: dispatch, and combine back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,25 +45,15 @@ impl ExchangeShape {
     /// whatever the ids.
     pub fn check(&self) -> Result<(), ContractError> {
         let Self { ep_size, num_experts, topk, hidden, num_max_tokens_per_rank } = *self;
-        require(
-            (1..=MAX_LANES).contains(&ep_size),
-            "ep_size",
-            format!("1 to {MAX_LANES}"),
-            ep_size,
-        )?;
+        require_up_to("ep_size", MAX_LANES, ep_size)?;
         require(
             num_experts > 0 && num_experts.is_multiple_of(ep_size) && num_experts <= 1 << 20,
             "num_experts",
             format!("a positive multiple of ep_size ({ep_size}), at most 2^20"),
             num_experts,
         )?;
-        require((1..=MAX_LANES).contains(&topk), "topk", format!("1 to {MAX_LANES}"), topk)?;
-        require(
-            hidden > 0 && hidden.is_multiple_of(8) && hidden <= 1 << 20,
-            "hidden",
-            "a positive multiple of 8, at most 2^20",
-            hidden,
-        )?;
+        require_up_to("topk", MAX_LANES, topk)?;
+        require_multiple("hidden", 16 / ELEMENT_BYTES, MAX_HIDDEN, hidden)?;
         let num_slots = u64::from(ep_size) * u64::from(num_max_tokens_per_rank);
         require(
             num_max_tokens_per_rank > 0 && num_slots * u64::from(topk) <= 1 << 30,
@@ -194,6 +188,7 @@ impl ExchangeLaunch {
     ///
     /// 9 to 16 senders push slower over NVLink than [`OVERLAP_SENDERS`] do.
     pub fn check_bulk(&self) -> Result<(), ContractError> {
+        self.check_blocks()?;
         require(
             matches!(self.num_senders, 1..=OVERLAP_SENDERS | 17..),
             "num_senders",
@@ -208,8 +203,14 @@ impl ExchangeLaunch {
         )
     }
 
+    /// Refuses more blocks than any kernel of an exchange takes, and none.
+    pub(crate) fn check_blocks(&self) -> Result<(), ContractError> {
+        require_up_to("num_blocks", MAX_BLOCKS, self.num_blocks)
+    }
+
     /// Refuses what the packets kernels do not take.
     pub fn check_packets(&self) -> Result<(), ContractError> {
+        self.check_blocks()?;
         require(
             (1..=self.num_blocks).contains(&self.num_senders),
             "num_senders",

@@ -347,6 +347,8 @@ fn refusals_name_argument_need_and_finding() {
         launch(24, 12).check_bulk().unwrap_err(),
         launch(8, 8).check_bulk().unwrap_err(),
         launch(8, 9).check_packets().unwrap_err(),
+        launch(0, 0).check_packets().unwrap_err(),
+        launch(1 << 16, 20).check_bulk().unwrap_err(),
     ];
     let texts: Vec<String> = errors.iter().map(|error| format!("{error}")).collect();
     insta::assert_snapshot!(texts.join("\n"));

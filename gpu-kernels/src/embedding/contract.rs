@@ -3,7 +3,7 @@
 use std::format;
 
 use super::{EmbeddingParams, NUM_THREADS, WORD};
-use crate::contract::{ContractError, LaunchDims, Work, require};
+use crate::contract::{ContractError, LaunchDims, Work, require, require_up_to};
 
 /// Sizes of a gather.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,12 +27,7 @@ impl EmbeddingShape {
             format!("a multiple of {WORD}"),
             row_len,
         )?;
-        require(
-            (1..=i32::MAX as u32).contains(&num_rows),
-            "num_rows",
-            format!("1 to {}", i32::MAX),
-            num_rows,
-        )?;
+        require_up_to("num_rows", i32::MAX as u32, num_rows)?;
         require(
             u64::from(num_ids) * u64::from(row_len / WORD) <= i32::MAX as u64,
             "num_ids",

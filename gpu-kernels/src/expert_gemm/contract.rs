@@ -3,9 +3,9 @@
 use cuda_std::cpu::LaunchDims;
 use cuda_std::tensor_map::Tiling;
 
-use crate::contract::{ContractError, Work, require};
+use crate::contract::{ContractError, Work, require_multiple, require_up_to};
 use crate::gemm::baseline;
-use crate::gemm::contract::{GemmShape, row_tilings, rows_tiling, weights_tiling};
+use crate::gemm::contract::{MAX_SIZE, PIECE, row_tilings, rows_tiling, weights_tiling};
 use crate::gemm::tma::{NUM_THREADS, PANEL_STEPS, RAGGED, RAGGED_BOXES, TALL_ROWS};
 
 /// Sizes of a grouped product. How many rows each expert has is known on the device only.
@@ -24,27 +24,19 @@ pub struct ExpertGemmShape {
 }
 
 /// Most experts of a rank.
-const MAX_EXPERTS: u32 = 1024;
+pub(crate) const MAX_EXPERTS: u32 = 1024;
 
 impl ExpertGemmShape {
     /// Refuses what the kernels do not take. With arguments of the lengths stated here, no thread
     /// then reaches out of bounds, whatever the offsets are: those beyond `num_rows` count as
     /// `num_rows`.
     pub fn check(&self) -> Result<(), ContractError> {
-        let needed = std::format!("1 to {MAX_EXPERTS}");
-        require(
-            (1..=MAX_EXPERTS).contains(&self.num_experts),
-            "num_experts",
-            needed,
-            self.num_experts,
-        )?;
-        require(self.num_rows > 0, "num_rows", "at least 1", self.num_rows)?;
-        self.of_one_expert(self.num_rows).check()
-    }
-
-    /// The product of an expert that has `num_rows` tokens, without the gate.
-    fn of_one_expert(&self, num_rows: u32) -> GemmShape {
-        GemmShape { m: num_rows, n: self.b_rows(), k: self.k }
+        let Self { num_rows, num_experts, n, k, is_gated } = *self;
+        let max_n = if is_gated { MAX_SIZE / 2 } else { MAX_SIZE };
+        require_up_to("num_experts", MAX_EXPERTS, num_experts)?;
+        require_up_to("num_rows", MAX_SIZE, num_rows)?;
+        require_multiple("n", PIECE, max_n, n)?;
+        require_multiple("k", PIECE, MAX_SIZE, k)
     }
 
     /// Rows of an expert's B.

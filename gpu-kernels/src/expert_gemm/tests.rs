@@ -156,12 +156,13 @@ fn wrong_shapes_are_refused_in_words() {
     );
     insta::assert_snapshot!(
         said(ExpertGemmShape { num_rows: 0, ..right }),
-        @"`num_rows` must be at least 1, got 0"
+        @"`num_rows` must be 1 to 1048560, got 0"
     );
     insta::assert_snapshot!(
         said(ExpertGemmShape { k: 9, ..right }),
-        @"`k` must be a multiple of 8, got 9"
+        @"`k` must be a multiple of 8 up to 1048560, got 9"
     );
+    insta::assert_snapshot!(said(ExpertGemmShape { n: (1 << 31) + 8, ..right }), @"`n` must be a multiple of 8 up to 524280, got 2147483656");
 }
 
 #[test]

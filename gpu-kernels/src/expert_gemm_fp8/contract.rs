@@ -4,9 +4,9 @@ use cuda_std::cpu::LaunchDims;
 use cuda_std::tensor_map::{L2Promotion, Swizzle, Tiling};
 
 use super::grouped::{self, ROW_BOXES, STAGE_COLUMNS, TILE_COLUMNS};
-use crate::contract::{ContractError, Work, require};
-use crate::expert_gemm::contract::baseline_dims;
-use crate::gemm::contract::row_tilings;
+use crate::contract::{ContractError, Work, require_multiple, require_up_to};
+use crate::expert_gemm::contract::{MAX_EXPERTS, baseline_dims};
+use crate::gemm::contract::{MAX_SIZE, PIECE as C_PIECE, row_tilings};
 use crate::gemm::schedule::ROW_STEP;
 use crate::gemm::tma::PANEL_STEPS;
 use crate::token_unpack::SCALE_BLOCK;
@@ -24,12 +24,7 @@ pub struct ExpertGemmFp8Shape {
     pub k: u32,
 }
 
-/// Most experts of a rank.
-const MAX_EXPERTS: u32 = 1024;
-/// Largest size of a dimension: coordinates and grids hold no more tiles.
-const MAX_SIZE: u32 = 1 << 20;
-/// What columns of C, and of A and B, come in multiples of: 16 bytes.
-const C_PIECE: u32 = 8;
+/// What columns of A and B come in multiples of: 16 bytes.
 const K_PIECE: u32 = 16;
 
 impl ExpertGemmFp8Shape {
@@ -38,18 +33,10 @@ impl ExpertGemmFp8Shape {
     /// `num_rows`.
     pub fn check(&self) -> Result<(), ContractError> {
         let Self { num_rows, num_experts, n, k } = *self;
-        for (name, most, size) in [
-            ("num_experts", MAX_EXPERTS, num_experts),
-            ("num_rows", MAX_SIZE, num_rows),
-            ("n", MAX_SIZE, n),
-            ("k", MAX_SIZE, k),
-        ] {
-            require((1..=most).contains(&size), name, std::format!("1 to {most}"), size)?;
-        }
-        for (name, piece, size) in [("n", C_PIECE, n), ("k", K_PIECE, k)] {
-            require(size.is_multiple_of(piece), name, std::format!("a multiple of {piece}"), size)?;
-        }
-        Ok(())
+        require_up_to("num_experts", MAX_EXPERTS, num_experts)?;
+        require_up_to("num_rows", MAX_SIZE, num_rows)?;
+        require_multiple("n", C_PIECE, MAX_SIZE, n)?;
+        require_multiple("k", K_PIECE, MAX_SIZE, k)
     }
 
     /// Scales of a row of A, and of 128 rows of B.

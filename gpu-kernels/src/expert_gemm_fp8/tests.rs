@@ -197,15 +197,15 @@ fn wrong_shapes_are_refused_in_words() {
     );
     insta::assert_snapshot!(
         said(ExpertGemmFp8Shape { num_rows: 0, ..right }),
-        @"`num_rows` must be 1 to 1048576, got 0"
+        @"`num_rows` must be 1 to 1048560, got 0"
     );
     insta::assert_snapshot!(
         said(ExpertGemmFp8Shape { n: 12, ..right }),
-        @"`n` must be a multiple of 8, got 12"
+        @"`n` must be a multiple of 8 up to 1048560, got 12"
     );
     insta::assert_snapshot!(
         said(ExpertGemmFp8Shape { k: 24, ..right }),
-        @"`k` must be a multiple of 16, got 24"
+        @"`k` must be a multiple of 16 up to 1048560, got 24"
     );
 }
 

@@ -3,7 +3,7 @@
 use cuda_std::cpu::LaunchDims;
 
 use super::NUM_MAX_OWNERS;
-use crate::contract::{ContractError, require};
+use crate::contract::{ContractError, require, require_up_to};
 use crate::merge_states::contract::MergeStatesShape;
 use crate::paged_attention::contract::DecodeShape;
 
@@ -23,12 +23,7 @@ impl FarDecodeShape {
     /// table, workspace, and state; and for counts of one element an owner, and one a block.
     pub fn check(&self) -> Result<(), ContractError> {
         self.decode.check()?;
-        require(
-            (1..=NUM_MAX_OWNERS).contains(&self.num_owners),
-            "owners",
-            std::format!("1 to {NUM_MAX_OWNERS}"),
-            self.num_owners,
-        )?;
+        require_up_to("num_owners", NUM_MAX_OWNERS, self.num_owners)?;
         require(
             (self.num_owners..=self.num_owners + 1).contains(&self.num_states),
             "num_states",

@@ -6,7 +6,7 @@ use cuda_std::tensor_map::{L2Promotion, Swizzle, Tiling};
 use super::baseline;
 use super::schedule::ROW_STEP;
 use super::tma::{BLOCK_ROWS, STAGE_COLUMNS};
-use crate::contract::{ContractError, Work, require};
+use crate::contract::{ContractError, MAX_GRID_Y, Work, require_multiple, require_up_to};
 
 /// Sizes of a product: C `[m, n]` of A `[m, k]` and B `[n, k]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,24 +19,21 @@ pub struct GemmShape {
     pub k: u32,
 }
 
-/// Largest size of a dimension: coordinates and grids hold no more tiles.
-const MAX_SIZE: u32 = 1 << 20;
+/// Largest size of a dimension: more rows have no place in the grid of the exact product.
+pub(crate) const MAX_SIZE: u32 = MAX_GRID_Y * EXACT_TILE;
+/// Rows and columns of a block of the exact product.
+const EXACT_TILE: u32 = 16;
 /// What columns come in multiples of: 16 bytes.
-const PIECE: u32 = 8;
+pub(crate) const PIECE: u32 = 8;
 
 impl GemmShape {
     /// Refuses what the kernels do not take. With `a`, `b` and `c` of
     /// [`a_elements`](Self::a_elements), [`b_elements`](Self::b_elements) and
     /// [`c_elements`](Self::c_elements), no thread then reaches out of bounds.
     pub fn check(&self) -> Result<(), ContractError> {
-        for (name, size) in [("m", self.m), ("n", self.n), ("k", self.k)] {
-            let needed = std::format!("1 to {MAX_SIZE}");
-            require((1..=MAX_SIZE).contains(&size), name, needed, size)?;
-        }
-        for (name, size) in [("n", self.n), ("k", self.k)] {
-            require(size.is_multiple_of(PIECE), name, std::format!("a multiple of {PIECE}"), size)?;
-        }
-        Ok(())
+        require_up_to("m", MAX_SIZE, self.m)?;
+        require_multiple("n", PIECE, MAX_SIZE, self.n)?;
+        require_multiple("k", PIECE, MAX_SIZE, self.k)
     }
 
     /// Elements of A.
@@ -70,8 +67,8 @@ impl GemmShape {
     /// Launch of the exact product.
     pub fn exact_dims(&self) -> LaunchDims {
         LaunchDims {
-            grid: [self.n.div_ceil(16), self.m.div_ceil(16), 1],
-            block: [256, 1, 1],
+            grid: [self.n.div_ceil(EXACT_TILE), self.m.div_ceil(EXACT_TILE), 1],
+            block: [EXACT_TILE * EXACT_TILE, 1, 1],
             shared_bytes: 0,
         }
     }

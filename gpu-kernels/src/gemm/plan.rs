@@ -8,7 +8,7 @@ use super::schedule::Shares;
 use super::split_plan::{SplitPlan, SplitTile};
 use super::stream::{self, BARRIERS_BYTES, MAX_STAGES, TILE_ROWS, WEIGHT_ROWS, stage_bytes};
 use super::tma::{BLOCK_ROWS, NUM_THREADS, PANEL_STEPS, STAGE_COLUMNS, WIDE};
-use crate::contract::{ContractError, require};
+use crate::contract::{ContractError, MAX_SHARED_BYTES, require};
 
 /// Which kernel multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,15 +106,11 @@ pub(super) mod cost {
     pub const TILE: u64 = 3000;
     /// Cycles of a streamed step, and as many more as tiles have rows.
     pub const STEP: u64 = 600;
-    /// Cycles in which sums of blocks that share a tile are added up, and those for each row.
+    /// Cycles in which sums of blocks that share a tile are added up.
     pub const SHARED_TILE: u64 = 1000;
+    /// As many more for each row of such a tile.
     pub const SHARED_ROW: u64 = 85;
 }
-
-/// Shared memory that a block may have.
-pub(super) const SHARED_BYTES: usize = 227 * 1024;
-/// Most rows of products of few tokens: steps of all tiles are counted in 32 bits.
-pub(super) const MAX_STREAM_ROWS: u32 = StreamPlan::MAX_ROWS;
 
 impl StreamPlan {
     /// Fewer steps are not worth a block of their own.
@@ -136,7 +132,7 @@ impl StreamPlan {
     }
 
     /// Equal shares for all SMs, in tiles of `tile_rows` rows of A, one of [`TILE_ROWS`].
-    pub fn in_shares(shape: GemmShape, parts: u32, tile_rows: u32, num_sms: u32) -> Self {
+    fn in_shares(shape: GemmShape, parts: u32, tile_rows: u32, num_sms: u32) -> Self {
         let m_tiles = shape.m.div_ceil(tile_rows);
         let shares = Shares::of_product(parts * shape.n, m_tiles, shape.k, 1);
         let all_steps = u64::from(shares.num_tiles) * u64::from(shares.num_steps);
@@ -151,16 +147,16 @@ impl StreamPlan {
     }
 
     /// Tiles of up to `tile_rows` rows of A, each of which one block adds up from first to last.
-    pub fn in_whole_tiles(shape: GemmShape, parts: u32, tile_rows: u32, num_sms: u32) -> Self {
+    fn in_whole_tiles(shape: GemmShape, parts: u32, tile_rows: u32, num_sms: u32) -> Self {
         let plan = Self::in_shares(shape, parts, tile_rows, num_sms);
         let Shares { num_tiles, num_steps, .. } = plan.shares;
         plan.with_steps(num_steps.saturating_mul(num_tiles.div_ceil(num_sms)))
     }
 
     /// The same plan for blocks of so many steps.
-    pub fn with_steps(self, steps_per_block: u32) -> Self {
+    fn with_steps(self, steps_per_block: u32) -> Self {
         let room =
-            (SHARED_BYTES - BARRIERS_BYTES) / stage_bytes(WEIGHT_ROWS, self.tile_rows as usize);
+            (MAX_SHARED_BYTES - BARRIERS_BYTES) / stage_bytes(WEIGHT_ROWS, self.tile_rows as usize);
         let num_stages = steps_per_block.min(room as u32).min(MAX_STAGES);
         Self { shares: Shares { steps_per_block, ..self.shares }, num_stages, ..self }
     }

@@ -4,10 +4,10 @@ use cuda_std::cpu::LaunchDims;
 use cuda_std::tensor_map::Tiling;
 
 use super::contract::{GemmShape, parts_tiling, rows_tiling};
-use super::plan::{MAX_STREAM_ROWS, SHARED_BYTES, cost as plan_cost};
+use super::plan::{StreamPlan, cost as plan_cost};
 use super::stream::{self, BARRIERS_BYTES, MAX_STAGES, TILE_ROWS, WEIGHT_ROWS, stage_bytes};
 use super::tma::STAGE_COLUMNS;
-use crate::contract::{ContractError, require};
+use crate::contract::{ContractError, MAX_SHARED_BYTES, require};
 
 /// What an SM gets done, roughly, as measured on an H200.
 mod cost {
@@ -78,7 +78,7 @@ impl SplitPlan {
         let num_tiles = shape.m.div_ceil(tile_rows) * (parts * shape.n).div_ceil(tile.weight_rows);
         let num_steps = shape.k.div_ceil(STAGE_COLUMNS as u32);
         let stage_bytes = stage_bytes(tile.weight_rows as usize, tile_rows as usize);
-        let room = (SHARED_BYTES - BARRIERS_BYTES) / stage_bytes;
+        let room = (MAX_SHARED_BYTES - BARRIERS_BYTES) / stage_bytes;
         let num_stages = num_steps.div_ceil(tile.num_splits).min(room as u32).min(MAX_STAGES);
         let num_stages = num_stages.max(Self::MIN_STAGES);
         Self { parts, tile, tile_rows, num_tiles, num_steps, num_stages }
@@ -123,8 +123,9 @@ impl SplitPlan {
     /// Refuses shapes that have fewer steps than clusters have blocks, or more rows than a product of few
     /// tokens takes.
     pub fn check(&self, shape: GemmShape) -> Result<(), ContractError> {
-        let needed = std::format!("at most {MAX_STREAM_ROWS} of a product of few tokens");
-        require(shape.m <= MAX_STREAM_ROWS, "m", needed, shape.m)?;
+        let most = StreamPlan::MAX_ROWS;
+        let needed = std::format!("at most {most} of a product of few tokens");
+        require(shape.m <= most, "m", needed, shape.m)?;
         let steps = self.tile.num_splits;
         let needed = std::format!("more than {} for {steps} blocks", (steps - 1) * 64);
         require(self.num_steps >= steps, "k", needed, shape.k)

@@ -227,11 +227,11 @@ fn wrong_shapes_are_refused_in_words() {
     let right = GemmShape { m: 1, n: 8, k: 8 };
     right.check().unwrap();
     let said = |shape: GemmShape| shape.check().unwrap_err();
-    insta::assert_snapshot!(said(GemmShape { m: 0, ..right }), @"`m` must be 1 to 1048576, got 0");
-    insta::assert_snapshot!(said(GemmShape { n: 12, ..right }), @"`n` must be a multiple of 8, got 12");
-    insta::assert_snapshot!(said(GemmShape { k: 4, ..right }), @"`k` must be a multiple of 8, got 4");
+    insta::assert_snapshot!(said(GemmShape { m: 0, ..right }), @"`m` must be 1 to 1048560, got 0");
+    insta::assert_snapshot!(said(GemmShape { n: 12, ..right }), @"`n` must be a multiple of 8 up to 1048560, got 12");
+    insta::assert_snapshot!(said(GemmShape { k: 4, ..right }), @"`k` must be a multiple of 8 up to 1048560, got 4");
     let huge = GemmShape { n: 1 << 21, ..right };
-    insta::assert_snapshot!(said(huge), @"`n` must be 1 to 1048576, got 2097152");
+    insta::assert_snapshot!(said(huge), @"`n` must be a multiple of 8 up to 1048560, got 2097152");
 }
 
 #[test]

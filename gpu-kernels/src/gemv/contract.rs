@@ -8,7 +8,9 @@ use super::{
     GemvParams, HEAD_BYTES, MAX_NORMED_LEN, MAX_ROW_LEN, MAX_STAGES, NUM_THREADS, NUM_WARPS,
     STAGE_BYTES, WORD,
 };
-use crate::contract::{ContractError, Work, require};
+use crate::contract::{
+    ContractError, MAX_SHARED_BYTES, Work, require, require_multiple, require_up_to,
+};
 
 /// Sizes of a product of one row.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,8 +50,6 @@ impl GemvExperts {
     }
 }
 
-/// Shared memory that a block may have.
-const SHARED_BYTES: usize = 227 * 1024;
 /// Largest `n`: places are counted in 32 bits.
 const MAX_RESULTS: u32 = 1 << 20;
 /// Most experts, and most slots.
@@ -64,19 +64,17 @@ impl GemvShape {
     /// Refuses what the kernels do not take. With arguments of the lengths told here, no thread then
     /// reaches out of bounds, whatever the chosen ids are.
     pub fn check(&self) -> Result<(), ContractError> {
-        for (name, size) in [("n", self.n), ("k", self.k)] {
-            let is_right = (1..=MAX_RESULTS).contains(&size) && size.is_multiple_of(WORD);
-            let needed = format!("a multiple of {WORD} up to {MAX_RESULTS}");
-            require(is_right, name, needed, size)?;
-        }
+        require_multiple("n", WORD, MAX_RESULTS, self.n)?;
+        require_multiple("k", WORD, MAX_RESULTS, self.k)?;
         if let Some(GemvExperts { num_experts, top_k, num_shared }) = self.experts {
-            let in_range = |count: u32| (1..=MAX_EXPERTS).contains(&count);
-            let needed = format!("1 to {MAX_EXPERTS}");
-            require(in_range(num_experts), "num_experts", needed, num_experts)?;
+            require_up_to("num_experts", MAX_EXPERTS, num_experts)?;
             let needed = format!("1 to `num_experts`, {num_experts}");
             require((1..=num_experts).contains(&top_k), "top_k", needed, top_k)?;
             let needed = format!("at most {MAX_EXPERTS}");
             require(num_shared <= MAX_EXPERTS, "num_shared", needed, num_shared)?;
+            let is_normalised = self.norm_eps.is_some();
+            let needed = "none where the results of experts are added up";
+            require(self.is_gated || !is_normalised, "norm_eps", needed, "one")?;
         }
         let longest = if self.norm_eps.is_some() { MAX_NORMED_LEN } else { MAX_ROW_LEN };
         let row_len = self.row_len();
@@ -134,7 +132,7 @@ impl GemvShape {
 
     /// Stages that a warp's ring has beside the row.
     fn num_stages(&self) -> u32 {
-        let room = SHARED_BYTES - HEAD_BYTES - 2 * self.row_elements();
+        let room = MAX_SHARED_BYTES - HEAD_BYTES - 2 * self.row_elements();
         MAX_STAGES.min((room / (NUM_WARPS as usize * STAGE_BYTES)) as u32)
     }
 

@@ -141,6 +141,8 @@ fn wrong_shapes_are_refused_in_words() {
         GemvShape { norm_eps: Some(-1.0), ..plain },
         with(GemvExperts { num_experts: 0, ..experts }),
         with(GemvExperts { top_k: 5, ..experts }),
+        with(GemvExperts { num_shared: 1025, ..experts }),
+        GemvShape { norm_eps: Some(1e-6), ..with(experts) },
         GemvShape { k: 16_384, ..with(GemvExperts { num_shared: 1, ..experts }) },
     ];
     let text: String = wrong.map(|shape| std::format!("{}\n", shape.check().unwrap_err())).concat();
@@ -152,6 +154,8 @@ fn wrong_shapes_are_refused_in_words() {
     `norm_eps` must be 0 or a positive number, got -1
     `num_experts` must be 1 to 1024, got 0
     `top_k` must be 1 to `num_experts`, 4, got 5
+    `num_shared` must be at most 1024, got 1025
+    `norm_eps` must be none where the results of experts are added up, got one
     `k` must be such that a row of at most 32768 elements is multiplied, got 49152
     ");
 }

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::format;
 
 use super::{AppendParams, NUM_THREADS, QkvParams, Rotation, THREAD_DIMS};
-use crate::contract::{ContractError, LaunchDims, Work, require, require_len};
+use crate::contract::{ContractError, LaunchDims, Work, require, require_len, require_up_to};
 use crate::kv_layout::{KvPagePlace, KvPageShape};
+use crate::paged_attention::MAX_QO_HEADS;
 use crate::paged_attention::contract::PageTable;
 
 /// Which dimensions of a head rotary embedding turns together.
@@ -71,7 +72,7 @@ impl AppendShape {
     pub fn check_q(&self, num_qo_heads: u32) -> Result<(), ContractError> {
         self.check()?;
         require(self.rope.is_some(), "rope", "given, to rotate q", "none")?;
-        require(num_qo_heads > 0, "num_qo_heads", "at least 1", num_qo_heads)?;
+        require_up_to("num_qo_heads", MAX_QO_HEADS, num_qo_heads)?;
         self.check_elements("num_qo_heads", num_qo_heads)
     }
 
@@ -200,7 +201,9 @@ impl AppendShape {
 
     fn rotated_work(&self, rotated: u64, moved: u64) -> Work {
         let (cache_bytes, flops) = match self.rope {
-            Some(_) => (4 * u64::from(self.num_tokens * self.page.head_dim), 3 * rotated),
+            Some(_) => {
+                (4 * u64::from(self.num_tokens) * u64::from(self.page.head_dim), 3 * rotated)
+            }
             None => (0, 0),
         };
         Work { read_bytes: 2 * moved + cache_bytes, written_bytes: 2 * moved, flops }
@@ -247,7 +250,7 @@ impl QkvShape {
     /// Refuses what the kernels do not take; the promise is that of [`AppendShape::check`].
     pub fn check(&self) -> Result<(), ContractError> {
         self.append.check()?;
-        require(self.num_qo_heads > 0, "num_qo_heads", "at least 1", self.num_qo_heads)?;
+        require_up_to("num_qo_heads", MAX_QO_HEADS, self.num_qo_heads)?;
         self.append.check_elements("heads", self.num_row_heads())?;
         let head_dim = self.append.page.head_dim;
         if let Some(eps) = self.norm_eps {
@@ -263,7 +266,7 @@ impl QkvShape {
     }
 
     fn num_row_heads(&self) -> u32 {
-        self.num_qo_heads.saturating_add(self.append.page.num_kv_heads.saturating_mul(2))
+        self.num_qo_heads + 2 * self.append.page.num_kv_heads
     }
 
     /// Elements of `qkv`.

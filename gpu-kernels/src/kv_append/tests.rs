@@ -318,6 +318,7 @@ fn refusals_name_argument_need_and_finding() {
         AppendShape { num_tokens: 1 << 29, ..shape }.check().unwrap_err(),
         AppendShape { rope: None, ..shape }.check_q(4).unwrap_err(),
         shape.check_q(0).unwrap_err(),
+        shape.check_q(1 << 28).unwrap_err(),
         lists(&append_indptr[1..], table),
         lists(&[1, 1, 2, 5], table),
         lists(&[0, 1, 2, 4], table),

@@ -5,7 +5,7 @@ use std::format;
 
 use super::pattern::ElementFormat;
 use super::{KvTokenPlace, NUM_THREADS, PatternParams, TOKENS_PER_BLOCK, WORD_ELEMENTS};
-use crate::contract::{ContractError, LaunchDims, Work, require, require_len};
+use crate::contract::{ContractError, LaunchDims, require, require_len};
 use crate::kv_layout::{KvPagePlace, KvPageShape};
 
 /// The pages that are filled and summed.
@@ -118,30 +118,6 @@ impl PatternShape {
             block: [NUM_THREADS, 1, 1],
             shared_bytes: NUM_THREADS * size_of::<u64>() as u32,
         }
-    }
-
-    /// Bytes that filling `num_tokens` tokens moves.
-    pub fn fill_work(&self, num_tokens: u64) -> Work {
-        let list_bytes = (size_of::<u64>() + size_of::<KvTokenPlace>()) as u64;
-        Work {
-            read_bytes: num_tokens * list_bytes,
-            written_bytes: num_tokens * self.token_bytes(),
-            flops: 0,
-        }
-    }
-
-    /// Bytes that summing `num_pages` pages, with `num_tokens` valid tokens in all, moves.
-    pub fn checksum_work(&self, num_pages: u64, num_tokens: u64) -> Work {
-        let list_bytes = (size_of::<KvPagePlace>() + size_of::<u32>()) as u64;
-        Work {
-            read_bytes: num_tokens * self.token_bytes() + num_pages * list_bytes,
-            written_bytes: num_pages * size_of::<u64>() as u64,
-            flops: 0,
-        }
-    }
-
-    fn token_bytes(&self) -> u64 {
-        self.page.page_bytes() as u64 / u64::from(self.page.page_size)
     }
 }
 

@@ -3,7 +3,7 @@
 use cuda_std::cpu::LaunchDims;
 
 use super::NUM_THREADS;
-use crate::contract::{ContractError, Work, require};
+use crate::contract::{ContractError, Work, require, require_up_to};
 
 /// Sizes of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ impl MemoryReadShape {
             "a multiple of 16",
             self.num_bytes,
         )?;
-        require(self.num_blocks > 0, "num_blocks", "at least 1", self.num_blocks)
+        require_up_to("num_blocks", u32::MAX / NUM_THREADS, self.num_blocks)
     }
 
     /// Elements of `source`, in 32-bit words.

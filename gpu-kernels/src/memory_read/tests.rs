@@ -39,4 +39,6 @@ fn a_lost_word_shows() {
 fn odd_sizes_are_refused() {
     let error = MemoryReadShape { num_bytes: 24, num_blocks: 1 }.check().unwrap_err();
     insta::assert_snapshot!(error, @"`num_bytes` must be a multiple of 16, got 24");
+    let error = MemoryReadShape { num_bytes: 16, num_blocks: 1 << 23 }.check().unwrap_err();
+    insta::assert_snapshot!(error, @"`num_blocks` must be 1 to 8388607, got 8388608");
 }

@@ -3,7 +3,7 @@
 use cuda_std::cpu::LaunchDims;
 
 use super::NUM_THREADS;
-use crate::contract::{ContractError, Work, require};
+use crate::contract::{ContractError, Work, require, require_up_to};
 
 /// Sizes of a write, and of its check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,13 +26,7 @@ impl MemoryWriteShape {
             "a multiple of 16",
             self.num_bytes,
         )?;
-        let max_blocks = u32::MAX / NUM_THREADS;
-        require(
-            (1..=max_blocks).contains(&self.num_blocks),
-            "num_blocks",
-            format_args!("1 to {max_blocks}"),
-            self.num_blocks,
-        )
+        require_up_to("num_blocks", u32::MAX / NUM_THREADS, self.num_blocks)
     }
 
     /// Elements of `target`, in 32-bit words.

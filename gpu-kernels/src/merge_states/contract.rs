@@ -27,6 +27,13 @@ impl MergeStatesShape {
             "head_dim",
             std::format!("a multiple of {DIMS_PER_THREAD}"),
             self.head_dim,
+        )?;
+        // Places in `out` are counted in 32 bits.
+        require(
+            u32::try_from(u64::from(self.num_rows) * u64::from(self.head_dim)).is_ok(),
+            "num_rows",
+            std::format!("such that num_rows * head_dim is at most {}", u32::MAX),
+            self.num_rows,
         )
     }
 
@@ -38,7 +45,7 @@ impl MergeStatesShape {
 
     /// Elements of `out`.
     pub fn out_elements(&self) -> usize {
-        (self.num_rows * self.head_dim) as usize
+        self.num_rows as usize * self.head_dim as usize
     }
 
     /// Elements of `lse`.

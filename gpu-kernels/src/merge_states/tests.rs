@@ -84,11 +84,13 @@ fn wrong_sizes_are_refused_in_words() {
         MergeStatesShape { num_states: 0, ..good },
         MergeStatesShape { num_rows: 0, ..good },
         MergeStatesShape { head_dim: 66, ..good },
+        MergeStatesShape { num_rows: 1 << 26, ..good },
     ];
     let text: String = wrong.map(|shape| std::format!("{}\n", shape.check().unwrap_err())).concat();
     insta::assert_snapshot!(text, @"
     `num_states` must be at least 1, got 0
     `num_rows` must be at least 1, got 0
     `head_dim` must be a multiple of 4, got 66
+    `num_rows` must be such that num_rows * head_dim is at most 4294967295, got 67108864
     ");
 }

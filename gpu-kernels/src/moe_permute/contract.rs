@@ -6,7 +6,7 @@ use super::{
     BASELINE_THREADS, MANY_PAIRS, MAX_BLOCKS, MAX_LOCAL_EXPERTS, MAX_PAIRS, MAX_ROW_ALIGNMENT,
     NUM_THREADS, PermuteParams, SCAN_THREADS, grid_shared_bytes,
 };
-use crate::contract::{ContractError, LaunchDims, Work, require};
+use crate::contract::{ContractError, LaunchDims, Work, require, require_up_to};
 
 /// Sizes of a permutation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,12 +51,7 @@ impl PermuteShape {
             format!("a range of 1 to {MAX_LOCAL_EXPERTS} experts"),
             format!("{first_expert}..{end_expert}"),
         )?;
-        require(
-            (1..=MAX_ROW_ALIGNMENT).contains(&row_alignment),
-            "row_alignment",
-            format!("1 to {MAX_ROW_ALIGNMENT}"),
-            row_alignment,
-        )
+        require_up_to("row_alignment", MAX_ROW_ALIGNMENT, row_alignment)
     }
 
     /// Elements of `topk_ids`, and of `pair_rows`.

@@ -3,7 +3,7 @@
 use std::format;
 
 use super::{BASELINE_THREADS, MAX_EXPERTS, MAX_TOP_K, NUM_WARPS, Scoring, TopkParams, WARP_WORDS};
-use crate::contract::{ContractError, LaunchDims, Work, require};
+use crate::contract::{ContractError, LaunchDims, Work, require, require_up_to};
 
 /// Experts of a lane with which a bound was seen to gain; with others nothing was measured.
 const BOUNDED_LANE_EXPERTS: u32 = 8;
@@ -77,13 +77,8 @@ impl TopkShape {
     /// the logits are.
     pub fn check(&self) -> Result<(), ContractError> {
         let Self { num_tokens, num_experts, top_k, .. } = *self;
-        require(
-            (1..=MAX_EXPERTS).contains(&num_experts),
-            "num_experts",
-            format!("1 to {MAX_EXPERTS}"),
-            num_experts,
-        )?;
-        require((1..=MAX_TOP_K).contains(&top_k), "top_k", format!("1 to {MAX_TOP_K}"), top_k)?;
+        require_up_to("num_experts", MAX_EXPERTS, num_experts)?;
+        require_up_to("top_k", MAX_TOP_K, top_k)?;
         require(num_tokens <= 1 << 22, "num_tokens", "at most 2^22", num_tokens)?;
         require(
             self.routed_scaling_factor.is_finite(),
@@ -98,12 +93,7 @@ impl TopkShape {
             format!("a divisor of the {num_experts} experts"),
             num_groups,
         )?;
-        require(
-            (1..=num_groups).contains(&num_topk_groups),
-            "num_topk_groups",
-            format!("1 to {num_groups}"),
-            num_topk_groups,
-        )?;
+        require_up_to("num_topk_groups", num_groups, num_topk_groups)?;
         let num_candidates = num_experts / num_groups * num_topk_groups;
         require(
             top_k <= num_candidates,
@@ -242,9 +232,8 @@ impl StackedTopk {
             ),
             num_columns,
         )?;
-        let num_slots = choice.top_k + num_shared;
         let needed = format!("at most {MAX_TOP_K} with the chosen ones");
-        require(num_slots <= MAX_TOP_K, "num_shared", needed, num_shared)
+        require(num_shared <= MAX_TOP_K - choice.top_k, "num_shared", needed, num_shared)
     }
 
     /// The sizes that the kernels take.

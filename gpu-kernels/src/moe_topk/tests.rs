@@ -331,7 +331,8 @@ fn further_columns_and_shared_slots_change_no_choice() {
 #[test]
 fn columns_and_slots_that_do_not_fit_are_refused() {
     let choice = TopkShape::softmax(1, 60, 4);
-    let errors = [(61, 0), (60, 1), (56, 0), (64, 13)].map(|(num_columns, num_shared)| {
+    let wrong = [(61, 0), (60, 1), (56, 0), (64, 13), (64, u32::MAX)];
+    let errors = wrong.map(|(num_columns, num_shared)| {
         StackedTopk { choice, num_columns, num_shared }.check().unwrap_err()
     });
     insta::assert_snapshot!(errors.map(|error| format!("{error}")).join("\n"));

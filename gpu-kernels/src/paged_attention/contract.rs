@@ -7,10 +7,10 @@ use cuda_std::tensor_map::{L2Promotion, Swizzle, Tiling};
 
 use super::plan::{Dealing, DecodePlan};
 use super::{
-    DecodeParams, MAX_GROUP_SIZE, MAX_LOCATIONS, NUM_THREADS, TilesLayout, box_tokens, num_stages,
-    split_shared_bytes,
+    DecodeParams, MAX_GROUP_SIZE, MAX_LOCATIONS, MAX_QO_HEADS, NUM_THREADS, TilesLayout,
+    box_tokens, num_stages, split_shared_bytes,
 };
-use crate::contract::{ContractError, Work, require, require_len};
+use crate::contract::{ContractError, MAX_GRID_Y, Work, require, require_len, require_up_to};
 use crate::kv_layout::{KvElement, KvPageShape, KvStrides};
 
 /// Sizes of a decode launch: every request contributes one query token.
@@ -87,12 +87,8 @@ impl BatchMaxima {
 
     /// Refuses maxima that kernels cannot count.
     pub fn check(self) -> Result<(), ContractError> {
-        let countable = 1..=i32::MAX as u32;
-        let needed = std::format!("1 to {}", i32::MAX);
-        let requests = self.num_max_requests;
-        require(countable.contains(&requests), "num_max_requests", &needed, requests)?;
-        let pages = self.num_max_pages;
-        require(countable.contains(&pages), "num_max_pages", &needed, pages)
+        require_up_to("num_max_requests", i32::MAX as u32, self.num_max_requests)?;
+        require_up_to("num_max_pages", i32::MAX as u32, self.num_max_pages)
     }
 
     /// Refuses a batch that is larger.
@@ -112,6 +108,19 @@ impl BatchMaxima {
     }
 }
 
+/// Refuses pages and query heads that no attention takes, of one token or of many.
+pub(crate) fn check_heads(page: &KvPageShape, num_qo_heads: u32) -> Result<(), ContractError> {
+    page.check()?;
+    let KvPageShape { num_kv_heads, head_dim, .. } = *page;
+    require(head_dim == 64 || head_dim == 128, "head_dim", "64 or 128", head_dim)?;
+    require(
+        (1..=MAX_QO_HEADS).contains(&num_qo_heads) && num_qo_heads.is_multiple_of(num_kv_heads),
+        "num_qo_heads",
+        std::format!("a multiple of num_kv_heads = {num_kv_heads} up to {MAX_QO_HEADS}"),
+        num_qo_heads,
+    )
+}
+
 impl DecodeShape {
     /// Query heads that share a KV head.
     pub fn group_size(&self) -> u32 {
@@ -129,19 +138,7 @@ impl DecodeShape {
     /// `lse` of the shapes that the room states, no thread of a launch with
     /// [these](Self::baseline_dims) [dims](Self::split_dims) then reaches out of bounds.
     pub fn check(&self) -> Result<(), ContractError> {
-        self.page.check()?;
-        require(
-            self.page.head_dim == 64 || self.page.head_dim == 128,
-            "head_dim",
-            "64 or 128",
-            self.page.head_dim,
-        )?;
-        require(
-            self.num_qo_heads > 0 && self.num_qo_heads.is_multiple_of(self.page.num_kv_heads),
-            "num_qo_heads",
-            std::format!("a multiple of num_kv_heads = {}", self.page.num_kv_heads),
-            self.num_qo_heads,
-        )?;
+        check_heads(&self.page, self.num_qo_heads)?;
         require(
             self.group_size() <= MAX_GROUP_SIZE,
             "num_qo_heads / num_kv_heads",
@@ -149,7 +146,7 @@ impl DecodeShape {
             self.group_size(),
         )?;
         require(self.sm_scale.is_finite(), "sm_scale", "finite", self.sm_scale)?;
-        require(self.batch > 0, "batch", "at least 1", self.batch)
+        require_up_to("batch", MAX_GRID_Y, self.batch)
     }
 
     /// The sizes that the kernels take, for pages in `num_locations` places.
@@ -166,12 +163,12 @@ impl DecodeShape {
 
     /// Elements of `q`, and of `out`.
     pub fn q_elements(&self) -> usize {
-        (self.batch * self.num_qo_heads * self.page.head_dim) as usize
+        self.lse_elements() * self.page.head_dim as usize
     }
 
     /// Elements of `lse`.
     pub fn lse_elements(&self) -> usize {
-        (self.batch * self.num_qo_heads) as usize
+        self.batch as usize * self.num_qo_heads as usize
     }
 
     /// Launch of the baseline kernel.
@@ -272,6 +269,13 @@ impl PageTable<'_> {
         require(self.kv_indptr[0] == 0, "kv_indptr[0]", 0, self.kv_indptr[0])?;
         for (b, ends) in self.kv_indptr.windows(2).enumerate() {
             require(ends[0] <= ends[1], "kv_indptr", std::format!("ascending at {b}"), ends[1])?;
+            let num_tokens = i64::from(ends[1] - ends[0]) * i64::from(page_size);
+            require(
+                i32::try_from(num_tokens).is_ok(),
+                "kv_indptr",
+                std::format!("such that request {b} has at most {} tokens", i32::MAX),
+                std::format!("{} pages of {page_size}", ends[1] - ends[0]),
+            )?;
             let last = self.kv_last_page_len[b];
             let allowed = if ends[0] == ends[1] { 0..=0 } else { 1..=page_size as i32 };
             require(

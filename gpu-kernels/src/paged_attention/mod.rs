@@ -82,6 +82,8 @@ pub const NUM_WARPS: u32 = 8;
 pub const NUM_THREADS: u32 = 32 * NUM_WARPS;
 /// Largest group of query heads that share a KV head.
 pub const MAX_GROUP_SIZE: u32 = 16;
+/// Most query heads, whatever is done to them.
+pub const MAX_QO_HEADS: u32 = 1 << 16;
 
 /// Most locations that pages can lie in: a lane of a warp holds the address of each.
 pub const MAX_LOCATIONS: u32 = 32;

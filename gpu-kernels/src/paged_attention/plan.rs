@@ -9,7 +9,7 @@ use std::vec;
 use std::vec::Vec;
 
 use super::contract::BatchMaxima;
-use super::{NUM_WARPS, TILE_TOKENS, WorkItem};
+use super::{MAX_GROUP_SIZE, NUM_WARPS, TILE_TOKENS, WorkItem};
 use crate::contract::{ContractError, require};
 
 /// Where (request, KV head) pairs are cut.
@@ -203,8 +203,9 @@ impl PlanMaxima {
                 (parts, parts, num_pairs)
             }
         };
+        // Words of items, and rows of parts, are counted in 32 bits.
+        let most = u64::from(u32::MAX / MAX_GROUP_SIZE.max(WorkItem::WORDS as u32));
         let countable = |what: &str, count: u64| {
-            let most = u64::from(u32::MAX) / WorkItem::WORDS as u64;
             require(count <= most, what, format!("at most {most} for these maxima"), count)
                 .map(|()| count as u32)
         };
@@ -264,9 +265,6 @@ const MIN_CLAIMED_TILES: u64 = 64;
 /// Percent of a share that the parts which blocks begin with have at most.
 const FIRST_PERCENT: u64 = 80;
 
-/// The same of what is left for a block when they are claimed, for the others.
-const LEFT_PERCENT: u64 = 100;
-
 /// Pairs of one length for each block that whole pairs, dealt by the plan, are as good for.
 const MIN_EVEN_PAIRS_OF_BLOCK: u64 = 3;
 
@@ -283,7 +281,7 @@ struct Claims {
 }
 
 impl Claims {
-    /// None where claiming does not pay or not work: few pairs of one length, fewer pairs than
+    /// None where claiming does not pay, or does not work: few pairs of one length, fewer pairs than
     /// blocks, pairs without a tile for each warp.
     fn new(kv_lens: &[u32], num_kv_heads: u32, num_blocks: u32) -> Option<Self> {
         let num_pairs = kv_lens.len() as u64 * u64::from(num_kv_heads);
@@ -338,7 +336,7 @@ impl Claims {
     fn part_tiles(&self, left: u64, num_items: u64) -> u64 {
         let share = match num_items < self.num_blocks {
             true => self.num_tiles * FIRST_PERCENT / 100,
-            false => left * LEFT_PERCENT / 100,
+            false => left,
         };
         (share / self.num_blocks).max(MIN_CLAIMED_TILES)
     }

@@ -503,6 +503,8 @@ fn shapes_are_refused_in_words() {
         refusal(|shape| shape.num_qo_heads = 17),
         refusal(|shape| shape.sm_scale = f32::NAN),
         refusal(|shape| shape.batch = 0),
+        refusal(|shape| shape.batch = 65_536),
+        refusal(|shape| shape.num_qo_heads = 1 << 31),
     ]
     .concat();
     insta::assert_snapshot!(text);
@@ -531,6 +533,7 @@ fn tables_are_refused_in_words() {
         PageTable { kv_page_rank: &[-1, 0], ..good },
         PageTable { kv_indices: &[1, 0], ..good },
         PageTable { kv_indices: &[0, -1], ..good },
+        PageTable { kv_indptr: &[0, 1 << 27, 1 << 27], ..good },
     ];
     let text: String = tables.map(|table| format!("{}\n", check(table).unwrap_err())).concat();
     insta::assert_snapshot!(text);

@@ -9,6 +9,7 @@ use super::plan::PrefillPlan;
 use super::{BlockShape, MAP_DIMENSIONS, MAX_MAPPED_LOCATIONS, PrefillParams, WGMMA};
 use crate::contract::{ContractError, Work, require, require_len};
 use crate::kv_layout::{KvElement, KvPageShape};
+use crate::paged_attention::contract::check_heads;
 
 /// Sizes of a prefill launch.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,21 +35,9 @@ impl PrefillShape {
     /// against the pools, the plan of both, and `q`, `out`, `lse` of the shapes that the room states,
     /// no thread of a launch with these [dims](Self::dims) then reaches out of bounds.
     pub fn check(&self) -> Result<(), ContractError> {
-        self.page.check()?;
+        check_heads(&self.page, self.num_qo_heads)?;
         let element = self.page.element;
         require(element == KvElement::Half, "element", "Half", std::format!("{element:?}"))?;
-        require(
-            self.page.head_dim == 64 || self.page.head_dim == 128,
-            "head_dim",
-            "64 or 128",
-            self.page.head_dim,
-        )?;
-        require(
-            self.num_qo_heads > 0 && self.num_qo_heads.is_multiple_of(self.page.num_kv_heads),
-            "num_qo_heads",
-            std::format!("a multiple of num_kv_heads = {}", self.page.num_kv_heads),
-            self.num_qo_heads,
-        )?;
         require(
             self.sm_scale.is_finite() && self.sm_scale > 0.0,
             "sm_scale",

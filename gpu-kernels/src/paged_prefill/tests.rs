@@ -382,6 +382,8 @@ fn sizes_are_refused_in_words() {
         refusal(|shape| shape.page.page_size = 65),
         refusal(|shape| shape.page.head_dim = 96),
         refusal(|shape| (shape.num_qo_heads, shape.page.num_kv_heads) = (7, 2)),
+        refusal(|shape| shape.num_qo_heads = 1 << 26),
+        refusal(|shape| shape.page.element = KvElement::E4m3),
         refusal(|shape| shape.sm_scale = 0.0),
         refusal(|shape| shape.sm_scale = f32::INFINITY),
         lengths(&[1, 2], &[1]),

@@ -3,7 +3,7 @@
 use std::format;
 
 use super::{MAX_ROW_LEN, NUM_THREADS, RmsNormParams, WORD};
-use crate::contract::{ContractError, LaunchDims, Work, require};
+use crate::contract::{ContractError, LaunchDims, Work, require, require_multiple};
 
 /// Sizes of a normalisation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,12 +20,7 @@ impl RmsNormShape {
     /// Refuses what the kernels do not take. With arguments of the lengths told here, no thread of
     /// a launch with [these](Self::dims) [dims](Self::add_dims) then reaches out of bounds.
     pub fn check(&self) -> Result<(), ContractError> {
-        require(
-            (1..=MAX_ROW_LEN).contains(&self.row_len) && self.row_len.is_multiple_of(WORD),
-            "row_len",
-            format!("a multiple of {WORD} up to {MAX_ROW_LEN}"),
-            self.row_len,
-        )?;
+        require_multiple("row_len", WORD, MAX_ROW_LEN, self.row_len)?;
         require(
             u64::from(self.num_rows) * u64::from(self.row_len / WORD) <= i32::MAX as u64,
             "num_rows",

@@ -3,13 +3,15 @@
 use std::format;
 
 use super::{MAX_SLICES, NUM_BINS, PIECE, ROW_THREADS, SPLIT_THREADS, SamplingRule, SplitParams};
-use crate::contract::{ContractError, LaunchDims, Work, require};
+use crate::contract::{
+    ContractError, LaunchDims, MAX_SHARED_BYTES, Work, require, require_multiple,
+};
 
+/// Most requests: places of their histograms are counted in 32 bits.
+const MAX_BATCH: u32 = 1 << 16;
 /// Largest vocabulary.
 const MAX_VOCAB_SIZE: u32 = 1 << 20;
-/// Shared memory of a block.
-const MAX_SHARED_BYTES: u32 = 227 * 1024;
-/// Of that, what is not its slice: a number for each warp, a bin, a histogram.
+/// Shared memory of a block that is not its slice: a number for each warp, a bin, a histogram.
 const FIXED_SHARED_BYTES: u32 = 8 * (SPLIT_THREADS / 32) + 16 + 4 * NUM_BINS;
 /// Logits below which a slice is not cut further.
 const MIN_SLICE_LEN: u32 = 8 * SPLIT_THREADS;
@@ -27,14 +29,8 @@ impl SamplingShape {
     /// Refuses what the kernels do not take. With arguments of the lengths told here, no thread of
     /// a launch with [these](Self::row_dims) dims then reaches out of bounds.
     pub fn check(&self) -> Result<(), ContractError> {
-        require(
-            (1..=MAX_VOCAB_SIZE).contains(&self.vocab_size)
-                && self.vocab_size.is_multiple_of(PIECE),
-            "vocab_size",
-            format!("a multiple of {PIECE} up to {MAX_VOCAB_SIZE}"),
-            self.vocab_size,
-        )?;
-        require(self.batch <= 1 << 16, "batch", "at most 65536", self.batch)
+        require_multiple("vocab_size", PIECE, MAX_VOCAB_SIZE, self.vocab_size)?;
+        require(self.batch <= MAX_BATCH, "batch", format!("at most {MAX_BATCH}"), self.batch)
     }
 
     /// Elements of `logits`.
@@ -55,7 +51,8 @@ impl SamplingShape {
     /// they are too long for that.
     pub fn split(&self, num_blocks: u32, logit_bytes: usize) -> Option<SplitPlan> {
         let Self { batch, vocab_size } = *self;
-        let max_len = (MAX_SHARED_BYTES - FIXED_SHARED_BYTES) / logit_bytes as u32 / PIECE * PIECE;
+        let max_len =
+            (MAX_SHARED_BYTES as u32 - FIXED_SHARED_BYTES) / logit_bytes as u32 / PIECE * PIECE;
         let least = vocab_size.div_ceil(max_len);
         let most = MAX_SLICES.min(num_blocks).min(vocab_size.div_ceil(MIN_SLICE_LEN));
         if least > most {

@@ -47,7 +47,6 @@
 //!
 //! # What bounds it
 //! Reads of the logits, which the product before has left in the L2 cache if they fit.
-
 //!
 //! # Whose idea
 //! Philox: Random123; thresholds by bisection instead of a sort: FlashInfer's `sampling.cuh`, and

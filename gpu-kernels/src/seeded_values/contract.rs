@@ -26,7 +26,7 @@ impl SeededValuesShape {
     /// Refuses what the kernel does not take. With an `out` of the length told here, no thread of a
     /// launch with [these](Self::dims) dims then reaches out of bounds.
     pub fn check(&self) -> Result<(), ContractError> {
-        let Self { row_len, num_rows, first_column, num_columns, first_out, .. } = *self;
+        let Self { row_len, first_row, num_rows, first_column, num_columns, first_out } = *self;
         for (argument, len) in [
             ("row_len", row_len as usize),
             ("first_column", first_column as usize),
@@ -48,6 +48,18 @@ impl SeededValuesShape {
             "num_rows",
             format!("such that num_rows * num_columns / {WORD} is at most {}", i32::MAX),
             num_rows,
+        )?;
+        require(
+            first_row.checked_add(num_rows).is_some(),
+            "num_rows",
+            format!("such that they end at row {} of the tensor", u32::MAX),
+            format!("{num_rows} from {first_row} on"),
+        )?;
+        require(
+            first_out.checked_add(self.num_elements()).is_some(),
+            "first_out",
+            "such that the last element that is made has a place behind it",
+            first_out,
         )
     }
 

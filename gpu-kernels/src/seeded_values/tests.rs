@@ -77,6 +77,8 @@ fn wrong_sizes_are_refused_in_words() {
         SeededValuesShape { first_column: 56, ..good },
         SeededValuesShape { num_rows: u32::MAX, ..good },
         SeededValuesShape { first_out: 4, ..good },
+        SeededValuesShape { first_row: u32::MAX - 5, ..good },
+        SeededValuesShape { first_out: usize::MAX - 7, ..good },
     ];
     let text: String = wrong.map(|shape| std::format!("{}\n", shape.check().unwrap_err())).concat();
     insta::assert_snapshot!(text, @"
@@ -87,5 +89,7 @@ fn wrong_sizes_are_refused_in_words() {
     `num_columns` must be such that they end within a row of 64, got 16 from 56 on
     `num_rows` must be such that num_rows * num_columns / 8 is at most 2147483647, got 4294967295
     `first_out` must be a multiple of 8, got 4
+    `num_rows` must be such that they end at row 4294967295 of the tensor, got 7 from 4294967290 on
+    `first_out` must be such that the last element that is made has a place behind it, got 18446744073709551608
     ");
 }

@@ -4,8 +4,8 @@ use cuda_std::cpu::LaunchDims;
 use cuda_std::tensor_map::Tiling;
 
 use super::device::{PIECE, SILU_MUL_THREADS};
-use crate::contract::{ContractError, Work};
-use crate::gemm::contract::{GemmShape, row_tilings, rows_tiling, weights_tiling};
+use crate::contract::{ContractError, MAX_GRID_Y, Work, require_multiple, require_up_to};
+use crate::gemm::contract::{GemmShape, MAX_SIZE, row_tilings, rows_tiling, weights_tiling};
 use crate::gemm::plan::StreamPlan;
 use crate::gemm::split_plan::{SplitPlan, SplitTile};
 use crate::gemm::tma::{BLOCK_ROWS, NUM_THREADS, PANEL_STEPS, RAGGED};
@@ -31,10 +31,13 @@ impl SharedExpertShape {
         ]
     }
 
-    /// Refuses what the kernels do not take, in the words of the products. With arguments of the
-    /// lengths that the room states, no thread then reaches out of bounds.
+    /// Refuses what the kernels do not take. With arguments of the lengths that the room states, no
+    /// thread then reaches out of bounds.
     pub fn check(&self) -> Result<(), ContractError> {
-        self.products().iter().try_for_each(GemmShape::check)
+        require_up_to("num_tokens", MAX_SIZE, self.num_tokens)?;
+        require_multiple("hidden", PIECE, MAX_SIZE, self.hidden)?;
+        // The first product has two columns for each of h.
+        require_multiple("intermediate", PIECE, MAX_SIZE / 2, self.intermediate)
     }
 
     /// Elements of x, and of y.
@@ -47,14 +50,19 @@ impl SharedExpertShape {
         self.num_tokens as usize * self.intermediate as usize
     }
 
-    /// Launch of the gate as a kernel of its own.
-    pub fn silu_mul_dims(&self) -> LaunchDims {
-        let row_pieces = self.intermediate / PIECE;
-        LaunchDims {
-            grid: [row_pieces.div_ceil(SILU_MUL_THREADS), self.num_tokens, 1],
-            block: [SILU_MUL_THREADS, 1, 1],
-            shared_bytes: 0,
-        }
+    /// Launches of the gate as a kernel of its own, each from a token on: more tokens than a grid has
+    /// rows take several.
+    pub fn silu_mul_launches(&self) -> impl Iterator<Item = (usize, LaunchDims)> {
+        let Self { num_tokens, intermediate, .. } = *self;
+        let num_blocks = (intermediate / PIECE).div_ceil(SILU_MUL_THREADS);
+        (0..num_tokens).step_by(MAX_GRID_Y as usize).map(move |first_token| {
+            let dims = LaunchDims {
+                grid: [num_blocks, (num_tokens - first_token).min(MAX_GRID_Y), 1],
+                block: [SILU_MUL_THREADS, 1, 1],
+                shared_bytes: 0,
+            };
+            (first_token as usize, dims)
+        })
     }
 
     /// Launch of the first product with its gate, on a GPU of `num_sms` SMs.

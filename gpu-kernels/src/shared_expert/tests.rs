@@ -1,3 +1,4 @@
+use std::string::String;
 use std::vec;
 use std::vec::Vec;
 
@@ -15,43 +16,44 @@ const NUM_SMS: u32 = 3;
 /// SMs of one on which blocks share tiles.
 const MANY_SMS: u32 = 40;
 
-fn fused(
-    device: &TestDevice,
-    shape: &SharedExpertShape,
-    x: &[bf16],
-    gate_up: &[bf16],
-) -> Vec<bf16> {
-    shape.check().unwrap();
-    let (x, gate_up) = (DeviceMemory::from_slice(x), DeviceMemory::from_slice(gate_up));
-    let h = DeviceMemory::<bf16>::poisoned(shape.h_elements());
+/// x and gate_up in device memory, and h as poison.
+struct OnDevice {
+    x: DeviceMemory<bf16>,
+    gate_up: DeviceMemory<bf16>,
+    h: DeviceMemory<bf16>,
+}
+
+impl OnDevice {
+    fn new(shape: &SharedExpertShape, x: &[bf16], gate_up: &[bf16]) -> Self {
+        shape.check().unwrap();
+        Self {
+            x: DeviceMemory::from_slice(x),
+            gate_up: DeviceMemory::from_slice(gate_up),
+            h: DeviceMemory::poisoned(shape.h_elements()),
+        }
+    }
+}
+
+fn fused(device: &TestDevice, shape: &SharedExpertShape, on: &OnDevice) {
     let kernel = shared_expert_gate_up_bf16 {
-        x: TensorMap::new(x.view(), &shape.x_tiling()).unwrap(),
-        gate_up: TensorMap::new(gate_up.view(), &shape.gate_up_tiling()).unwrap(),
-        h_maps: tensor_maps(&h, &shape.h_tilings()),
+        x: TensorMap::new(on.x.view(), &shape.x_tiling()).unwrap(),
+        gate_up: TensorMap::new(on.gate_up.view(), &shape.gate_up_tiling()).unwrap(),
+        h_maps: tensor_maps(&on.h, &shape.h_tilings()),
         num_tokens: shape.num_tokens,
         n: shape.intermediate,
         k: shape.hidden,
-        h: h.view_mut(),
+        h: on.h.view_mut(),
     };
     device.launch(shape.gate_up_dims(NUM_SMS), kernel);
-    h.to_vec()
 }
 
-fn streamed(
-    device: &TestDevice,
-    shape: &SharedExpertShape,
-    x: &[bf16],
-    gate_up: &[bf16],
-) -> Vec<bf16> {
-    shape.check().unwrap();
-    let (x, gate_up) = (DeviceMemory::from_slice(x), DeviceMemory::from_slice(gate_up));
-    let h = DeviceMemory::<bf16>::poisoned(shape.h_elements());
-    let plan = shape.stream_plan(MANY_SMS);
+fn streamed(device: &TestDevice, shape: &SharedExpertShape, on: &OnDevice) {
+    let (product, plan) = (shape.h_product(), shape.stream_plan(MANY_SMS));
     let sums = DeviceMemory::<f32>::poisoned(plan.sums_elements());
     let arrived = DeviceMemory::from_slice(&vec![0_u32; plan.arrived_elements()]);
     let kernel = shared_expert_stream_bf16 {
-        x: TensorMap::new(x.view(), &plan.rows_tiling(shape.h_product())).unwrap(),
-        gate_up: TensorMap::new(gate_up.view(), &plan.weights_tiling(shape.h_product())).unwrap(),
+        x: TensorMap::new(on.x.view(), &plan.rows_tiling(product)).unwrap(),
+        gate_up: TensorMap::new(on.gate_up.view(), &plan.weights_tiling(product)).unwrap(),
         num_tokens: shape.num_tokens,
         n: shape.intermediate,
         k: shape.hidden,
@@ -60,37 +62,35 @@ fn streamed(
         num_stages: plan.num_stages,
         sums: sums.view_mut(),
         arrived: arrived.view_mut(),
-        h: h.view_mut(),
+        h: on.h.view_mut(),
     };
     device.launch(plan.dims(), kernel);
-    h.to_vec()
+    assert!(arrived.to_vec().iter().all(|&count| count == 0), "{plan:?}");
 }
 
-fn split(
-    device: &TestDevice,
-    shape: &SharedExpertShape,
-    x: &[bf16],
-    gate_up: &[bf16],
-) -> Vec<bf16> {
+fn split(device: &TestDevice, shape: &SharedExpertShape, on: &OnDevice) {
     let (product, plan) = (shape.h_product(), shape.split_plan());
-    // A step for each block of a cluster, at least.
-    if plan.check(product).is_err() {
-        return streamed(device, shape, x, gate_up);
-    }
-    let (x, gate_up) = (DeviceMemory::from_slice(x), DeviceMemory::from_slice(gate_up));
-    let h = DeviceMemory::<bf16>::poisoned(shape.h_elements());
     let kernel = shared_expert_split_bf16 {
-        x: TensorMap::new(x.view(), &plan.rows_tiling(product)).unwrap(),
-        gate_up: TensorMap::new(gate_up.view(), &plan.weights_tiling(product)).unwrap(),
+        x: TensorMap::new(on.x.view(), &plan.rows_tiling(product)).unwrap(),
+        gate_up: TensorMap::new(on.gate_up.view(), &plan.weights_tiling(product)).unwrap(),
         num_tokens: shape.num_tokens,
         n: shape.intermediate,
         k: shape.hidden,
         tile_rows: plan.tile_rows,
         num_stages: plan.num_stages,
-        h: h.view_mut(),
+        h: on.h.view_mut(),
     };
     device.launch(plan.dims(), kernel);
-    h.to_vec()
+}
+
+type Run = fn(&TestDevice, &SharedExpertShape, &OnDevice);
+
+/// The kernels with a gate in the product that take a shape, by name.
+fn runs(shape: &SharedExpertShape) -> Vec<(&'static str, Run)> {
+    // A cluster has a step for each of its blocks, at least.
+    let can_split = shape.split_plan().check(shape.h_product()).is_ok();
+    let split = can_split.then_some(("split", split as Run));
+    [("fused", fused as Run), ("streamed", streamed)].into_iter().chain(split).collect()
 }
 
 #[test]
@@ -109,15 +109,14 @@ fn gates_in_the_product_are_right_in_every_case() {
     for (seed, shape) in (0..).zip(cases()) {
         let [x, gate_up, down] = operands(&shape, seed);
         let [want, _] = outputs(&shape, &x, &gate_up, &down);
-        for (name, run) in [("fused", fused as Run), ("streamed", streamed), ("split", split)] {
-            let h = run(&TestDevice::seeded(seed), &shape, &x, &gate_up);
-            check(&h, &want, shape.intermediate as usize, Tolerance::BF16)
+        for (name, run) in runs(&shape) {
+            let on = OnDevice::new(&shape, &x, &gate_up);
+            run(&TestDevice::seeded(seed), &shape, &on);
+            check(&on.h.to_vec(), &want, shape.intermediate as usize, Tolerance::BF16)
                 .unwrap_or_else(|off| panic!("{name}, {shape:?}: {off}"));
         }
     }
 }
-
-type Run = fn(&TestDevice, &SharedExpertShape, &[bf16], &[bf16]) -> Vec<bf16>;
 
 #[test]
 fn the_separate_gate_is_right_in_every_case() {
@@ -129,9 +128,13 @@ fn the_separate_gate_is_right_in_every_case() {
         let want = gate(&rounded.iter().map(|&x| x.to_f64()).collect::<Vec<_>>(), n);
         let gate_up = DeviceMemory::from_slice(&rounded);
         let h = DeviceMemory::<bf16>::poisoned(shape.h_elements());
-        let (gate_up, h_view) = (gate_up.view(), h.view_mut());
-        let kernel = shared_expert_silu_mul_bf16 { gate_up, n: shape.intermediate, h: h_view };
-        TestDevice::seeded(seed).launch(shape.silu_mul_dims(), kernel);
+        let kernel = shared_expert_silu_mul_bf16 {
+            gate_up: gate_up.view(),
+            n: shape.intermediate,
+            h: h.view_mut(),
+        };
+        let (_, dims) = shape.silu_mul_launches().next().unwrap();
+        TestDevice::seeded(seed).launch(dims, kernel);
         check(&h.to_vec(), &want, n, Tolerance::BF16).unwrap();
     }
 }
@@ -143,14 +146,32 @@ fn gates_far_from_zero_are_shut_or_open() {
     assert_eq!((h[0], h[1], h[2]), (0.0, 3e4, 0.0));
 }
 
+/// 8192 tokens of 8 experts each are more rows than a grid has.
+#[test]
+fn more_tokens_than_a_grid_has_rows_take_several_launches() {
+    let launches = |num_tokens| -> Vec<(usize, [u32; 3])> {
+        let shape = SharedExpertShape { num_tokens, hidden: 8, intermediate: 2056 };
+        shape.silu_mul_launches().map(|(first, dims)| (first, dims.grid)).collect()
+    };
+    assert_eq!(launches(65_535), [(0, [3, 65_535, 1])]);
+    assert_eq!(launches(65_536), [(0, [3, 65_535, 1]), (65_535, [3, 1, 1])]);
+}
+
 #[test]
 fn wrong_shapes_are_refused_in_words() {
     let right = SharedExpertShape { num_tokens: 1, hidden: 8, intermediate: 8 };
     right.check().unwrap();
-    let error = SharedExpertShape { hidden: 4, ..right }.check().unwrap_err();
-    insta::assert_snapshot!(error, @"`k` must be a multiple of 8, got 4");
-    let error = SharedExpertShape { num_tokens: 0, ..right }.check().unwrap_err();
-    insta::assert_snapshot!(error, @"`m` must be 1 to 1048576, got 0");
+    let wrong = [
+        SharedExpertShape { hidden: 4, ..right },
+        SharedExpertShape { num_tokens: 0, ..right },
+        SharedExpertShape { intermediate: (1 << 31) + 8, ..right },
+    ];
+    let text: String = wrong.map(|shape| std::format!("{}\n", shape.check().unwrap_err())).concat();
+    insta::assert_snapshot!(text, @"
+    `hidden` must be a multiple of 8 up to 1048560, got 4
+    `num_tokens` must be 1 to 1048560, got 0
+    `intermediate` must be a multiple of 8 up to 524280, got 2147483656
+    ");
 }
 
 #[test]

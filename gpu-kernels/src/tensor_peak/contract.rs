@@ -3,7 +3,7 @@
 use cuda_std::cpu::LaunchDims;
 
 use super::{MMA_TILE, NUM_THREADS, Tile, WGMMA_TILE};
-use crate::contract::{ContractError, Work, require};
+use crate::contract::{ContractError, Work, require, require_up_to};
 
 /// Which instructions multiply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl TensorPeakShape {
     /// [`b_elements`](Self::b_elements) and [`out_elements`](Self::out_elements), no thread then
     /// reaches out of bounds.
     pub fn check(&self) -> Result<(), ContractError> {
-        require(self.num_blocks > 0, "num_blocks", "at least 1", self.num_blocks)?;
+        require_up_to("num_blocks", i32::MAX as u32, self.num_blocks)?;
         require(self.num_steps > 0, "num_steps", "at least 1", self.num_steps)
     }
 

@@ -86,5 +86,5 @@ fn launches_of_nothing_are_refused() {
     let error = TensorPeakShape { num_steps: 0, ..shape }.check().unwrap_err();
     insta::assert_snapshot!(error, @"`num_steps` must be at least 1, got 0");
     let error = TensorPeakShape { num_blocks: 0, ..shape }.check().unwrap_err();
-    insta::assert_snapshot!(error, @"`num_blocks` must be at least 1, got 0");
+    insta::assert_snapshot!(error, @"`num_blocks` must be 1 to 2147483647, got 0");
 }

@@ -3,7 +3,7 @@
 use std::format;
 
 use super::{BASELINE_THREADS, NUM_THREADS, PackParams};
-use crate::contract::{ContractError, LaunchDims, Work, require};
+use crate::contract::{ContractError, LaunchDims, Work, require, require_up_to};
 use crate::moe_permute::MAX_LOCAL_EXPERTS;
 use crate::token_rows::TokenRows;
 
@@ -26,12 +26,7 @@ impl PackShape {
     /// the permutation holds; as `moe_permute` leaves it, no two write the same element.
     pub fn check(&self) -> Result<(), ContractError> {
         self.rows.check()?;
-        require(
-            (1..=MAX_LOCAL_EXPERTS).contains(&self.num_local_experts),
-            "num_local_experts",
-            format!("1 to {MAX_LOCAL_EXPERTS}"),
-            self.num_local_experts,
-        )?;
+        require_up_to("num_local_experts", MAX_LOCAL_EXPERTS, self.num_local_experts)?;
         let num_blocks = u64::from(self.rows.num_tokens) * u64::from(self.pieces_of_row());
         require(
             num_blocks < i32::MAX as u64 - u64::from(MAX_LOCAL_EXPERTS),

@@ -143,6 +143,7 @@ fn two_rows_that_are_swapped_are_noticed() {
 #[test]
 fn refusals_name_argument_need_and_finding() {
     let shape = cases()[3].shape;
+    let widest = TokenRows { hidden: 1 << 20, format: RowFormat::Fp8, ..shape.rows };
     let wrong = [
         PackShape { rows: TokenRows { hidden: 12, ..shape.rows }, ..shape },
         PackShape { rows: TokenRows { hidden: 0, ..shape.rows }, ..shape },
@@ -150,6 +151,7 @@ fn refusals_name_argument_need_and_finding() {
         PackShape { rows: TokenRows { top_k: 0, ..shape.rows }, ..shape },
         PackShape { rows: TokenRows { num_tokens: 1 << 21, ..shape.rows }, ..shape },
         PackShape { rows: TokenRows { num_max_rows: 1 << 31, ..shape.rows }, ..shape },
+        PackShape { rows: TokenRows { num_tokens: 1 << 20, ..widest }, ..shape },
         PackShape { num_local_experts: 0, ..shape },
     ];
     let texts: Vec<String> =

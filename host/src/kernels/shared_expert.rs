@@ -362,13 +362,16 @@ pub fn silu_mul(
     shape.check()?;
     require_len("gate_up", 2 * shape.h_elements(), gate_up.len())?;
     require_len("h", shape.h_elements(), h.len())?;
-    let kernel = entries::shared_expert_silu_mul_bf16 {
-        gate_up: gate_up.view(),
-        n: shape.intermediate,
-        h: h.view_mut(),
-    };
-    // SAFETY: the contract was checked, for these lengths.
-    unsafe { stream.launch(shape.silu_mul_dims(), kernel) }?;
+    let n = shape.intermediate;
+    for (first_token, dims) in shape.silu_mul_launches() {
+        let first = first_token * n as usize;
+        // SAFETY: each launch begins within both, whose lengths were checked.
+        let (gate_up, h) =
+            unsafe { (gate_up.view().offset(2 * first), h.view_mut().offset(first)) };
+        let kernel = entries::shared_expert_silu_mul_bf16 { gate_up, n, h };
+        // SAFETY: the contract was checked, for these lengths.
+        unsafe { stream.launch(dims, kernel) }?;
+    }
     stream.keep(gate_up);
     stream.keep(h);
     Ok(())

@@ -210,13 +210,15 @@ fn joint_rows_that_do_not_fit_are_refused_in_words() {
         with_head_dim(48),
         QkvShape { num_qo_heads: 0, ..good },
         QkvShape { num_qo_heads: 1 << 30, ..good },
+        QkvShape { append: AppendShape { num_tokens: 1 << 27, ..good.append }, ..good },
         QkvShape { norm_eps: Some(-1.0), ..good },
     ];
     let text: String = wrong.map(|shape| format!("{}\n", shape.check().unwrap_err())).concat();
     insta::assert_snapshot!(text, @"
     `head_dim` must be a power of two, to be normalised, got 48
-    `num_qo_heads` must be at least 1, got 0
-    `heads` must be such that num_tokens * heads * head_dim / 16 is at most 2147483647, got 21474836560 for 1073741828 heads
+    `num_qo_heads` must be 1 to 65536, got 0
+    `num_qo_heads` must be 1 to 65536, got 1073741824
+    `heads` must be such that num_tokens * heads * head_dim / 16 is at most 2147483647, got 5368709120 for 10 heads
     `norm_eps` must be 0 or a positive number, got -1
     ");
     assert!(QkvShape { norm_eps: None, ..with_head_dim(48) }.check().is_ok());

@@ -328,7 +328,10 @@ fn what_does_not_fit_is_refused_in_words() {
     let many = LayerShape { num_tokens: 65, ..shape };
     assert!(refused(many, Schedule::Sequential).starts_with("`num_tokens` must be at most"));
     let narrow = LayerShape { intermediate: 12, ..shape };
-    assert_eq!(refused(narrow, Schedule::Sequential), "`k` must be a multiple of 8, got 12");
+    assert_eq!(
+        refused(narrow, Schedule::Sequential),
+        "`n` must be a multiple of 8 up to 524280, got 12"
+    );
     let (shared, pack) = (SharedBeside::Both, Lane::Compute);
     let nowhere = Schedule::Overlapped { shared, exchange_sms: 0, pack };
     assert_eq!(refused(shape, nowhere), "`exchange_sms` must be at least 1, got 0");
