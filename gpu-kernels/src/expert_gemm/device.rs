@@ -3,6 +3,7 @@
 // A kernel is one unsafe program: its launch vouches for it.
 #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc)]
 
+use bytemuck::Pod;
 use cuda_std::prelude::*;
 use cuda_std::tensor_map::{TensorMap, TensorMaps};
 use half::bf16;
@@ -31,6 +32,28 @@ pub(crate) struct ExpertRows {
     pub expert: usize,
     pub first_row: usize,
     pub num_rows: u32,
+}
+
+impl ExpertRows {
+    /// What a block multiplies for these rows.
+    #[inline(always)]
+    pub(crate) unsafe fn operands<T: Pod>(
+        &self,
+        a: Global<T>,       // [num_rows, k]
+        b: Global<T>,       // [num_experts, n, k]
+        c: GlobalMut<bf16>, // [num_rows, n]
+        n: u32,
+        k: u32,
+    ) -> block_tile::Operands<T> {
+        block_tile::Operands {
+            a: a.offset(self.first_row * k as usize),
+            b: b.offset(self.expert * n as usize * k as usize),
+            c: c.offset(self.first_row * n as usize),
+            num_rows: self.num_rows,
+            n,
+            k,
+        }
+    }
 }
 
 /// The rows of tile `tile` of all experts' tiles, if there are so many.
@@ -72,15 +95,7 @@ pub unsafe fn expert_gemm_baseline_bf16(
 ) {
     let tile = thread::block_idx_y();
     let Some(rows) = rows_of_tile(expert_offsets, num_experts, num_rows, tile) else { return };
-    let operands = block_tile::Operands {
-        a: a.offset(rows.first_row * k as usize),
-        b: b.offset(rows.expert * n as usize * k as usize),
-        c: c.offset(rows.first_row * n as usize),
-        num_rows: rows.num_rows,
-        n,
-        k,
-    };
-    multiply_tile(operands, thread::block_idx_x() * TILE_N as u32);
+    multiply_tile(rows.operands(a, b, c, n, k), thread::block_idx_x() * TILE_N as u32);
 }
 
 /// The tiles of all experts, of whom each lane holds one of 32. With `TALL`, an expert whose rows

@@ -162,6 +162,7 @@ fn wrong_shapes_are_refused_in_words() {
         said(ExpertGemmShape { k: 9, ..right }),
         @"`k` must be a multiple of 8 up to 1048560, got 9"
     );
+    insta::assert_snapshot!(said(ExpertGemmShape { n: 12, ..right }), @"`n` must be a multiple of 8 up to 524280, got 12");
     insta::assert_snapshot!(said(ExpertGemmShape { n: (1 << 31) + 8, ..right }), @"`n` must be a multiple of 8 up to 524280, got 2147483656");
 }
 

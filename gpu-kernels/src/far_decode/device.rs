@@ -10,13 +10,13 @@ use super::{NUM_MAX_OWNERS, WaitReport};
 use crate::merge_states::device::merge_rows;
 use crate::merge_states::{MergeParams, NUM_THREADS};
 use crate::paged_attention::device::handshake::Handshake;
-use crate::paged_attention::device::kv_format::{E4m3s, Halves, KvFormat};
+use crate::paged_attention::device::kv_format::{E4m3s, Halves};
 use crate::paged_attention::device::merge::Parts;
 use crate::paged_attention::device::output::DecodeOutput;
 use crate::paged_attention::device::split::{Pages, decode_split};
 use crate::paged_attention::device::tile_loader::{POOL_RANK, TilePages};
 use crate::paged_attention::device::tiles::decode_tiles;
-use crate::paged_attention::{DecodeParams, MAX_TILE_LOCATIONS, num_stages};
+use crate::paged_attention::{AttentionParams, MAX_TILE_LOCATIONS};
 
 /// Waits that end.
 #[derive(Clone, Copy)]
@@ -117,18 +117,13 @@ impl Handshake for WithHome {
 
 macro_rules! attend_entries {
     ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal, $HT:literal, $STAGES:literal, $AHEAD:literal, $Format:ty = $format:expr, [$($scale:ident),*];)*) => {$(
-        const _: () = {
-            let row_bytes = <$Format as KvFormat>::BYTES * $D;
-            assert!($STAGES == num_stages(row_bytes) && $AHEAD + 1 == $STAGES);
-        };
-
         $(#[$doc])*
         #[kernel(threads = 256, min_blocks = 1)]
         pub unsafe fn $name(
             kv_indices: Global<i32>,     // [entries]
             kv_page_rank: Global<i32>,   // [entries]
             peer_kv_ptrs: Global<u64>,   // [num_locations]
-            params: DecodeParams,
+            params: AttentionParams,
             $($scale: Global<f32>,)*     // [num_kv_heads]
             items: Global<u32>,          // [items, WorkItem::WORDS]
             q: Global<$T>,               // [batch, num_qo_heads, head_dim], at home
@@ -190,15 +185,13 @@ attend_entries! {
 
 macro_rules! tiles_entries {
     ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal, $HT:literal, $STAGES:literal;)*) => {$(
-        const _: () = assert!($STAGES == num_stages(2 * $D));
-
         $(#[$doc])*
         #[kernel(threads = 256, min_blocks = 1, target = "sm_90a")]
         pub unsafe fn $name(
             pools: TensorMaps<$T, POOL_RANK, { MAX_TILE_LOCATIONS as usize }>, // [locations]
             kv_indices: Global<i32>,     // [entries]
             kv_page_rank: Global<i32>,   // [entries]
-            params: DecodeParams,
+            params: AttentionParams,
             items: Global<u32>,          // [items, WorkItem::WORDS]
             q: Global<$T>,               // [batch, num_qo_heads, head_dim], at home
             state_out: GlobalMut<f32>,   // [batch, num_qo_heads, head_dim], at home

@@ -1,5 +1,6 @@
 //! Copies of pages: registers, then the copy engine of an SM.
-// A kernel is one thread's program; its safety is the launch's, and stands in the contract.
+
+// A kernel is one unsafe program: its launch vouches for it.
 #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc)]
 
 use cuda_std::bulk::Mbarrier;

@@ -8,7 +8,7 @@ use super::WORD_ELEMENTS;
 use crate::kv_layout::{KvElement, KvPageShape};
 
 /// 2^64 over the golden ratio: multiples of it are spread evenly.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(crate) const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Odd constants of David Stafford's mix 13 of MurmurHash3's finalizer, as in splitmix64.
 const MIX_1: u64 = 0xbf58_476d_1ce4_e5b9;
 const MIX_2: u64 = 0x94d0_49bb_1331_11eb;

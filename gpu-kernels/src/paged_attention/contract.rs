@@ -7,7 +7,7 @@ use cuda_std::tensor_map::{L2Promotion, Swizzle, Tiling};
 
 use super::plan::{Dealing, DecodePlan};
 use super::{
-    DecodeParams, MAX_GROUP_SIZE, MAX_LOCATIONS, MAX_QO_HEADS, NUM_THREADS, TilesLayout,
+    AttentionParams, MAX_GROUP_SIZE, MAX_LOCATIONS, MAX_QO_HEADS, NUM_THREADS, TilesLayout,
     box_tokens, num_stages, split_shared_bytes,
 };
 use crate::contract::{ContractError, MAX_GRID_Y, Work, require, require_len, require_up_to};
@@ -150,15 +150,8 @@ impl DecodeShape {
     }
 
     /// The sizes that the kernels take, for pages in `num_locations` places.
-    pub fn params(&self, num_locations: usize) -> DecodeParams {
-        DecodeParams {
-            num_qo_heads: self.num_qo_heads,
-            group_size: self.group_size(),
-            page_size: self.page.page_size,
-            num_locations: num_locations as u32,
-            sm_scale_log2: self.sm_scale * core::f32::consts::LOG2_E,
-            strides: self.page.strides(),
-        }
+    pub fn params(&self, num_locations: usize) -> AttentionParams {
+        AttentionParams::new(&self.page, self.num_qo_heads, self.sm_scale, num_locations)
     }
 
     /// Elements of `q`, and of `out`.

@@ -72,7 +72,7 @@ mod tests;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::kv_layout::KvStrides;
+use crate::kv_layout::{KvPageShape, KvStrides};
 
 /// Tokens of a tile: the unit in which the split kernel reads and the plan cuts.
 pub const TILE_TOKENS: u32 = 16;
@@ -88,10 +88,10 @@ pub const MAX_QO_HEADS: u32 = 1 << 16;
 /// Most locations that pages can lie in: a lane of a warp holds the address of each.
 pub const MAX_LOCATIONS: u32 = 32;
 
-/// The sizes that kernels take by value.
+/// The sizes that kernels take by value, of decode and of prefill.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
-pub struct DecodeParams {
+pub struct AttentionParams {
     /// Heads of `q` and `out`.
     pub num_qo_heads: u32,
     /// Query heads that share a KV head.
@@ -104,6 +104,20 @@ pub struct DecodeParams {
     pub sm_scale_log2: f32,
     /// Where a page's elements lie.
     pub strides: KvStrides,
+}
+
+impl AttentionParams {
+    /// Of heads and pages that were checked, in `num_locations` places.
+    pub fn new(page: &KvPageShape, num_qo_heads: u32, sm_scale: f32, num_locations: usize) -> Self {
+        Self {
+            num_qo_heads,
+            group_size: num_qo_heads / page.num_kv_heads,
+            page_size: page.page_size,
+            num_locations: num_locations as u32,
+            sm_scale_log2: sm_scale * core::f32::consts::LOG2_E,
+            strides: page.strides(),
+        }
+    }
 }
 
 /// One piece of the split kernel's work: some tiles of one (request, KV head) pair.
@@ -214,7 +228,7 @@ const RING_BYTES: u32 = 16 * 1024;
 /// Stages of a warp's ring, for heads of `row_bytes`: one is worked on, the others are on their
 /// way. Heads of 64 bytes could have 8 of them, but with a prologue that long ptxas 13.0 splits the
 /// address of copies, and does not set one of its parts.
-pub(crate) const fn num_stages(row_bytes: u32) -> u32 {
+const fn num_stages(row_bytes: u32) -> u32 {
     if row_bytes == 256 { 2 } else { 4 }
 }
 

@@ -6,9 +6,10 @@ use cuda_std::cpu::LaunchDims;
 use cuda_std::tensor_map::{L2Promotion, Swizzle, Tiling};
 
 use super::plan::PrefillPlan;
-use super::{BlockShape, MAP_DIMENSIONS, MAX_MAPPED_LOCATIONS, PrefillParams, WGMMA};
+use super::{BlockShape, MAP_DIMENSIONS, MAX_MAPPED_LOCATIONS, WGMMA};
 use crate::contract::{ContractError, Work, require, require_len};
 use crate::kv_layout::{KvElement, KvPageShape};
+use crate::paged_attention::AttentionParams;
 use crate::paged_attention::contract::check_heads;
 
 /// Sizes of a prefill launch.
@@ -98,15 +99,8 @@ impl PrefillShape {
     }
 
     /// The sizes that the kernels take, for pages in `num_locations` places.
-    pub fn params(&self, num_locations: usize) -> PrefillParams {
-        PrefillParams {
-            num_qo_heads: self.num_qo_heads,
-            group_size: self.group_size(),
-            page_size: self.page.page_size,
-            num_locations: num_locations as u32,
-            sm_scale_log2: self.sm_scale * core::f32::consts::LOG2_E,
-            strides: self.page.strides(),
-        }
+    pub fn params(&self, num_locations: usize) -> AttentionParams {
+        AttentionParams::new(&self.page, self.num_qo_heads, self.sm_scale, num_locations)
     }
 
     /// Elements of `q`, and of `out`.

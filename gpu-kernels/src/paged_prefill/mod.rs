@@ -65,8 +65,6 @@ mod tests;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::kv_layout::KvStrides;
-
 /// How a kernel cuts queries and keys, and the threads that do it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockShape {
@@ -109,24 +107,6 @@ pub const MAP_DIMENSIONS: usize = 5;
 
 /// Pools of pages as the copy engine takes them, location by location.
 pub type KvMaps = cuda_std::tensor_map::TensorMaps<u16, MAP_DIMENSIONS, MAX_MAPPED_LOCATIONS>;
-
-/// The sizes that kernels take by value.
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-#[repr(C)]
-pub struct PrefillParams {
-    /// Heads of `q` and `out`.
-    pub num_qo_heads: u32,
-    /// Query heads that share a KV head.
-    pub group_size: u32,
-    /// Tokens of a page.
-    pub page_size: u32,
-    /// Entries of `peer_kv_ptrs`.
-    pub num_locations: u32,
-    /// `sm_scale * log2(e)`: scores in the base of `exp2`.
-    pub sm_scale_log2: f32,
-    /// Where a page's elements lie.
-    pub strides: KvStrides,
-}
 
 /// Successive queries of one request and one head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]

@@ -29,6 +29,8 @@ mod tests;
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::kv_page_pattern::pattern;
+
 /// Threads of a block.
 pub const NUM_THREADS: u32 = 256;
 /// Elements that a thread writes.
@@ -59,10 +61,7 @@ pub struct SeededValuesParams {
 /// SplitMix64: a number that looks random, from any other.
 #[inline(always)]
 pub const fn mix(state: u64) -> u64 {
-    let z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    pattern::mix(state.wrapping_add(pattern::GOLDEN))
 }
 
 /// The hash that element `element` is a quarter of.

@@ -7,7 +7,7 @@ use gpu_kernels::paged_attention::contract::{BatchMaxima, DecodeShape, TileLoads
 use gpu_kernels::paged_attention::device as entries;
 use gpu_kernels::paged_attention::plan::{DecodePlan, PlanMaxima, SplitPolicy};
 use gpu_kernels::paged_attention::reference::StoredElement;
-use gpu_kernels::paged_attention::{DecodeParams, MAX_TILE_LOCATIONS, WorkItem};
+use gpu_kernels::paged_attention::{AttentionParams, MAX_TILE_LOCATIONS, WorkItem};
 use half::{bf16, f16};
 
 mod page_table;
@@ -313,7 +313,7 @@ fn make_absent(stream: &Stream, rows: &Buffer<f32>) -> Result<(), DeviceError> {
 pub struct Views<'a, T> {
     decode: &'a Decode,
     args: &'a DecodeArgs<'a, T>,
-    params: DecodeParams,
+    params: AttentionParams,
 }
 
 /// An element type of queries that decode has kernels for: bf16 and f16.

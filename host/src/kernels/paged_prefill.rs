@@ -2,11 +2,12 @@
 
 use cuda_std::float::HalfFloat;
 use gpu_kernels::contract::{ContractError, require, require_len};
+use gpu_kernels::paged_attention::AttentionParams;
 use gpu_kernels::paged_attention::reference::StoredElement;
 use gpu_kernels::paged_prefill::contract::{PrefillShape, qo_lens};
 use gpu_kernels::paged_prefill::device as entries;
 use gpu_kernels::paged_prefill::plan::PrefillPlan;
-use gpu_kernels::paged_prefill::{BASELINE, BlockShape, KvMaps, PrefillParams, WGMMA};
+use gpu_kernels::paged_prefill::{BASELINE, BlockShape, KvMaps, WGMMA};
 use half::{bf16, f16};
 
 use super::KernelError;
@@ -181,7 +182,7 @@ impl Prefill {
 pub struct Views<'a, T> {
     prefill: &'a Prefill,
     args: &'a PrefillArgs<'a, T>,
-    params: PrefillParams,
+    params: AttentionParams,
 }
 
 impl<T> Views<'_, T> {

@@ -1,5 +1,6 @@
 //! Combine: the sum alone, and the sum of what the peers push, or hold ready, meanwhile.
-// A kernel is one thread's program; its safety is the launch's, and stands in the contract.
+
+// A kernel is one unsafe program: its launch vouches for it.
 #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, clippy::too_many_arguments)]
 
 mod chunks;

@@ -15,7 +15,6 @@ use half::bf16;
 use super::grouped::TILE_COLUMNS;
 use crate::expert_gemm::device::{ExpertTiles, NONE_TALL, rows_of_tile};
 use crate::gemm::baseline::TILE_N;
-use crate::gemm::device::block_tile;
 use crate::gemm::device::output::Output;
 use crate::token_unpack::SCALE_BLOCK;
 
@@ -38,14 +37,7 @@ pub unsafe fn expert_gemm_fp8_baseline(
     let row_scales = k.div_ceil(SCALE_BLOCK) as usize;
     let (blocks, block) = (n.div_ceil(SCALE_BLOCK) as usize, thread::block_idx_x() as usize);
     let operands = baseline::Operands {
-        of_tile: block_tile::Operands {
-            a: a.offset(rows.first_row * k as usize),
-            b: b.offset(rows.expert * n as usize * k as usize),
-            c: c.offset(rows.first_row * n as usize),
-            num_rows: rows.num_rows,
-            n,
-            k,
-        },
+        of_tile: rows.operands(a, b, c, n, k),
         a_scales: a_scales.offset(rows.first_row * row_scales),
         b_scales: b_scales.offset((rows.expert * blocks + block) * row_scales),
     };

@@ -1,7 +1,5 @@
 //! What becomes of the sums of rows, and whose rows they are.
 
-#![allow(unsafe_op_in_unsafe_fn)]
-
 use cuda_std::prelude::*;
 use half::bf16;
 

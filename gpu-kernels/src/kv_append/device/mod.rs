@@ -1,6 +1,7 @@
 //! Appending tokens, rotating their queries, and both from joint rows; one body for each.
-// A kernel is one thread's program; its safety is the launch's, and stands in the contract.
-// Arrays stay in registers as long as constants index them.
+
+// A kernel is one unsafe program: its launch vouches for it. Arrays stay in registers as long as
+// constants index them, in loops that unroll.
 #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, clippy::needless_range_loop)]
 
 mod qkv;

@@ -5,7 +5,7 @@ use cuda_std::warp::{FULL_MASK, WARP_SIZE};
 
 use super::kv_format::KvFormat;
 use super::paged_kv::{PagedKv, shuffle_address};
-use crate::paged_attention::{DecodeParams, NUM_THREADS, NUM_WARPS};
+use crate::paged_attention::{AttentionParams, NUM_THREADS, NUM_WARPS};
 
 /// Block = (KV head, request), warp = query head, lane = token, then head dimension.
 #[inline(always)]
@@ -16,7 +16,7 @@ pub(super) unsafe fn decode_baseline<T: HalfFloat, const D: usize, F: KvFormat>(
     out: GlobalMut<T>,   // [batch, num_qo_heads, D]
     lse: GlobalMut<f32>, // [batch, num_qo_heads]
 ) {
-    let DecodeParams { num_qo_heads, group_size, sm_scale_log2, .. } = kv.params;
+    let AttentionParams { num_qo_heads, group_size, sm_scale_log2, .. } = kv.params;
     let (kv_head, request) = (thread::block_idx_x(), thread::block_idx_y());
     let (warp_idx, lane) = (thread::thread_idx_x() / WARP_SIZE, warp::lane_id());
     let tokens = kv.tokens_of(request);

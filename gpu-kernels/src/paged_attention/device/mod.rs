@@ -1,4 +1,4 @@
-//! The kernels: baseline and split; one body for each, one entry for each type and size.
+//! The kernels: baseline, split and tiles; one body for each, one entry for each type and size.
 
 // A kernel is one unsafe program: its launch vouches for it. Arrays stay in registers as long as
 // constants index them, in loops that unroll; iterators put them into local memory.
@@ -9,7 +9,7 @@ pub(crate) mod handshake;
 pub(crate) mod kv_format;
 pub(crate) mod merge;
 pub(crate) mod output;
-mod paged_kv;
+pub(crate) mod paged_kv;
 mod softmax;
 pub(crate) mod split;
 pub(crate) mod tile_loader;
@@ -19,10 +19,10 @@ mod work_item;
 use cuda_std::prelude::*;
 use half::{bf16, f16};
 
-use super::{DecodeParams, MAX_GROUP_SIZE, MAX_TILE_LOCATIONS, num_stages};
+use super::{AttentionParams, MAX_GROUP_SIZE, MAX_TILE_LOCATIONS};
 use baseline::decode_baseline;
 use handshake::AtHome;
-use kv_format::{E4m3s, Halves, KvFormat};
+use kv_format::{E4m3s, Halves};
 use merge::Parts;
 use output::DecodeOutput;
 use paged_kv::PagedKv;
@@ -42,7 +42,7 @@ macro_rules! baseline_entries {
             kv_page_rank: Global<i32>,     // [entries]
             kv_last_page_len: Global<i32>, // [batch]
             peer_kv_ptrs: Global<u64>,     // [locations]
-            params: DecodeParams,
+            params: AttentionParams,
             $($scale: Global<f32>,)*       // [num_kv_heads]
             q: Global<$T>,                 // [batch, num_qo_heads, head_dim]
             out: GlobalMut<$T>,            // [batch, num_qo_heads, head_dim]
@@ -75,18 +75,13 @@ baseline_entries! {
 
 macro_rules! split_entries {
     ($($(#[$doc:meta])* $name:ident: $T:ty, $D:literal, $HT:literal, $STAGES:literal, $AHEAD:literal, $Format:ty = $format:expr, [$($scale:ident),*];)*) => {$(
-        const _: () = {
-            let row_bytes = <$Format as KvFormat>::BYTES * $D;
-            assert!($STAGES == num_stages(row_bytes) && $AHEAD + 1 == $STAGES);
-        };
-
         $(#[$doc])*
         #[kernel(threads = 256, min_blocks = 1, early = true)]
         pub unsafe fn $name(
             kv_indices: Global<i32>,     // [entries]
             kv_page_rank: Global<i32>,   // [entries]
             peer_kv_ptrs: Global<u64>,   // [num_locations]
-            params: DecodeParams,
+            params: AttentionParams,
             $($scale: Global<f32>,)*     // [num_kv_heads]
             items: Global<u32>,          // [items, WorkItem::WORDS]
             q: Global<$T>,               // [batch, num_qo_heads, head_dim]
@@ -148,7 +143,7 @@ macro_rules! tiles_entries {
             pools: TensorMaps<$T, POOL_RANK, { MAX_TILE_LOCATIONS as usize }>, // [locations]
             kv_indices: Global<i32>,     // [entries]
             kv_page_rank: Global<i32>,   // [entries]
-            params: DecodeParams,
+            params: AttentionParams,
             items: Global<u32>,          // [items, WorkItem::WORDS]
             q: Global<$T>,               // [batch, num_qo_heads, head_dim]
             out: GlobalMut<$T>,          // [batch, num_qo_heads, head_dim]

@@ -5,7 +5,7 @@ use cuda_std::prelude::*;
 use half::{bf16, f16};
 
 use super::merge::Parts;
-use crate::paged_attention::{DecodeParams, WorkItem};
+use crate::paged_attention::{AttentionParams, WorkItem};
 
 /// An element type of `out`: that of the queries, or f32 for a part that is yet to be merged.
 pub(crate) trait OutputElement: AnyBitPattern {
@@ -46,7 +46,7 @@ impl<O: OutputElement> DecodeOutput<O> {
     #[inline(always)]
     pub(super) unsafe fn store<const D: usize>(
         &self,
-        params: &DecodeParams,
+        params: &AttentionParams,
         item: &WorkItem,
         head: u32,
         d: u32,

@@ -3,7 +3,7 @@
 use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, WARP_SIZE};
 
-use crate::paged_attention::DecodeParams;
+use crate::paged_attention::AttentionParams;
 
 /// The batch's page table and the memory it points into.
 #[derive(Clone, Copy)]
@@ -13,7 +13,7 @@ pub(super) struct PagedKv {
     pub(super) kv_page_rank: Global<i32>,     // [entries]
     pub(super) kv_last_page_len: Global<i32>, // [batch]
     pub(super) peer_kv_ptrs: Global<u64>,     // [locations]
-    pub(super) params: DecodeParams,
+    pub(super) params: AttentionParams,
 }
 
 /// One request's run of the page table.
@@ -67,7 +67,7 @@ impl PagedKv {
 
 /// Which page of its request a token lies in, and at which element of the page its K starts.
 #[inline(always)]
-pub(super) fn page_and_token(params: &DecodeParams, kv_head: u32, token: u32) -> (u32, u32) {
+pub(super) fn page_and_token(params: &AttentionParams, kv_head: u32, token: u32) -> (u32, u32) {
     let page = token / params.page_size;
     let token_of_page = token - page * params.page_size;
     (page, token_of_page * params.strides.token + kv_head * params.strides.head)
@@ -75,7 +75,7 @@ pub(super) fn page_and_token(params: &DecodeParams, kv_head: u32, token: u32) ->
 
 /// The address that lane `lane` holds.
 #[inline(always)]
-pub(super) unsafe fn shuffle_address(address: u64, lane: u32) -> u64 {
+pub(crate) unsafe fn shuffle_address(address: u64, lane: u32) -> u64 {
     let (low, _) = warp::warp_shuffle_idx(FULL_MASK, address as u32, lane, WARP_SIZE);
     let (high, _) = warp::warp_shuffle_idx(FULL_MASK, (address >> 32) as u32, lane, WARP_SIZE);
     u64::from(high) << 32 | u64::from(low)

@@ -4,7 +4,7 @@ use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, WARP_SIZE};
 
 use super::kv_format::KvFormat;
-use crate::paged_attention::{DecodeParams, WorkItem, merge_row};
+use crate::paged_attention::{AttentionParams, WorkItem, merge_row};
 
 /// Where the rows of a tile that has landed lie in shared memory.
 pub(super) trait TilePlaces: Copy {
@@ -27,7 +27,7 @@ fn convert<T: HalfFloat, U: HalfFloat>(pair: u32) -> u32 {
 /// The group's queries as B operands, heads past the group as zeros.
 #[inline(always)]
 pub(super) unsafe fn load_q<T: HalfFloat, F: KvFormat, const D: usize, const HT: usize>(
-    params: &DecodeParams,
+    params: &AttentionParams,
     q: Global<T>, // [batch, num_qo_heads, D]
     item: &WorkItem,
     lane: u32,

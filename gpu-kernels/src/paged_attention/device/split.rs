@@ -13,8 +13,8 @@ use super::paged_kv::{page_and_token, shuffle_address};
 use super::softmax::{Softmax, TilePlaces, WarpResult, load_q};
 use super::work_item::load_item;
 use crate::paged_attention::{
-    DecodeParams, NUM_THREADS, NUM_WARPS, RING_BYTES, TILE_TOKENS, WorkItem, merge_bytes,
-    tile_bytes,
+    AttentionParams, NUM_THREADS, NUM_WARPS, RING_BYTES, TILE_TOKENS, WorkItem, merge_bytes,
+    num_stages, tile_bytes,
 };
 
 /// Where 16-byte chunk `chunk` of row `row` of a tile lies, whose rows have `row_bytes`: swizzled,
@@ -35,7 +35,7 @@ pub(crate) struct Pages {
     kv_page_rank: Global<i32>, // [entries]
     /// Of location `lane`: one load less in the chain from page to address.
     pool_address: u64,
-    params: DecodeParams,
+    params: AttentionParams,
 }
 
 impl Pages {
@@ -44,7 +44,7 @@ impl Pages {
         kv_indices: Global<i32>,   // [entries]
         kv_page_rank: Global<i32>, // [entries]
         peer_kv_ptrs: Global<u64>, // [num_locations]
-        params: DecodeParams,
+        params: AttentionParams,
     ) -> Self {
         let location = warp::lane_id().min(params.num_locations - 1);
         let pool_address = peer_kv_ptrs.load(location as usize);
@@ -219,7 +219,7 @@ impl<O: OutputElement> DecodeOutput<O> {
     #[inline(always)]
     unsafe fn write<const D: usize>(
         &self,
-        params: &DecodeParams,
+        params: &AttentionParams,
         item: &WorkItem,
         head_tiles: u32,
     ) {
@@ -245,7 +245,7 @@ impl<O: OutputElement> DecodeOutput<O> {
     #[inline(always)]
     unsafe fn merge_if_last<const D: usize>(
         &self,
-        params: &DecodeParams,
+        params: &AttentionParams,
         item: &WorkItem,
         head_tiles: u32,
     ) {
@@ -271,7 +271,7 @@ impl<O: OutputElement> DecodeOutput<O> {
 
 /// Calls `body` for each head of the group and even dimension, dealt to the threads.
 #[inline(always)]
-unsafe fn for_each_pair<const D: usize>(params: &DecodeParams, body: impl Fn(u32, u32)) {
+unsafe fn for_each_pair<const D: usize>(params: &AttentionParams, body: impl Fn(u32, u32)) {
     let pairs_per_head = D as u32 / 2;
     let mut pair = thread::thread_idx_x();
     while pair < params.group_size * pairs_per_head {
@@ -327,6 +327,7 @@ pub(crate) unsafe fn decode_split<
     output: DecodeOutput<O>,
     handshake: H,
 ) {
+    const { assert!(STAGES == num_stages(F::BYTES * D as u32) && AHEAD + 1 == STAGES) };
     let params = pages.params;
     let (warp_idx, lane) = (thread::thread_idx_x() / WARP_SIZE, warp::lane_id());
     let ring = shared::dynamic_shared_mem::<u8>().offset((warp_idx * RING_BYTES) as usize);

@@ -8,7 +8,7 @@ use cuda_std::warp::{FULL_MASK, WARP_SIZE};
 use super::softmax::TilePlaces;
 use super::work_item::WorkList;
 use crate::paged_attention::{
-    DecodeParams, MAX_TILE_LOCATIONS, NUM_WARPS, TILE_TOKENS, WorkItem, box_tokens, tile_bytes,
+    AttentionParams, MAX_TILE_LOCATIONS, NUM_WARPS, TILE_TOKENS, WorkItem, box_tokens, tile_bytes,
 };
 
 /// Rank of the map of a pool: 64 elements, tokens, blocks of 64 elements, heads, K and V of pages.
@@ -23,7 +23,7 @@ pub(crate) struct TilePages<T> {
     pub(crate) pools: TensorMaps<T, POOL_RANK, { MAX_TILE_LOCATIONS as usize }>,
     pub(crate) kv_indices: Global<i32>,   // [entries]
     pub(crate) kv_page_rank: Global<i32>, // [entries]
-    pub(crate) params: DecodeParams,
+    pub(crate) params: AttentionParams,
 }
 
 /// A stage that has landed: one box of 16 tokens, or two of 8, each K then V, by blocks of 64

@@ -11,7 +11,8 @@ use super::softmax::{Softmax, WarpResult, load_q};
 use super::tile_loader::{TileLoader, TilePages};
 use super::work_item::{WorkList, load_item};
 use crate::paged_attention::{
-    DecodeParams, NUM_WARPS, TILE_TOKENS, TilesLayout, WorkItem, merge_bytes, num_result_slots,
+    AttentionParams, NUM_WARPS, TILE_TOKENS, TilesLayout, WorkItem, merge_bytes, num_result_slots,
+    num_stages,
 };
 
 /// Where the warps leave their results of an item: slots in turn, so that a warp goes on with the
@@ -75,7 +76,7 @@ impl<const D: usize> Slots<D> {
     unsafe fn drain<O: OutputElement, const HT: usize>(
         &self,
         idx: u32,
-        params: &DecodeParams,
+        params: &AttentionParams,
         item: &WorkItem,
         output: &DecodeOutput<O>,
     ) -> [u32; HT] {
@@ -143,7 +144,7 @@ impl<O: OutputElement> DecodeOutput<O> {
     #[inline(always)]
     unsafe fn store_row<const D: usize>(
         &self,
-        params: &DecodeParams,
+        params: &AttentionParams,
         item: &WorkItem,
         head: u32,
         values: [[f32; 2]; 2],
@@ -160,7 +161,7 @@ impl<O: OutputElement> DecodeOutput<O> {
     #[inline(always)]
     unsafe fn store_part_row<const D: usize>(
         &self,
-        params: &DecodeParams,
+        params: &AttentionParams,
         item: &WorkItem,
         head: u32,
         values: [[f32; 2]; 2],
@@ -179,7 +180,7 @@ impl<O: OutputElement> DecodeOutput<O> {
     #[inline(always)]
     unsafe fn merge_rows_if_last<const D: usize, const HT: usize>(
         &self,
-        params: &DecodeParams,
+        params: &AttentionParams,
         item: &WorkItem,
         arrivals: [u32; HT],
     ) {
@@ -201,7 +202,12 @@ impl<O: OutputElement> DecodeOutput<O> {
 
     /// Merges a head of all parts, as soon as they are there.
     #[inline(always)]
-    unsafe fn merge_row<const D: usize>(&self, params: &DecodeParams, item: &WorkItem, head: u32) {
+    unsafe fn merge_row<const D: usize>(
+        &self,
+        params: &AttentionParams,
+        item: &WorkItem,
+        head: u32,
+    ) {
         let (values, log_sum) = self.parts.take_row::<D>(item.part_begin, item.num_parts, head);
         self.store_row::<D>(params, item, head, values, log_sum);
     }
@@ -228,6 +234,7 @@ pub(crate) unsafe fn decode_tiles<
     output: DecodeOutput<O>,
     handshake: H,
 ) {
+    const { assert!(STAGES == num_stages(2 * D as u32)) };
     let params = pages.params;
     let (warp_idx, lane) = (thread::thread_idx_x() / WARP_SIZE, warp::lane_id());
     let layout = TilesLayout::new(D as u32, HT as u32, STAGES);

@@ -2,10 +2,12 @@
 
 use bytemuck::AnyBitPattern;
 use cuda_std::prelude::*;
-use cuda_std::warp::{FULL_MASK, WARP_SIZE};
+use cuda_std::warp::WARP_SIZE;
 use cuda_std::wgmma::SwizzledTile;
 
-use crate::paged_prefill::{PrefillItem, PrefillParams};
+use crate::paged_attention::AttentionParams;
+use crate::paged_attention::device::paged_kv::shuffle_address;
+use crate::paged_prefill::PrefillItem;
 
 /// Columns of a panel: what the swizzle takes of a row.
 pub(super) const PANEL: usize = SwizzledTile::<u16>::ROW_ELEMENTS;
@@ -28,7 +30,7 @@ pub(super) struct Pages {
     kv_page_rank: Global<i32>, // [entries]
     /// Of location `lane`: one load less in the chain from page to address.
     pool_address: u64,
-    pub(super) params: PrefillParams,
+    pub(super) params: AttentionParams,
 }
 
 impl Pages {
@@ -37,7 +39,7 @@ impl Pages {
         kv_indices: Global<i32>,   // [entries]
         kv_page_rank: Global<i32>, // [entries]
         peer_kv_ptrs: Global<u64>, // [num_locations]
-        params: PrefillParams,
+        params: AttentionParams,
     ) -> Self {
         let location = warp::lane_id().min(params.num_locations - 1);
         let pool_address = peer_kv_ptrs.load(location as usize);
@@ -112,12 +114,4 @@ pub(super) unsafe fn copy_rows<
         let src = Global::<u32>::from_address(src, 4);
         async_copy::copy_reused_16_or_zero(place, src, row < num_rows);
     }
-}
-
-/// The address that lane `lane` holds.
-#[inline(always)]
-unsafe fn shuffle_address(address: u64, lane: u32) -> u64 {
-    let (low, _) = warp::warp_shuffle_idx(FULL_MASK, address as u32, lane, WARP_SIZE);
-    let (high, _) = warp::warp_shuffle_idx(FULL_MASK, (address >> 32) as u32, lane, WARP_SIZE);
-    u64::from(high) << 32 | u64::from(low)
 }

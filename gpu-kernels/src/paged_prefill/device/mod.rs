@@ -16,9 +16,8 @@ use cuda_std::prelude::*;
 use cuda_std::wgmma::NUM_THREADS as WARPGROUP;
 use half::{bf16, f16};
 
-use super::{
-    BASELINE, KvMaps, MAP_DIMENSIONS, MAX_MAPPED_LOCATIONS, PrefillItem, PrefillParams, WGMMA,
-};
+use super::{BASELINE, KvMaps, MAP_DIMENSIONS, MAX_MAPPED_LOCATIONS, PrefillItem, WGMMA};
+use crate::paged_attention::AttentionParams;
 use baseline::attend_baseline;
 use consumer::Consumer;
 use loads::Pages;
@@ -59,7 +58,7 @@ macro_rules! baseline_entries {
             kv_indices: Global<i32>,   // [entries]
             kv_page_rank: Global<i32>, // [entries]
             peer_kv_ptrs: Global<u64>, // [num_locations]
-            params: PrefillParams,
+            params: AttentionParams,
             items: Global<u32>,        // [items, PrefillItem::WORDS]
             block_items: Global<u32>,  // [blocks + 1]
             q: Global<$T>,             // [total_qo_len, num_qo_heads, head_dim]
@@ -116,7 +115,7 @@ macro_rules! wgmma_entries {
             kv_indices: Global<i32>,   // [entries]
             kv_page_rank: Global<i32>, // [entries]
             peer_kv_ptrs: Global<u64>, // [num_locations]
-            params: PrefillParams,
+            params: AttentionParams,
             items: Global<u32>,        // [items, PrefillItem::WORDS]
             block_items: Global<u32>,  // [blocks + 1]
             q: Global<$T>,             // [total_qo_len, num_qo_heads, 128]
@@ -141,7 +140,7 @@ macro_rules! wgmma_entries {
             kv_indices: Global<i32>,   // [entries]
             kv_page_rank: Global<i32>, // [entries]
             peer_kv_ptrs: Global<u64>, // [num_locations]
-            params: PrefillParams,
+            params: AttentionParams,
             items: Global<u32>,        // [items, PrefillItem::WORDS]
             block_items: Global<u32>,  // [blocks + 1]
             q: Global<$T>,             // [total_qo_len, num_qo_heads, 128]
