@@ -239,7 +239,7 @@ fn wrong_arguments_are_refused_before_any_launch() {
         FarDecode::plan(&streams, shape, kv_lens, DEADLINE).err().unwrap().to_string()
     };
     let nobody = vec![vec![1; 3], vec![0; 3]];
-    insta::assert_snapshot!(plan(&nobody), @"`owners` must be 1 to 32, got 0");
+    insta::assert_snapshot!(plan(&nobody), @"`num_owners` must be 1 to 32, got 0");
     insta::assert_snapshot!(plan(&nobody[..1]), @"`kv_lens` must be 2 elements long, got 1");
 
     let far = Far::new(&streams, &problem, &memory, owners_attend, DEADLINE);
