@@ -249,7 +249,7 @@ fn pages_move_between_tiers_and_engines_in_the_middle_of_a_sequence() {
     let Expected { prompt, tokens, .. } = references("qwen3").remove(0);
     let mut first = engine_of("qwen3", &devices, OPTIONS);
     assert_eq!(first.pages().num_pages(), [12, 12, 6], "here, with the peer, with the host");
-    let mut sequences = [Sequence::new(1, &prompt, 0, 0)];
+    let mut sequences = [Sequence::new(1, &prompt, 1, 0)];
     let mut handed_over = Vec::new();
     let all = sequences[0].next(usize::MAX / 2);
     let answers = first
@@ -261,10 +261,10 @@ fn pages_move_between_tiers_and_engines_in_the_middle_of_a_sequence() {
     sequences[0].tokens.push(answers[0].token);
     assert_eq!(handed_over.len(), first.limits().num_layers);
 
-    // To the memory of the peer, to the host's, and on from there; slots that were left hold other
-    // tokens' pages.
+    // From the memory of the peer to the host's, to this device's, and on from there; slots that were
+    // left hold other tokens' pages.
     let other = [5; 40];
-    for (num_given, (rank, first_slot)) in (2..).zip([(1, 8), (2, 2)]) {
+    for (num_given, (rank, first_slot)) in (2..).zip([(2, 2), (0, 8)]) {
         let (before, slots) = (sequences[0].pages.clone(), first_slot..first_slot + 4);
         let moved: Vec<Location> = slots.map(|slot| Location { rank, slot }).collect();
         let copy = |(&source, &destination)| PageCopy { source, destination };
