@@ -4,7 +4,7 @@ use super::bulk;
 use super::global::RawGlobal;
 use super::groups::Groups;
 use super::lane;
-use super::race::{self, Epoch};
+use super::race;
 use super::shared::RawShared;
 
 const BYTES: usize = 16;
@@ -16,8 +16,6 @@ pub(super) struct Copy {
     dst: RawShared,
     /// Checked when issued; null for zeros.
     src: *const [u8; BYTES],
-    /// Where races are looked for, when it is done.
-    pub done: Option<Epoch>,
 }
 
 impl Copy {
@@ -45,7 +43,7 @@ pub unsafe fn copy_16_or_zero(dst: RawShared, src: RawGlobal, copies: bool, _pol
     dst.check_store(BYTES, BYTES);
     let src = if copies { src.check_load(0, BYTES, BYTES).cast() } else { std::ptr::null() };
     let done = race::note_copy(dst, BYTES);
-    lane::current().copies.borrow_mut().push(Copy { dst, src, done });
+    lane::current().copies.borrow_mut().push(Copy { dst, src }, done);
 }
 
 #[inline(always)]
@@ -63,8 +61,8 @@ pub unsafe fn copy_reused_16_or_zero(dst: RawShared, src: RawGlobal, copies: boo
 #[track_caller]
 pub unsafe fn arrive_when_landed(barrier: RawShared) {
     let mut copies = Vec::new();
-    lane::current().copies.borrow_mut().land_all(|copy| copies.push(copy));
-    bulk::mbarrier_arrive_with(barrier, copies);
+    let done = lane::current().copies.borrow_mut().land_all(|copy| copies.push(copy));
+    bulk::mbarrier_arrive_with(barrier, copies, done);
 }
 
 #[inline(always)]
@@ -75,10 +73,5 @@ pub unsafe fn commit_group() {
 #[inline(always)]
 pub unsafe fn wait_group<const N: u32>() {
     let lane = lane::current();
-    let mut done = None;
-    lane.copies.borrow_mut().land(N, |copy| {
-        done = copy.done;
-        copy.land();
-    });
-    lane.learn(done);
+    lane.learn(lane.copies.borrow_mut().land(N, Copy::land));
 }

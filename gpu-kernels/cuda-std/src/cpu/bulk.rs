@@ -28,8 +28,6 @@ pub(super) struct Piece {
     pub bytes: usize,
     /// Whether there is something to copy: a load of what nothing wrote leaves it so.
     pub is_written: bool,
-    /// Of a store, where races are looked for, when it has read shared memory.
-    pub done: Option<Epoch>,
 }
 
 /// A copy from global to shared memory that has not landed.
@@ -49,7 +47,7 @@ impl Load {
         if self.pieces.iter().map(|piece| piece.bytes).sum::<usize>() < self.bytes {
             self.dst.land(&vec![0; self.bytes]);
         }
-        for Piece { shared, global, bytes, is_written, .. } in self.pieces {
+        for Piece { shared, global, bytes, is_written } in self.pieces {
             if is_written {
                 // SAFETY: checked when issued, and memory stays for the launch.
                 shared.land(unsafe { std::slice::from_raw_parts(global, bytes) });
@@ -78,7 +76,7 @@ struct Mbarrier {
     is_published: bool,
     /// When the loads of the last phase were done; those of this phase are at the next time.
     loaded: Epoch,
-    /// What those know who have arrived, and what was known when the last phase completed.
+    /// What those learn who wait for this phase, and who waited for the last.
     knowledge: Knowledge,
     known: Knowledge,
 }
@@ -97,15 +95,9 @@ impl Mbarrier {
         if !self.is_met() {
             return;
         }
-        self.loaded.time += 1;
-        if !self.loads.is_empty() && block.launch().check_races {
-            self.knowledge.learn(self.loaded);
-        }
         self.loads.drain(..).for_each(Load::land);
-        for copy in self.copies.drain(..) {
-            copy.done.into_iter().for_each(|done| self.knowledge.learn(done));
-            copy.land();
-        }
+        self.copies.drain(..).for_each(Copy::land);
+        self.loaded.time += 1;
         self.known = self.knowledge.clone();
         for thread in self.waiting.drain(..) {
             block.lanes[thread as usize].acquire(&self.known);
@@ -223,27 +215,33 @@ pub unsafe fn mbarrier_init(place: RawShared, arrivals: u32) {
 
 #[track_caller]
 pub unsafe fn mbarrier_arrive(place: RawShared) {
-    arrive(lane::current().block(), place, 0, Vec::new());
+    arrive(lane::current().block(), place, 0, Vec::new(), None);
 }
 
 #[track_caller]
 pub unsafe fn mbarrier_arrive_in(place: RawShared, rank: u32) {
-    arrive(cluster::reach(rank), place, 0, Vec::new());
+    arrive(cluster::reach(rank), place, 0, Vec::new(), None);
 }
 
 #[track_caller]
 pub unsafe fn mbarrier_arrive_expect_bytes(place: RawShared, bytes: u32) {
-    arrive(lane::current().block(), place, bytes as usize, Vec::new());
+    arrive(lane::current().block(), place, bytes as usize, Vec::new(), None);
 }
 
-/// Arrives when `copies` have landed: they land with the phase.
+/// Arrives when `copies`, the last of which is done at `done`, have landed: they land with the phase.
 #[track_caller]
-pub(super) fn mbarrier_arrive_with(place: RawShared, copies: Vec<Copy>) {
-    arrive(lane::current().block(), place, 0, copies);
+pub(super) fn mbarrier_arrive_with(place: RawShared, copies: Vec<Copy>, done: Option<Epoch>) {
+    arrive(lane::current().block(), place, 0, copies, done);
 }
 
 #[track_caller]
-fn arrive(block: &Block, place: RawShared, bytes: usize, mut copies: Vec<Copy>) {
+fn arrive(
+    block: &Block,
+    place: RawShared,
+    bytes: usize,
+    mut copies: Vec<Copy>,
+    copied: Option<Epoch>,
+) {
     with_barrier(block, place, |barrier| {
         barrier.missing = barrier.missing.checked_sub(1).ok_or_else(|| {
             format!(
@@ -253,6 +251,9 @@ fn arrive(block: &Block, place: RawShared, bytes: usize, mut copies: Vec<Copy>) 
         })?;
         barrier.expected_bytes += bytes;
         lane::current().release(&mut barrier.knowledge);
+        if let Some(copied) = copied {
+            barrier.knowledge.learn(copied);
+        }
         barrier.copies.append(&mut copies);
         if !barrier.waiting.is_empty() {
             barrier.settle(block);
@@ -312,7 +313,7 @@ pub unsafe fn load(dst: RawShared, src: RawGlobal, bytes: u32, barrier: RawShare
     let bytes = check_size(bytes);
     dst.check_store(bytes, UNIT);
     let src = src.check_load(0, bytes, UNIT).cast_mut();
-    let pieces = vec![Piece { shared: dst, global: src, bytes, is_written: true, done: None }];
+    let pieces = vec![Piece { shared: dst, global: src, bytes, is_written: true }];
     issue_load(lane::current().block(), dst, bytes, pieces, barrier);
 }
 
@@ -329,7 +330,9 @@ pub(super) fn issue_load(
     let (thread, by_block) = (lane.linear, lane.block().idx());
     with_barrier(block, barrier, |barrier| {
         let done = Epoch { time: barrier.loaded.time + 1, ..barrier.loaded };
-        race::note_bulk_load(dst, bytes, done);
+        if race::note_bulk_load(dst, bytes, done) {
+            barrier.knowledge.learn(done);
+        }
         barrier.loads.push(Load { dst, bytes, pieces, block: by_block, thread, site });
         if !barrier.waiting.is_empty() {
             barrier.settle(block);
@@ -356,13 +359,8 @@ pub unsafe fn store(dst: RawGlobal, src: RawShared, bytes: u32) {
     src.check_load(bytes, UNIT);
     let global = dst.check_store(0, bytes, UNIT);
     let done = race::note_bulk_store(src, bytes);
-    lane::current().stores.borrow_mut().push(Piece {
-        shared: src,
-        global,
-        bytes,
-        is_written: true,
-        done,
-    });
+    let piece = Piece { shared: src, global, bytes, is_written: true };
+    lane::current().stores.borrow_mut().push(piece, done);
 }
 
 #[inline(always)]
@@ -374,12 +372,7 @@ pub unsafe fn commit_group() {
 #[inline(always)]
 pub unsafe fn wait_group_read<const N: u32>() {
     let lane = lane::current();
-    let mut done = None;
-    lane.stores.borrow_mut().land(N, |piece| {
-        done = piece.done;
-        piece.store();
-    });
-    lane.learn(done);
+    lane.learn(lane.stores.borrow_mut().land(N, Piece::store));
 }
 
 #[inline(always)]

@@ -346,7 +346,7 @@ fn load_in<const RANK: usize>(
     let mut pieces = Vec::new();
     for (shared, byte, bytes) in tiles.places(dst, at) {
         let (global, is_written) = tiles.view.check_tile_load(byte, bytes, tiles.element_bytes);
-        pieces.push(Piece { shared, global, bytes, is_written, done: None });
+        pieces.push(Piece { shared, global, bytes, is_written });
     }
     issue_load(block, dst, bytes, pieces, barrier);
 }
@@ -371,6 +371,6 @@ pub unsafe fn store<const RANK: usize>(map: &RawTensorMap<RANK>, at: [i32; RANK]
         shared.check_load(bytes, 1);
         let done = race::note_bulk_store(shared, bytes);
         let global = tiles.view.check_store(byte, bytes, tiles.element_bytes);
-        stores.push(Piece { shared, global, bytes, is_written: true, done });
+        stores.push(Piece { shared, global, bytes, is_written: true }, done);
     }
 }

@@ -171,8 +171,6 @@ struct Multiplication {
     b: OperandB<u8>,
     accumulate: bool,
     element: Element,
-    /// Where races are looked for, when it is done.
-    done: Option<Epoch>,
 }
 
 /// The two rows of A that a thread multiplies.
@@ -267,7 +265,12 @@ impl Multiplications {
     }
 
     /// Takes the accumulator `values`, or says why it cannot be had.
-    fn issue(&mut self, values: &mut [f32], multiplication: Multiplication) -> Result<(), String> {
+    fn issue(
+        &mut self,
+        values: &mut [f32],
+        multiplication: Multiplication,
+        done: Option<Epoch>,
+    ) -> Result<(), String> {
         let accumulator = self
             .position(multiplication.accumulator)
             .map(|idx| &mut self.accumulators[idx])
@@ -283,7 +286,7 @@ impl Multiplications {
         }
         accumulator.num_in_flight += 1;
         values.fill(IN_FLIGHT);
-        self.groups.push(multiplication);
+        self.groups.push(multiplication, done);
         Ok(())
     }
 
@@ -292,8 +295,7 @@ impl Multiplications {
     #[track_caller]
     fn compute(&mut self, num_newest: u32, thread: u32) -> Option<Epoch> {
         let mut due = Vec::new();
-        self.groups.land(num_newest, |multiplication| due.push(multiplication));
-        let done = due.last().and_then(|multiplication| multiplication.done);
+        let done = self.groups.land(num_newest, |multiplication| due.push(multiplication));
         for multiplication in due {
             if let RowsOfA::InRegisters { lent: address, .. } = multiplication.a
                 && let Some(lent) = self.lent.iter_mut().find(|lent| lent.address == address)
@@ -548,9 +550,8 @@ unsafe fn multiply_elements<const REGISTERS: usize>(
     };
     let issued = a.and_then(|a| {
         let accumulator = address_of(d);
-        let done = met.done;
-        let multiplication = Multiplication { accumulator, a, b, accumulate, element, done };
-        multiplications.issue(d, multiplication)
+        let multiplication = Multiplication { accumulator, a, b, accumulate, element };
+        multiplications.issue(d, multiplication, met.done)
     });
     drop(multiplications);
     if let Err(problem) = issued {

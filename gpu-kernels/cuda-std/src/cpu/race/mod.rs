@@ -155,12 +155,14 @@ pub(super) fn note_bulk_store(place: RawShared, bytes: usize) -> Option<Epoch> {
 }
 
 /// Notes that the running thread starts a bulk load of `bytes` bytes to `place`, which is done at
-/// `done`.
+/// `done`; whether races are looked for.
 #[track_caller]
-pub(super) fn note_bulk_load(place: RawShared, bytes: usize, done: Epoch) {
-    if let Some(lane) = watched() {
+pub(super) fn note_bulk_load(place: RawShared, bytes: usize, done: Epoch) -> bool {
+    let lane = watched();
+    if let Some(lane) = lane {
         note_bulk(lane, Event::new(done, Act::Store, Location::caller()), place, bytes);
     }
+    lane.is_some()
 }
 
 fn note_bulk(lane: &Lane, event: Event, place: RawShared, bytes: usize) {
