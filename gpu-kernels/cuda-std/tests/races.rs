@@ -245,6 +245,75 @@ fn bulk_loads_are_known_to_who_waited_for_their_barrier() {
     assert_races(32, kernel(1, 100), &parts);
 }
 
+/// All threads store to a stage or read it; thread 0 lets a bulk load overwrite it, after all or part of
+/// what that needs.
+#[kernel(threads = 256)]
+pub unsafe fn reload(x: Global<u32>, reads: u32, without: u32) {
+    let words = shared::dynamic_shared_mem::<u32>();
+    let barrier = Mbarrier::at(words.cast::<u64>().offset(128));
+    let t = thread::thread_idx_x();
+    if t == 0 {
+        barrier.init(1);
+    }
+    words.store(t as usize, 0);
+    bulk::fence_proxy_async();
+    thread::sync_threads();
+    if reads == 1 {
+        words.load(t as usize);
+    } else {
+        words.store(t as usize, 1);
+    }
+    if without != FENCE {
+        bulk::fence_proxy_async();
+    }
+    if without != BARRIER {
+        thread::sync_threads();
+    }
+    if t == 0 {
+        barrier.arrive_expect_bytes(1024);
+        bulk::load(words, x, 1024, barrier);
+        barrier.wait(0);
+    }
+}
+
+#[test]
+fn bulk_loads_overwrite_what_was_read_and_what_was_fenced() {
+    let x = holding(&[1_u32; 256]);
+    let kernel = |reads, without| reload { x: x.view(), reads, without };
+    launch(dims(1, 256, 1032), kernel(0, NOTHING)).unwrap();
+    // What threads read needs no fence.
+    launch(dims(1, 256, 1032), kernel(1, FENCE)).unwrap();
+    let load = "a bulk load writes 1024 bytes at 0x0 of shared memory, which thread 0 writes";
+    assert_races(1032, kernel(0, FENCE), &[load, "no fence_proxy_async lies between"]);
+    let read = "reads 4 bytes at 0x4 of shared memory, which a bulk load writes";
+    assert_races(1032, kernel(1, BARRIER), &[read, "nothing has waited for that"]);
+}
+
+/// Block 1 of a cluster arrives at a barrier that block 0 set up, and published or not.
+#[kernel(cluster = 2, threads = 32)]
+pub unsafe fn published_barrier(is_published: u32) {
+    let barrier = Mbarrier::at(shared::dynamic_shared_mem());
+    let t = thread::thread_idx_x();
+    if t == 0 {
+        barrier.init(1);
+        if is_published == 1 {
+            bulk::fence_init();
+        }
+    }
+    cluster::meet();
+    if cluster::block_rank() == 1 && t == 0 {
+        barrier.arrive_in(0);
+    }
+    cluster::sync();
+}
+
+#[test]
+fn barriers_are_published_before_a_cluster_meets() {
+    launch(dims(2, 32, 8), published_barrier { is_published: 1 }).unwrap();
+    let said = fault(dims(2, 32, 8), published_barrier { is_published: 0 });
+    assert_says(&said, &["data race: ", "which thread 0 of block 0 of the cluster writes"]);
+}
+
 /// Uses a barrier that may not be set up yet.
 #[kernel(threads = 256)]
 pub unsafe fn early_arrival() {
@@ -268,6 +337,7 @@ fn barriers_are_set_up_before_they_are_used() {
 const FENCE: u32 = 1;
 const BARRIER: u32 = 2;
 const FENCE_BEHIND_BARRIER: u32 = 3;
+const FENCE_BEFORE_STORE: u32 = 4;
 
 #[kernel(threads = 256)]
 pub unsafe fn bulk_store(y: GlobalMut<u32>, without: u32) {
@@ -275,8 +345,11 @@ pub unsafe fn bulk_store(y: GlobalMut<u32>, without: u32) {
     let t = thread::thread_idx_x();
     words.store(t as usize, 0);
     thread::sync_threads();
+    if without == FENCE_BEFORE_STORE {
+        bulk::fence_proxy_async();
+    }
     words.store(t as usize, t);
-    if without != FENCE && without != FENCE_BEHIND_BARRIER {
+    if without == NOTHING || without == BARRIER {
         bulk::fence_proxy_async();
     }
     if without != BARRIER {
@@ -301,7 +374,9 @@ fn bulk_stores_see_what_was_fenced() {
     launch(dims(1, 256, 1024), kernel(NOTHING)).unwrap();
     launch(dims(1, 256, 1024), kernel(FENCE_BEHIND_BARRIER)).unwrap();
     let bulk = "a bulk store reads 1024 bytes at 0x0 of shared memory, which thread 0 writes";
-    assert_races(1024, kernel(FENCE), &[bulk, "no fence_proxy_async lies between"]);
+    for without in [FENCE, FENCE_BEFORE_STORE] {
+        assert_races(1024, kernel(without), &[bulk, "no fence_proxy_async lies between"]);
+    }
     assert_races(1024, kernel(BARRIER), &["a bulk store reads"]);
 }
 

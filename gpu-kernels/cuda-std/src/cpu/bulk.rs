@@ -12,7 +12,7 @@ use super::fault::{BlockIdx, Violation};
 use super::global::RawGlobal;
 use super::groups::Groups;
 use super::lane::{self, Caller, Wait};
-use super::race::{self, Act, Epoch, Knowledge, Worker};
+use super::race::{self, Act, AsyncOperation, Epoch, Knowledge};
 use super::shared::RawShared;
 
 /// Addresses and sizes of bulk copies are multiples of this.
@@ -200,7 +200,7 @@ pub unsafe fn mbarrier_init(place: RawShared, arrivals: u32) {
         }
         Some(_) => true,
         None => {
-            barriers.0.push(fresh(block.timelines().begin(Worker::BulkLoad)));
+            barriers.0.push(fresh(block.timelines().begin(AsyncOperation::BulkLoad)));
             false
         }
     };

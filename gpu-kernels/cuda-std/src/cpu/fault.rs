@@ -266,7 +266,7 @@ pub struct Race {
     /// The line of the kernel that did that.
     pub other_site: Site,
     /// What would order the two.
-    pub missing: Order,
+    pub missing: OrderedBy,
 }
 
 impl fmt::Display for Race {
@@ -280,7 +280,7 @@ impl fmt::Display for Race {
 
 /// What orders two accesses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub enum OrderedBy {
     /// A barrier between two threads.
     Barrier,
     /// A wait for what works beside the threads.
@@ -289,7 +289,7 @@ pub enum Order {
     ProxyFence,
 }
 
-impl fmt::Display for Order {
+impl fmt::Display for OrderedBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Barrier => "no barrier orders the two",

@@ -13,7 +13,7 @@ use super::block::Block;
 use super::bulk::{Piece, Stores};
 use super::fault::{Site, Violation};
 use super::grid;
-use super::race::{Epoch, Knowledge, ThreadClock, WorkerClock};
+use super::race::{AsyncClock, Epoch, Knowledge, ThreadClock};
 use super::warp::Operation;
 use super::wgmma::Multiplications;
 
@@ -61,8 +61,8 @@ pub(super) struct Lane {
     pub multiplications: RefCell<Multiplications>,
     /// Where races are looked for, what the lane knows, and when its copies and stores are done.
     pub clock: RefCell<ThreadClock>,
-    pub copies_clock: WorkerClock,
-    pub stores_clock: WorkerClock,
+    pub copies_clock: AsyncClock,
+    pub stores_clock: AsyncClock,
     /// As [`is_early`] tells while this lane runs.
     early: Cell<bool>,
     yielder: Cell<*const Yielder<(), ()>>,
@@ -79,8 +79,8 @@ impl Lane {
             stores: RefCell::default(),
             multiplications: RefCell::default(),
             clock: RefCell::new(ThreadClock::new(0)),
-            copies_clock: WorkerClock::default(),
-            stores_clock: WorkerClock::default(),
+            copies_clock: AsyncClock::default(),
+            stores_clock: AsyncClock::default(),
             early: Cell::new(false),
             yielder: Cell::new(ptr::null()),
         }

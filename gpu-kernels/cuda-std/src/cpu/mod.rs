@@ -91,7 +91,8 @@ pub(crate) mod wgmma;
 
 pub use executor::{Executor, ExecutorConfig, LaunchDims, MAX_SHARED_BYTES};
 pub use fault::{
-    Access, BlockIdx, Fault, Order, Race, Refusal, Site, ThreadsWait, Violation, Waits, WaitsFor,
+    Access, BlockIdx, Fault, OrderedBy, Race, Refusal, Site, ThreadsWait, Violation, Waits,
+    WaitsFor,
 };
 pub use order::LaneOrder;
 

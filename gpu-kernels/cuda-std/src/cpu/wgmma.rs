@@ -15,7 +15,7 @@ use super::element::{Element, K, K_BYTES, Row};
 use super::fault::Violation;
 use super::groups::Groups;
 use super::lane::{self, Caller, Lane, Wait};
-use super::race::{self, Epoch, Worker, WorkerClock};
+use super::race::{self, AsyncClock, AsyncOperation, Epoch};
 use super::shared::RawShared;
 use super::tile::{PIECE_BYTES, bytes_of, check_tile, check_transposed, start_of};
 use super::warp::{Operation, collective};
@@ -45,7 +45,7 @@ pub(super) struct Warpgroup {
     brought: RefCell<Fragments>,
     met: RefCell<Rc<Met>>,
     /// Where races are looked for, when its multiplications are done.
-    clock: WorkerClock,
+    clock: AsyncClock,
 }
 
 /// What the threads of a warpgroup have from a meeting.
@@ -88,7 +88,7 @@ pub(super) fn warpgroups(num_lanes: usize) -> Vec<Warpgroup> {
         call: Cell::new(None),
         brought: RefCell::new(nothing),
         met: RefCell::new(Rc::new(Met { fragments: nothing, done: None })),
-        clock: WorkerClock::default(),
+        clock: AsyncClock::default(),
     };
     (0..num_lanes / NUM_THREADS as usize).map(warpgroup).collect()
 }
@@ -534,7 +534,7 @@ unsafe fn multiply_elements<const REGISTERS: usize>(
     let met = meet(lane, call, fragment, |warpgroup, threads| {
         race::watched()?;
         let timelines = lane.block().timelines();
-        let done = warpgroup.clock.next(timelines, Worker::Multiplication);
+        let done = warpgroup.clock.next(timelines, AsyncOperation::Multiplication);
         let pieces = pieces_of_a(a).chain(pieces_of_b(b, 2 * REGISTERS));
         race::note_multiplication(threads, pieces, done, site);
         Some(done)

@@ -28,21 +28,21 @@ use std::panic::Location;
 pub(super) use clock::{Epoch, Knowledge, ThreadClock, Timeline, meet};
 pub(super) use history::{Act, Histories};
 
-use super::fault::{Access, Order, Race, Violation};
+use super::fault::{Access, OrderedBy, Race, Violation};
 use super::lane::{self, Caller, Lane};
 use super::shared::RawShared;
 use history::Event;
 
-/// Who has a timeline beside the threads.
+/// What works beside the threads, on timelines of its own.
 #[derive(Clone, Copy)]
-pub(super) enum Worker {
+pub(super) enum AsyncOperation {
     Copy,
     BulkLoad,
     BulkStore,
     Multiplication,
 }
 
-impl Worker {
+impl AsyncOperation {
     /// Whether it accesses shared memory as threads do.
     fn is_generic(self) -> bool {
         matches!(self, Self::Copy)
@@ -62,47 +62,48 @@ impl Worker {
 #[derive(Default)]
 pub(super) struct Timelines {
     num_threads: Cell<usize>,
-    workers: RefCell<Vec<Worker>>,
+    operations: RefCell<Vec<AsyncOperation>>,
 }
 
 impl Timelines {
     pub fn start(&self, num_threads: usize) {
         self.num_threads.set(num_threads);
-        self.workers.borrow_mut().clear();
+        self.operations.borrow_mut().clear();
     }
 
     /// Before the first time of a new timeline.
-    pub fn begin(&self, worker: Worker) -> Epoch {
-        let mut workers = self.workers.borrow_mut();
-        workers.push(worker);
-        let timeline = self.num_threads.get() + workers.len() - 1;
+    pub fn begin(&self, operation: AsyncOperation) -> Epoch {
+        let mut operations = self.operations.borrow_mut();
+        operations.push(operation);
+        let timeline = self.num_threads.get() + operations.len() - 1;
         let timeline = Timeline::try_from(timeline).expect("a cluster has thousands of timelines");
         Epoch { timeline, time: 0 }
     }
 
-    fn worker(&self, epoch: Epoch) -> Option<Worker> {
+    fn operation(&self, epoch: Epoch) -> Option<AsyncOperation> {
         let idx = usize::from(epoch.timeline).checked_sub(self.num_threads.get())?;
-        Some(self.workers.borrow()[idx])
+        Some(self.operations.borrow()[idx])
     }
 
     /// Whether the async proxy sees an event only after a fence: a store as threads do it.
     fn needs_fence(&self, event: &Event) -> bool {
-        event.act != Act::Load && self.worker(event.epoch()).is_none_or(Worker::is_generic)
+        event.act != Act::Load
+            && self.operation(event.epoch()).is_none_or(AsyncOperation::is_generic)
     }
 }
 
-/// The time of a worker, whose timeline begins with its first work.
+/// The time of asynchronous operations of a kind, whose timeline begins with the first of them.
 #[derive(Default)]
-pub(super) struct WorkerClock(Cell<Option<Epoch>>);
+pub(super) struct AsyncClock(Cell<Option<Epoch>>);
 
-impl WorkerClock {
+impl AsyncClock {
     pub fn clear(&self) {
         self.0.set(None);
     }
 
-    /// The time of its next work.
-    pub fn next(&self, timelines: &Timelines, worker: Worker) -> Epoch {
-        let last = self.0.get().unwrap_or_else(|| timelines.begin(worker));
+    /// The time of the next of them.
+    pub fn next(&self, timelines: &Timelines, operation: AsyncOperation) -> Epoch {
+        let last = self.0.get().unwrap_or_else(|| timelines.begin(operation));
         let next = Epoch { time: last.time + 1, ..last };
         self.0.set(Some(next));
         next
@@ -137,7 +138,7 @@ fn note_of(lane: &Lane, act: Act, place: RawShared, bytes: usize, site: Caller) 
 #[track_caller]
 pub(super) fn note_copy(place: RawShared, bytes: usize) -> Option<Epoch> {
     let lane = watched()?;
-    let done = lane.copies_clock.next(lane.block().timelines(), Worker::Copy);
+    let done = lane.copies_clock.next(lane.block().timelines(), AsyncOperation::Copy);
     let clock = lane.clock.borrow();
     let event = Event::new(done, Act::Store, Location::caller());
     add(event, place, bytes, |other| clock.knows(other.epoch()));
@@ -149,7 +150,7 @@ pub(super) fn note_copy(place: RawShared, bytes: usize) -> Option<Epoch> {
 #[track_caller]
 pub(super) fn note_bulk_store(place: RawShared, bytes: usize) -> Option<Epoch> {
     let lane = watched()?;
-    let done = lane.stores_clock.next(lane.block().timelines(), Worker::BulkStore);
+    let done = lane.stores_clock.next(lane.block().timelines(), AsyncOperation::BulkStore);
     note_bulk(lane, Event::new(done, Act::Load, Location::caller()), place, bytes);
     Some(done)
 }
@@ -230,17 +231,18 @@ fn add(event: Event, place: RawShared, bytes: usize, is_before: impl Fn(&Event) 
 fn raise(event: Event, place: RawShared, bytes: usize, other: Event) -> ! {
     let lane = lane::current();
     let (block, timelines) = (lane.block(), lane.block().timelines());
-    let who = |event: &Event| match timelines.worker(event.epoch()) {
-        Some(worker) => worker.name().to_owned(),
+    let who = |event: &Event| match timelines.operation(event.epoch()) {
+        Some(operation) => operation.name().to_owned(),
         None => block.name_of_thread(event.epoch().timeline),
     };
-    let missing = if timelines.worker(other.epoch()).is_some() {
-        Order::Wait
-    } else if lane.clock.borrow().knows(other.epoch()) && timelines.worker(event.epoch()).is_some()
+    let missing = if timelines.operation(other.epoch()).is_some() {
+        OrderedBy::Wait
+    } else if lane.clock.borrow().knows(other.epoch())
+        && timelines.operation(event.epoch()).is_some()
     {
-        Order::ProxyFence
+        OrderedBy::ProxyFence
     } else {
-        Order::Barrier
+        OrderedBy::Barrier
     };
     let race = Race {
         who: who(&event),
