@@ -76,7 +76,7 @@ impl Pair for MoeOverlap {
                 shape(Workload::tiny(1, 20), Transport::OneSided),
                 shape(Workload::tiny(2, 20), Transport::OneSided),
                 shape(Workload::tiny(2, 20), Transport::Nccl),
-                shape(Workload::tiny(3, 9).skewed(), Transport::OneSided),
+                shape(Workload::tiny(4, 9).skewed(), Transport::OneSided),
             ],
         }
     }

@@ -55,7 +55,7 @@ impl Pair for MoeRouting {
             }
             ShapeSet::Tiny => {
                 let layer = Workload::tiny;
-                vec![limited(layer(2, 20), 1), limited(layer(3, 9), 2), placed(layer(3, 16))]
+                vec![limited(layer(2, 20), 1), limited(layer(4, 9), 2), placed(layer(3, 16))]
             }
         }
     }
