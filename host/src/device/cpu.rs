@@ -13,9 +13,9 @@ use super::cuda::FillPattern;
 use super::{DeviceError, DeviceId, LaunchDims, Result};
 
 /// How this process runs kernels on the CPU: without looking for races, which takes up to as long
-/// again, unless `FARPAGE_CHECK_RACES=on`. The tests of the kernels do look.
+/// again, unless `FARPAGE_CHECK_RACES` is set, and not to `off`. The tests of the kernels do look.
 pub(crate) fn executor_config() -> ExecutorConfig {
-    let check_races = std::env::var_os("FARPAGE_CHECK_RACES").is_some_and(|value| value == "on");
+    let check_races = std::env::var_os("FARPAGE_CHECK_RACES").is_some_and(|value| value != "off");
     ExecutorConfig { check_races, ..ExecutorConfig::default() }
 }
 
