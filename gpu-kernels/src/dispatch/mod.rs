@@ -132,3 +132,18 @@ pub struct ExchangeParams {
     /// Microseconds after which waiting ends.
     pub timeout_us: u32,
 }
+
+impl ExchangeParams {
+    /// The rank `step` after this one, round in a circle.
+    #[inline(always)]
+    pub(crate) fn rank_after(&self, step: u32) -> u32 {
+        let rank = self.ep_rank + step;
+        if rank >= self.ep_size { rank - self.ep_size } else { rank }
+    }
+
+    /// How many ranks after this one `rank` comes.
+    #[inline(always)]
+    pub(crate) fn step_to(&self, rank: u32) -> u32 {
+        if rank >= self.ep_rank { rank - self.ep_rank } else { rank + self.ep_size - self.ep_rank }
+    }
+}

@@ -5,7 +5,6 @@ use cuda_std::prelude::*;
 use super::super::{BULK_THREADS, MARKS_AT, NUM_GROUPS, NUM_MARKS};
 use crate::dispatch::ExchangeParams;
 use crate::dispatch::device::packets::owner_of;
-use crate::dispatch::device::signals::rank_after;
 
 /// Ids of a token that a thread has in flight.
 const IDS: usize = 4;
@@ -126,7 +125,7 @@ impl Chunks {
         self.note(first, |token| {
             let mut steps = 0;
             for step in 1..params.ep_size {
-                let source = rank_after(step, params) as usize;
+                let source = params.rank_after(step) as usize;
                 let slot = source * params.num_max_tokens as usize + token as usize;
                 for_each_id(recv_topk_ids, slot, params.topk, |id| {
                     steps |= u32::from(id >= 0) << step;

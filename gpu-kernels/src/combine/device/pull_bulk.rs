@@ -7,7 +7,7 @@ use super::chunks::Chunks;
 use super::ring::{self, Member};
 use crate::dispatch::device::deadline::Deadline;
 use crate::dispatch::device::packets::{self, POISON};
-use crate::dispatch::device::signals::{Signals, rank_after};
+use crate::dispatch::device::signals::Signals;
 use crate::dispatch::{ExchangeParams, Half};
 
 /// Signals: where the sender's partial results for the receiver lie, two words.
@@ -44,7 +44,7 @@ pub unsafe fn combine_pull_bulk(
         partial.address() + u64::from(rank) * u64::from(params.num_max_tokens) * row_bytes
     };
     if has_peer {
-        let address = parts_of(rank_after(step, &params));
+        let address = parts_of(params.rank_after(step));
         signals.tell(ADDRESS[0], step, block, address as u32);
         signals.tell(ADDRESS[1], step, block, (address >> 32) as u32);
     }
@@ -65,7 +65,7 @@ pub unsafe fn combine_pull_bulk(
             atomic::store_relaxed_sys(words[0], 0, POISON);
             atomic::store_relaxed_sys(words[1], 0, POISON);
             let address = u64::from(high) << 32 | u64::from(low);
-            ring::first_rows().store(rank_after(step, &params) as usize, address);
+            ring::first_rows().store(params.rank_after(step) as usize, address);
         } else {
             // Its address, and that it has read all.
             signals.is_late(step, 2);

@@ -8,7 +8,7 @@ use super::chunks::Chunks;
 use super::ring::{self, Member};
 use super::sender::{PROGRESS, READY, Sender, progress_of};
 use crate::dispatch::device::deadline::Deadline;
-use crate::dispatch::device::signals::{Signals, rank_after, step_to};
+use crate::dispatch::device::signals::Signals;
 use crate::dispatch::{ExchangeParams, Half};
 
 /// Blocks with chunks of tokens. Of `num_senders` one thread each sends to the peers, the others are
@@ -51,7 +51,7 @@ pub unsafe fn combine_push_bulk(
     let area_bytes = u64::from(params.num_max_tokens) * row_bytes;
     if step < params.ep_size {
         // Where a sender writes on the rank `step` after this one, and where parts are added from.
-        let rank = rank_after(step, &params);
+        let rank = params.rank_after(step);
         let address = match (is_sender, step) {
             (true, 0) => 0,
             (true, _) => {
@@ -99,7 +99,7 @@ pub unsafe fn combine_push_bulk(
         let mut all_have = true;
         for rank in 0..params.ep_size {
             if ranks >> rank & 1 != 0 && rank != params.ep_rank {
-                let source = step_to(rank, &params);
+                let source = params.step_to(rank);
                 let target = progress_of(epoch, all / num_senders + 1, shift, &params);
                 // Every rank that is late is counted: the one that died is late with most.
                 all_have &= signals.wait(PROGRESS, source, all % num_senders, target, 1);

@@ -6,7 +6,6 @@ use super::super::PACKETS_THREADS;
 use super::{add, id_of_lane, round};
 use crate::dispatch::device::deadline::Deadline;
 use crate::dispatch::device::packets::{self, Peers, Records, owner_of, ranks_of};
-use crate::dispatch::device::signals::step_to;
 use crate::dispatch::{ExchangeParams, Half};
 
 /// Times 16 bytes that a thread has in flight.
@@ -82,7 +81,7 @@ impl Calls<'_> {
     #[inline(always)]
     unsafe fn tell(self) {
         for step in 1..self.params.ep_size {
-            let words = self.words(self.peers.rank_after(step));
+            let words = self.words(self.params.rank_after(step));
             if warp::lane_id() == 0 {
                 let area = self.params.ep_size - step - 1;
                 atomic::store_relaxed_sys(words, area as usize, self.epoch);
@@ -102,7 +101,7 @@ impl Calls<'_> {
             while (atomic::load_relaxed_sys(words, area).wrapping_sub(self.epoch) as i32) < 0 {
                 num_looks += 1;
                 if self.deadline.has_passed(num_looks) {
-                    self.deadline.count_late(self.peers.rank_after(step), 1);
+                    self.deadline.count_late(self.params.rank_after(step), 1);
                     break;
                 }
             }
@@ -133,7 +132,7 @@ impl Tokens<'_> {
     unsafe fn send(self, recv_topk_ids: Global<i32>, token: u32) {
         let Self { peers, records, params, .. } = self;
         for step in 1..params.ep_size {
-            let source = peers.rank_after(step);
+            let source = params.rank_after(step);
             let first_slot = source as usize * params.num_max_tokens as usize;
             let ids = recv_topk_ids.offset(first_slot * params.topk as usize);
             let id = id_of_lane(ids, token, params.num_max_tokens, params);
@@ -196,7 +195,7 @@ impl Tokens<'_> {
                     }
                     continue;
                 }
-                let offset = records.received_from(step_to(rank, params), token);
+                let offset = records.received_from(params.step_to(rank), token);
                 let record = peers.area(params.ep_rank, offset, 4 * params.row_units);
                 let mut units = [[0; 4]; UNITS];
                 for (i, seen) in units.iter_mut().enumerate() {

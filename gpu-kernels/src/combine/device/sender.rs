@@ -6,7 +6,7 @@ use super::super::{NUM_LOADS_AHEAD, NUM_STORES_IN_FLIGHT, NUM_UNTOLD_STORES};
 use super::chunks::Chunks;
 use super::ring::{Turn, bytes_of, first_rows, full, stage};
 use crate::dispatch::ExchangeParams;
-use crate::dispatch::device::signals::{Signals, rank_after};
+use crate::dispatch::device::signals::Signals;
 
 /// Signal: the sender's own staging area is free.
 pub(super) const READY: u32 = 0;
@@ -141,7 +141,7 @@ impl<'a> Sender<'a> {
         while self.load.chunk < self.end && self.num_loaded < self.num_stored + NUM_LOADS_AHEAD {
             // The stage's last store, NUM_STORES_IN_FLIGHT pieces back, has read it.
             bulk::wait_group_read::<NUM_STORES_IN_FLIGHT>();
-            let source = rank_after(self.load.step, params);
+            let source = params.rank_after(self.load.step);
             let bytes = bytes_of(self.load.piece, params);
             let area = u64::from(source)
                 * u64::from(params.num_max_tokens)
@@ -164,7 +164,7 @@ impl<'a> Sender<'a> {
             self.load_ahead();
             full(self.store_turn.stage).wait(self.store_turn.parity);
             let bytes = bytes_of(self.store.piece, params);
-            let peer = rank_after(self.store.step, params);
+            let peer = params.rank_after(self.store.step);
             let address = first_rows().load(peer as usize) + self.offset(self.store);
             let place = GlobalMut::<u8>::from_address(address, bytes as usize);
             bulk::store(place, stage(self.store_turn.stage), bytes);

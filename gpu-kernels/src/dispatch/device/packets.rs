@@ -75,14 +75,11 @@ pub(crate) unsafe fn wait(place: GlobalMut<u32>, idx: usize, deadline: Deadline)
     }
 }
 
-/// The ranks of an exchange as a thread sees them: itself and, in the order in which it turns to
-/// them, its peers.
+/// Where all ranks of an exchange receive packets.
 #[derive(Clone, Copy)]
 pub(crate) struct Peers {
-    /// Of rank `lane`.
+    /// Of the rank that is this thread's lane.
     base_of_lane: u64,
-    ep_rank: u32,
-    ep_size: u32,
 }
 
 impl Peers {
@@ -92,14 +89,7 @@ impl Peers {
     pub(crate) unsafe fn new(peer_ptrs: Global<u64>, params: &ExchangeParams) -> Self {
         let lane = warp::lane_id();
         let base_of_lane = if lane < params.ep_size { peer_ptrs.load(lane as usize) } else { 0 };
-        Self { base_of_lane, ep_rank: params.ep_rank, ep_size: params.ep_size }
-    }
-
-    /// The rank `step` after this one, round in a circle.
-    #[inline(always)]
-    pub(crate) fn rank_after(self, step: u32) -> u32 {
-        let rank = self.ep_rank + step;
-        if rank >= self.ep_size { rank - self.ep_size } else { rank }
+        Self { base_of_lane }
     }
 
     /// `num_words` words of `rank`'s area, from byte `offset` on. All lanes of a warp call it.

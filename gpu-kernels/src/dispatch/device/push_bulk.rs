@@ -9,7 +9,7 @@ use super::super::{
 };
 use super::deadline::Deadline;
 use super::packets::owner_of;
-use super::signals::{Signals, rank_after};
+use super::signals::Signals;
 
 /// Signal: the receiver's area is free.
 const READY: u32 = 0;
@@ -253,7 +253,7 @@ impl Routing {
         let owner = owner_of(id, params);
         let (mut step, end) = self.share.steps(params);
         while step < end {
-            let rank = rank_after(step, params);
+            let rank = params.rank_after(step);
             let local_id =
                 if owner == rank { id - (rank * params.experts_per_rank) as i32 } else { -1 };
             let ids = self.recv_topk_ids_ptrs.load(rank as usize) + 4 * first as u64;
@@ -353,7 +353,7 @@ impl Ring {
                 let bytes = self.bytes_of(piece);
                 let (mut step, end) = share.steps(params);
                 while step < end {
-                    let rank = rank_after(step, params);
+                    let rank = params.rank_after(step);
                     if ranks >> rank & 1 != 0 {
                         let row = bases().load(rank as usize) + offset;
                         let row = GlobalMut::<u8>::from_address(row, bytes as usize);

@@ -139,7 +139,7 @@ unsafe fn send(
         }
         let ranks = ranks_of(owner_of(id, &params), &params);
         for step in 0..params.ep_size {
-            let peer = peers.rank_after(step);
+            let peer = params.rank_after(step);
             if ranks >> peer & 1 == 0 {
                 continue;
             }
@@ -170,7 +170,7 @@ unsafe fn send(
         return;
     }
     for step in 0..params.ep_size {
-        let peer = peers.rank_after(step);
+        let peer = params.rank_after(step);
         let is_theirs = owner_of(id, &params) == peer;
         let local_id = if is_theirs { id - (peer * params.experts_per_rank) as i32 } else { -1 };
         if step == 0 {
@@ -202,7 +202,7 @@ unsafe fn receive(
 ) {
     let Received { params, .. } = received;
     let (lane, is_first_warp) = (warp::lane_id(), thread::thread_idx_x() < warp::WARP_SIZE);
-    let source = peers.rank_after(step);
+    let source = params.rank_after(step);
     let record = record_at(peers, records, step, token, &params);
 
     // Ids travel as one more than they are: 0 is none.

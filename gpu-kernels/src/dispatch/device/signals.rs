@@ -26,7 +26,7 @@ impl Signals<'_> {
     /// The word that `block` of this rank writes on the rank `step` after it.
     #[inline(always)]
     pub(crate) unsafe fn told(self, kind: u32, step: u32, block: u32) -> GlobalMut<u32> {
-        self.word(rank_after(step, self.params), kind, self.params.ep_size - step - 1, block)
+        self.word(self.params.rank_after(step), kind, self.params.ep_size - step - 1, block)
     }
 
     /// The word that `block` of the rank `step` after this one writes here.
@@ -69,23 +69,6 @@ impl Signals<'_> {
     /// Counts messages of the rank `step` after this one that did not come.
     #[inline(always)]
     pub(crate) unsafe fn is_late(self, step: u32, num_messages: u32) {
-        self.deadline.count_late(rank_after(step, self.params), num_messages);
-    }
-}
-
-/// The rank `step` after this one, round in a circle.
-#[inline(always)]
-pub(crate) fn rank_after(step: u32, params: &ExchangeParams) -> u32 {
-    let rank = params.ep_rank + step;
-    if rank >= params.ep_size { rank - params.ep_size } else { rank }
-}
-
-/// How many ranks after this one `rank` comes.
-#[inline(always)]
-pub(crate) fn step_to(rank: u32, params: &ExchangeParams) -> u32 {
-    if rank >= params.ep_rank {
-        rank - params.ep_rank
-    } else {
-        rank + params.ep_size - params.ep_rank
+        self.deadline.count_late(self.params.rank_after(step), num_messages);
     }
 }
