@@ -15,8 +15,8 @@ pub struct TierUsage {
     pub free: u32,
     /// Cached pages that may be evicted now.
     pub cached: u32,
-    /// Slots bound by a move, a pin or a kernel that may still read.
-    pub pinned: u32,
+    /// Slots bound by a move, or by a kernel that may still read.
+    pub bound: u32,
     /// Pages held by two or more sequences.
     pub shared: u32,
     /// Pages held by one sequence.
@@ -27,14 +27,8 @@ impl fmt::Display for TierUsage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}: {} of {} free, {} cached, {} pinned, {} shared, {} private",
-            self.tier,
-            self.free,
-            self.capacity,
-            self.cached,
-            self.pinned,
-            self.shared,
-            self.private
+            "{}: {} of {} free, {} cached, {} bound, {} shared, {} private",
+            self.tier, self.free, self.capacity, self.cached, self.bound, self.shared, self.private
         )
     }
 }
@@ -132,9 +126,6 @@ pub enum PoolError {
     /// No such page.
     #[error("{0} does not exist: it was never filled, or is dropped already")]
     UnknownPage(PageId),
-    /// More unpins than pins.
-    #[error("{0} is not pinned")]
-    NotPinned(PageId),
     /// No such migration, or completed before.
     #[error("migration {0} is not under way: it was never planned, or is completed already")]
     UnknownMigration(u64),

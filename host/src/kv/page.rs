@@ -13,11 +13,6 @@ impl PageId {
     pub fn index(self) -> usize {
         self.0 as usize
     }
-
-    /// The id with this [`PageId::index`].
-    pub fn from_index(index: u32) -> Self {
-        Self(index)
-    }
 }
 
 impl fmt::Display for PageId {
@@ -83,8 +78,6 @@ pub(super) struct Page {
     pub moving: Option<(MigrationId, Location)>,
     /// Sequences that hold it.
     pub refs: u32,
-    /// Holders outside sequences: planned moves, and reads that [`super::KvPool::pin`] announced.
-    pub pins: u32,
     pub key: Option<PageKey>,
     /// Index of the page in the sequence that filled it.
     pub position: u32,
@@ -103,12 +96,16 @@ pub(super) struct Page {
 }
 
 impl Page {
+    /// Whether nobody holds it: no sequence, no planned move, no kernel that may still read.
+    pub(super) fn is_idle(&self) -> bool {
+        self.refs == 0 && self.moving.is_none() && self.settles_after.is_none()
+    }
+
     pub(super) const VACANT: Self = Self {
         state: PageState::Vacant,
         location: Location { rank: 0, slot: 0 },
         moving: None,
         refs: 0,
-        pins: 0,
         key: None,
         position: 0,
         frequency: 0,

@@ -5,7 +5,7 @@ const LOCAL: u32 = 0;
 const HOST: u32 = 2;
 
 fn facts(page: u32, frequency: u32, last_use: u64, position: u32) -> PageFacts {
-    PageFacts { page: PageId::from_index(page), frequency, last_use, refs: 0, position }
+    PageFacts { page: PageId(page), frequency, last_use, refs: 0, position }
 }
 
 fn cost_aware() -> CostAware {
@@ -26,9 +26,9 @@ fn lru_evicts_in_order_of_last_use_per_memory() {
     }
     lru.insert(HOST, &facts(3, 1, 1, 0));
     assert_eq!(coldest(&lru, LOCAL), Some(1));
-    lru.evicted(LOCAL, PageId::from_index(1));
+    lru.evicted(LOCAL, PageId(1));
     assert_eq!(coldest(&lru, LOCAL), Some(2));
-    lru.remove(LOCAL, PageId::from_index(2));
+    lru.remove(LOCAL, PageId(2));
     assert_eq!(coldest(&lru, LOCAL), Some(0));
     assert_eq!(coldest(&lru, HOST), Some(3));
     assert_eq!(lru.num_evictable(LOCAL), 1);

@@ -77,11 +77,12 @@ impl KvPool {
                     return other(format!("{page} is not found under its key {key:?}"));
                 }
             }
-            let idle = entry.refs == 0 && entry.pins == 0 && entry.settles_after.is_none();
-            if idle != entry.evictable {
+            if entry.is_idle() != entry.evictable {
                 return other(format!(
-                    "{page}: evictable is {}, but it has {} references and {} pins",
-                    entry.evictable, entry.refs, entry.pins
+                    "{page}: evictable is {}, but it has {} references and moves: {}",
+                    entry.evictable,
+                    entry.refs,
+                    entry.moving.is_some()
                 ));
             }
             if entry.state == PageState::Filling && (entry.key.is_some() || entry.refs > 1) {
@@ -141,7 +142,7 @@ impl KvPool {
             if let Some((id, _)) = entry.moving {
                 moving += 1;
                 departing[rank] += 1;
-                if !self.migrations.contains_key(&id) || entry.pins == 0 {
+                if !self.migrations.contains_key(&id) {
                     return other(format!("a page moves in migration {} unnoticed", id.0));
                 }
             }

@@ -88,7 +88,6 @@ impl KvPool {
             entry.location = to;
             entry.promotion_queued = false;
             entry.moving = None;
-            entry.pins -= 1;
             let in_use = entry.refs > 0;
             let leased = self.is_leased(&self.pages[page.index()]);
             self.departing[from.rank as usize] -= 1;
@@ -107,11 +106,6 @@ impl KvPool {
             }
         }
         Ok(())
-    }
-
-    /// Migrations planned and not completed.
-    pub fn num_migrations(&self) -> usize {
-        self.migrations.len()
     }
 
     /// Queues a page that is read in a far tier for [`KvPool::plan_promotions`].
@@ -255,8 +249,6 @@ impl KvPool {
         let entry = self.live(page)?;
         let reason = if entry.moving.is_some() {
             "it is moving already"
-        } else if entry.pins > 0 {
-            "it is pinned"
         } else if entry.state == PageState::Filling {
             "it is still being filled"
         } else if self.is_leased(entry) {
@@ -275,7 +267,6 @@ impl KvPool {
         let entry = &mut self.pages[page.index()];
         // `finish_plan` gives every move of one plan this number.
         entry.moving = Some((MigrationId(self.last_migration + 1), to));
-        entry.pins += 1;
         let from = entry.location;
         self.departing[from.rank as usize] += 1;
         Some(Move { page, from, to })
@@ -291,7 +282,6 @@ impl KvPool {
             for Move { page, from, to } in moves {
                 let entry = &mut self.pages[page.index()];
                 entry.moving = None;
-                entry.pins -= 1;
                 self.departing[from.rank as usize] -= 1;
                 self.slots[to.rank as usize].give_back(to.slot);
                 self.settle(page);

@@ -340,25 +340,6 @@ impl KvPool {
         Ok(())
     }
 
-    /// Keeps a page from being moved or dropped, for a reader that is no sequence.
-    pub fn pin(&mut self, page: PageId) -> Result<(), PoolError> {
-        self.live(page)?;
-        self.make_unevictable(page);
-        self.pages[page.index()].pins += 1;
-        Ok(())
-    }
-
-    /// Takes back one [`KvPool::pin`].
-    pub fn unpin(&mut self, page: PageId) -> Result<(), PoolError> {
-        let entry = self.live(page)?;
-        if entry.pins == u32::from(entry.moving.is_some()) {
-            return Err(PoolError::NotPinned(page));
-        }
-        self.pages[page.index()].pins -= 1;
-        self.settle(page);
-        Ok(())
-    }
-
     fn live(&self, page: PageId) -> Result<&Page, PoolError> {
         self.pages
             .get(page.index())

@@ -23,18 +23,20 @@ impl KvPool {
                     capacity: slots.capacity(),
                     free: 0,
                     cached: 0,
-                    pinned: 0,
+                    bound: 0,
                     shared: 0,
                     private: 0,
                 };
                 for owner in slots.owners() {
                     let count = match owner {
                         Owner::Free => &mut usage.free,
-                        Owner::Retiring => &mut usage.pinned,
+                        Owner::Retiring => &mut usage.bound,
                         Owner::Page(page) => {
                             let page = &self.pages[page.index()];
                             match page.refs {
-                                _ if page.pins > 0 || self.is_leased(page) => &mut usage.pinned,
+                                _ if page.moving.is_some() || self.is_leased(page) => {
+                                    &mut usage.bound
+                                }
                                 0 => &mut usage.cached,
                                 1 => &mut usage.private,
                                 _ => &mut usage.shared,
@@ -151,7 +153,7 @@ impl KvPool {
     /// What becomes of a page that lost a holder: when none is left it is cached, or free.
     pub(super) fn settle(&mut self, page: PageId) {
         let entry = &self.pages[page.index()];
-        if entry.refs > 0 || entry.pins > 0 || entry.settles_after.is_some() || entry.evictable {
+        if !entry.is_idle() || entry.evictable {
             return;
         }
         if entry.key.is_some() {
@@ -180,7 +182,7 @@ impl KvPool {
             Err(_) => "does not exist",
             Ok(entry) if entry.refs > 0 => "a sequence still holds",
             Ok(entry) if self.is_leased(entry) => "a kernel may still read",
-            Ok(entry) if entry.pins > 0 => "is pinned or moving",
+            Ok(entry) if entry.moving.is_some() => "is moving",
             Ok(entry) if entry.location.rank != rank => "lies in another memory",
             Ok(_) => return Ok(Some(page)),
         };

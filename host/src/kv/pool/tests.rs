@@ -189,11 +189,11 @@ fn out_of_pages_says_what_holds_them_and_changes_nothing() {
     admit(&mut pool, 3, 9, 1);
     pool.open(SequenceId(4), &[]).unwrap();
     let error = pool.append(SequenceId(4), 3 * PAGE_SIZE).unwrap_err();
-    insta::assert_snapshot!(error, @"out of pages: 3 asked for, 2 can be had at once (local: 0 of 4 free, 1 cached, 3 pinned, 0 shared, 0 private; peer 1: 0 of 1 free, 0 cached, 0 pinned, 0 shared, 1 private; host: 1 of 1 free, 0 cached, 0 pinned, 0 shared, 0 private)");
+    insta::assert_snapshot!(error, @"out of pages: 3 asked for, 2 can be had at once (local: 0 of 4 free, 1 cached, 3 bound, 0 shared, 0 private; peer 1: 0 of 1 free, 0 cached, 0 bound, 0 shared, 1 private; host: 1 of 1 free, 0 cached, 0 bound, 0 shared, 0 private)");
     assert_eq!(pages_of(&pool, 4), []);
     pool.retire(lease).unwrap();
     let error = pool.append(SequenceId(4), 3 * PAGE_SIZE).unwrap_err();
-    insta::assert_snapshot!(error, @"out of pages: 3 asked for, 2 can be had at once (local: 0 of 4 free, 1 cached, 0 pinned, 2 shared, 1 private; peer 1: 0 of 1 free, 0 cached, 0 pinned, 0 shared, 1 private; host: 1 of 1 free, 0 cached, 0 pinned, 0 shared, 0 private)");
+    insta::assert_snapshot!(error, @"out of pages: 3 asked for, 2 can be had at once (local: 0 of 4 free, 1 cached, 0 bound, 2 shared, 1 private; peer 1: 0 of 1 free, 0 cached, 0 bound, 0 shared, 1 private; host: 1 of 1 free, 0 cached, 0 bound, 0 shared, 0 private)");
     // The two that can be had: the free one, and the cached one by dropping it.
     pool.append(SequenceId(4), 2 * PAGE_SIZE).unwrap();
     assert_eq!(pool.stats().dropped, [1, 0, 0]);
@@ -297,22 +297,6 @@ fn promotions_leave_the_spare_slots_free() {
 }
 
 #[test]
-fn pins_keep_a_cached_page() {
-    let mut pool = pool(2, 2, 2);
-    admit(&mut pool, 0, 0, 1);
-    let page = pages_of(&pool, 0)[0];
-    pool.release(SequenceId(0)).unwrap();
-    pool.pin(page).unwrap();
-    assert_eq!(pool.plan_room(2), Ok(None));
-    assert!(pool.plan_move(&[page], 1).is_err());
-    pool.check_invariants().unwrap();
-    pool.unpin(page).unwrap();
-    assert_eq!(pool.unpin(page), Err(PoolError::NotPinned(page)));
-    assert!(pool.plan_room(2).unwrap().is_some());
-    assert_eq!(pool.unpin(page), Err(PoolError::NotPinned(page)), "a move's pin");
-}
-
-#[test]
 fn unknown_ids_and_double_frees_are_refused() {
     let mut pool = pool(2, 2, 2);
     let id = SequenceId(5);
@@ -327,7 +311,7 @@ fn unknown_ids_and_double_frees_are_refused() {
     pool.release(id).unwrap();
     assert_eq!(pool.release(id), unknown);
     assert_eq!(pool.location(page), Err(PoolError::UnknownPage(page)));
-    assert_eq!(pool.pin(page), Err(PoolError::UnknownPage(page)));
+    assert_eq!(pool.plan_move(&[page], 1), Err(PoolError::UnknownPage(page)));
     let foreign = ReadLease(3);
     assert_eq!(pool.retire(foreign), Err(PoolError::UnknownLease(3)));
     let error = PageTable::build(&pool, &[id]).unwrap_err();
@@ -418,10 +402,9 @@ impl EvictionPolicy for Names {
 
 #[test]
 fn a_policy_that_chooses_a_page_in_use_is_refused() {
-    let mut pool = pool_with(Box::new(Names(PageId::from_index(0))), 2, 2, 2);
-    let unsafe_victim = |reason| {
-        Err(PoolError::UnsafeVictim { policy: "names", page: PageId::from_index(0), reason })
-    };
+    let mut pool = pool_with(Box::new(Names(PageId(0))), 2, 2, 2);
+    let unsafe_victim =
+        |reason| Err(PoolError::UnsafeVictim { policy: "names", page: PageId(0), reason });
     assert_eq!(pool.plan_room(2), Ok(None), "nothing needs to go");
     admit(&mut pool, 0, 0, 2);
     assert_eq!(pool.plan_room(1), unsafe_victim("a sequence still holds"));
@@ -429,12 +412,9 @@ fn a_policy_that_chooses_a_page_in_use_is_refused() {
     pool.release(SequenceId(0)).unwrap();
     assert_eq!(pool.plan_room(1), unsafe_victim("a kernel may still read"));
     pool.retire(lease).unwrap();
-    pool.pin(PageId::from_index(0)).unwrap();
-    assert_eq!(pool.plan_room(1), unsafe_victim("is pinned or moving"));
-    pool.unpin(PageId::from_index(0)).unwrap();
     // The first eviction is planned; naming the same page again undoes the plan.
-    assert_eq!(pool.plan_room(2), unsafe_victim("is pinned or moving"));
-    assert_eq!(pool.num_migrations(), 0);
+    assert_eq!(pool.plan_room(2), unsafe_victim("is moving"));
+    assert!(pool.migrations.is_empty());
     assert_eq!((pool.num_free(0), pool.num_free(1)), (0, 2));
 }
 
