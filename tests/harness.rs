@@ -10,20 +10,15 @@ use farpage::harness::files::read_results;
 use farpage::harness::protocol::{Protocol, Rounds};
 use farpage::harness::results::{Manifest, Outcome, RunResults};
 use farpage::harness::{
-    Batch, Demand, Finding, Machine, Pair, Plan, Prepared, Registry, Sampler, Shape, ShapeSet,
-    Silent, Variant, Watch, registry, run, stream_sampler, verify, write_json,
+    Batch, Demand, Finding, Machine, Pair, Plan, Prepared, Sampler, Shape, ShapeSet, Silent,
+    Variant, Watch, run, stream_sampler, verify, write_json,
 };
+use farpage::pairs;
 use gpu_kernels::contract::Work;
 
 const LEN: usize = 64;
 
-/// Copies numbers: the baseline in two halves, the optimized side at once.
-struct CopyPair {
-    fault: Fault,
-    num_gpus: usize,
-}
-
-/// What is wrong with it.
+/// What is wrong with a pair.
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
     None,
@@ -37,40 +32,34 @@ enum Fault {
     NoMemory,
 }
 
-impl Pair for CopyPair {
-    fn name(&self) -> &'static str {
-        match (self.fault, self.num_gpus) {
-            (_, 4) => "copy_on_four",
-            (Fault::None, _) => "copy",
-            (Fault::WrongResult, _) => "copy_wrong",
-            (Fault::CarelessCheck, _) => "copy_careless",
-            (Fault::InputsChange, _) => "copy_changing",
-            (Fault::NoMemory, _) => "copy_without_memory",
-        }
-    }
+/// Copies numbers: the baseline in two halves, the optimized side at once.
+const GOOD: Pair = Pair {
+    name: "copy",
+    about: "copies numbers",
+    sides: ["halves", "whole"],
+    rooms: &[],
+    shapes: |set| shapes(set, 1, Fault::None),
+};
+const ON_FOUR: Pair =
+    Pair { name: "copy_on_four", shapes: |set| shapes(set, 4, Fault::None), ..GOOD };
+const WRONG: Pair =
+    Pair { name: "copy_wrong", shapes: |set| shapes(set, 1, Fault::WrongResult), ..GOOD };
+const CARELESS: Pair =
+    Pair { name: "copy_careless", shapes: |set| shapes(set, 1, Fault::CarelessCheck), ..GOOD };
+const CHANGING: Pair =
+    Pair { name: "copy_changing", shapes: |set| shapes(set, 1, Fault::InputsChange), ..GOOD };
+const WITHOUT_MEMORY: Pair =
+    Pair { name: "copy_without_memory", shapes: |set| shapes(set, 1, Fault::NoMemory), ..GOOD };
 
-    fn about(&self) -> &'static str {
-        "copies numbers"
-    }
-
-    fn side_name(&self, variant: Variant) -> &'static str {
-        match variant {
-            Variant::Baseline => "halves",
-            Variant::Optimized => "whole",
-        }
-    }
-
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        let fault = self.fault;
-        let shape = move |name: &str, num_gpus| {
-            Shape::new(name, num_gpus, move |devices, seed| Copies::new(&devices[0], seed, fault))
-                .published(&[("B200", 1.5)])
-                .sizes(&serde_json::json!({ "len": LEN }))
-        };
-        match set {
-            ShapeSet::Tiny => vec![shape("first", self.num_gpus), shape("second", self.num_gpus)],
-            ShapeSet::Real | ShapeSet::SeedParity => Vec::new(),
-        }
+fn shapes(set: ShapeSet, num_gpus: usize, fault: Fault) -> Vec<Shape> {
+    let shape = |name: &str| {
+        Shape::new(name, num_gpus, move |devices, seed| Copies::new(&devices[0], seed, fault))
+            .published(&[("B200", 1.5)])
+            .sizes(&serde_json::json!({ "len": LEN }))
+    };
+    match set {
+        ShapeSet::Tiny => vec![shape("first"), shape("second")],
+        ShapeSet::Real | ShapeSet::SeedParity => Vec::new(),
     }
 }
 
@@ -158,22 +147,11 @@ impl Prepared for Copies {
     }
 }
 
-const fn pair(fault: Fault, num_gpus: usize) -> CopyPair {
-    CopyPair { fault, num_gpus }
-}
-
-static GOOD: CopyPair = pair(Fault::None, 1);
-static ON_FOUR: CopyPair = pair(Fault::None, 4);
-static WRONG: CopyPair = pair(Fault::WrongResult, 1);
-static CARELESS: CopyPair = pair(Fault::CarelessCheck, 1);
-static CHANGING: CopyPair = pair(Fault::InputsChange, 1);
-static WITHOUT_MEMORY: CopyPair = pair(Fault::NoMemory, 1);
-
 fn machine(world_size: usize) -> Machine {
     Machine::open(DeviceChoice::Cpu, Some(world_size)).unwrap()
 }
 
-fn plan(pairs: &[&'static dyn Pair], shape_set: ShapeSet) -> Plan {
+fn plan(pairs: &[&'static Pair], shape_set: ShapeSet) -> Plan {
     let protocol = Protocol { rounds: Rounds::exactly(7), ..Protocol::usual(false) };
     Plan { pairs: pairs.to_vec(), shape_set, only: Vec::new(), protocol, seed: 5 }
 }
@@ -237,8 +215,19 @@ fn only_the_shapes_asked_for_are_measured() {
     let names: Vec<_> = results.entries.iter().map(|entry| entry.shape.as_str()).collect();
     assert_eq!(names, ["second", "second"]);
     assert_eq!(results.entries[0].sizes.as_ref().unwrap()["len"], LEN);
-    let results = run_on(&machine(1), &Plan { only: vec!["third".to_owned()], ..all });
-    assert!(results.entries.is_empty());
+
+    let check = |only: &[&str]| {
+        let only = only.iter().map(|&part| part.to_owned()).collect();
+        Plan { only, ..all.clone() }.check().map_err(|unknown| unknown.to_string())
+    };
+    assert_eq!((check(&[]), check(&["econ", "=first"])), (Ok(()), Ok(())));
+    assert!(check(&["=econ"]).unwrap_err().ends_with("got `=econ`; did you mean `second`?"));
+    let error = check(&["first", "secnod"]).unwrap_err();
+    assert_eq!(
+        error,
+        "`--only` must be a part of the name of a tiny shape that `host list all` shows, got \
+         `secnod`; did you mean `second`?"
+    );
 }
 
 #[test]
@@ -259,7 +248,7 @@ fn what_lacks_gpus_or_shapes_is_skipped_and_never_measured() {
 
 #[test]
 fn verification_wants_corrupted_inputs_to_be_noticed() {
-    let pairs: [&'static dyn Pair; 4] = [&GOOD, &CARELESS, &WRONG, &ON_FOUR];
+    let pairs: [&'static Pair; 4] = [&GOOD, &CARELESS, &WRONG, &ON_FOUR];
     let verdicts = verify(&machine(1), &pairs, ShapeSet::Tiny, 9, &Silent);
     let findings: Vec<_> = verdicts.iter().step_by(2).map(|verdict| &verdict.finding).collect();
     assert_eq!(findings[0], &Finding::Right("64 numbers are equal".to_owned()));
@@ -321,18 +310,10 @@ fn an_interrupted_run_leaves_what_it_had_and_says_so() {
 }
 
 #[test]
-fn a_registry_of_any_pairs_finds_them_by_name() {
-    let pairs = Registry::new(vec![&GOOD, &ON_FOUR, &WRONG]);
-    assert_eq!(pairs.select(&["copy_on_four".to_owned()]).unwrap()[0].name(), "copy_on_four");
-    let Err(error) = pairs.select(&["copy_on_for".to_owned()]) else { panic!("found") };
-    assert_eq!(error.near[0], "copy_on_four");
-}
-
-#[test]
 fn every_pair_has_its_bench_and_names_that_are_unique() {
     let manifest = fs::read_to_string("Cargo.toml").unwrap();
-    for pair in registry().pairs() {
-        let name = pair.name();
+    for pair in pairs::ALL {
+        let name = pair.name;
         let bench = fs::read_to_string(format!("benches/{name}.rs")).unwrap();
         assert!(bench.contains(&format!("bench_main(\"{name}\")")), "benches/{name}.rs");
         assert!(manifest.contains(&format!("[[bench]]\nname = \"{name}\"")), "{name}");
@@ -349,7 +330,7 @@ fn every_pair_has_its_bench_and_names_that_are_unique() {
 
 fn measured_on_gpus(num_gpus: usize, target: &str) {
     let machine = Machine::open(DeviceChoice::Cuda, Some(num_gpus)).expect("GPUs for this test");
-    let pairs = registry().select(&[target.to_owned()]).unwrap();
+    let pairs = pairs::select(&[target.to_owned()]).unwrap();
     let plan = Plan {
         pairs,
         shape_set: ShapeSet::Real,

@@ -6,13 +6,14 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use farpage::harness::ShapeSet;
 use farpage::harness::files::read_results;
 use farpage::harness::results::Outcome;
-use farpage::harness::{ShapeSet, registry};
+use farpage::pairs;
 
 /// Tiny shapes of all pairs.
 fn num_tiny_shapes() -> usize {
-    registry().pairs().iter().map(|pair| pair.shapes(ShapeSet::Tiny).len()).sum()
+    pairs::ALL.iter().map(|pair| pair.shapes(ShapeSet::Tiny).len()).sum()
 }
 
 fn host() -> Command {
@@ -48,8 +49,8 @@ fn list_shows_every_pair_with_shapes_and_what_is_missing() {
 fn list_alone_is_a_line_for_each_pair() {
     let (code, text, _) = run(&["list", "--world-size", "1"]);
     assert_eq!(code, Some(0), "{text}");
-    for pair in registry().pairs() {
-        assert_eq!(text.matches(&format!("| {} ", pair.name())).count(), 1, "{text}");
+    for pair in pairs::ALL {
+        assert_eq!(text.matches(&format!("| {} ", pair.name)).count(), 1, "{text}");
     }
     assert!(text.contains("| kv_cache_nvlink_pool    | local only, or copied first |"), "{text}");
     assert!(text.contains("0 of 3") && text.lines().count() < 30, "{text}");
@@ -128,7 +129,7 @@ fn bad_arguments_are_refused_by_name() {
 
     for (arguments, named) in [
         (&["run", "--shapes", "huge"][..], "--shapes"),
-        (&["run", "--only", "no such shape"], "`--only`"),
+        (&["run", "gemm", "--only", "40 x 136x72", "--out", "no/such/folder"], "`40 x 136 x 72`"),
         (&["run", "--iterations", "0"], "--iterations"),
         (&["run", "--world-size", "0"], "--world-size"),
         (&["run", "--json", "no/such/folder/file.json"], "no/such/folder/file.json"),

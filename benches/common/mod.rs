@@ -8,7 +8,8 @@ use criterion::{Criterion, Throughput};
 use farpage::device::DeviceChoice;
 use farpage::harness::protocol::{Protocol, Turns};
 use farpage::harness::results::Planned;
-use farpage::harness::{Machine, Variant, registry, verify_both};
+use farpage::harness::{Machine, Variant, verify_both};
+use farpage::pairs;
 
 /// What inputs follow from, as in `host compare`.
 const SEED: u64 = 1;
@@ -24,7 +25,7 @@ pub fn bench_main(target: &str) -> Result<()> {
     let protocol = Protocol::usual(machine.is_cuda());
     let mut criterion = criterion();
     let mut num_shapes = 0;
-    for pair in registry().select(&[target.to_owned()])? {
+    for pair in pairs::select(&[target.to_owned()])? {
         for shape in pair.shapes(machine.usual_shapes()) {
             if let Err(shortage) = machine.check(shape.num_gpus) {
                 println!("{target}/{}: skipped: {shortage}", shape.name);

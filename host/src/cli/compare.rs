@@ -24,8 +24,9 @@ pub struct CompareArguments {
 
 pub fn run(choice: DeviceChoice, arguments: &CompareArguments) -> Result<Outcome> {
     let selected = arguments.selection.open(choice)?;
-    let manifest = Manifest::gather(&selected.machine, arguments.measuring.seed())?;
-    let results = measure(&selected, &arguments.measuring, manifest, &mut |_| Ok(()))?;
+    let plan = arguments.measuring.plan(&selected)?;
+    let manifest = Manifest::gather(&selected.machine, plan.seed)?;
+    let results = measure(&selected.machine, &plan, manifest, &mut |_| Ok(()))?;
     print!("{}", report(&results));
     Ok(outcome(&results))
 }

@@ -78,8 +78,9 @@ fn check_run(choice: DeviceChoice, folder: &Path, arguments: &CheckArguments) ->
         None => {
             let selected = arguments.selection.open(choice)?;
             let expectations = Expectations::load(folder, &selected.machine.hardware()?)?;
-            let manifest = Manifest::gather(&selected.machine, arguments.measuring.seed())?;
-            let results = measure(&selected, &arguments.measuring, manifest, &mut |_| Ok(()))?;
+            let plan = arguments.measuring.plan(&selected)?;
+            let manifest = Manifest::gather(&selected.machine, plan.seed)?;
+            let results = measure(&selected.machine, &plan, manifest, &mut |_| Ok(()))?;
             (expectations, results)
         }
     };

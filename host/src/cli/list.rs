@@ -3,7 +3,8 @@
 use anyhow::Result;
 use clap::Args;
 use farpage::device::DeviceChoice;
-use farpage::harness::{Machine, Pair, ShapeSet, Variant, registry};
+use farpage::harness::{Machine, Pair, ShapeSet};
+use farpage::pairs;
 
 use super::Outcome;
 use super::numbers::whole;
@@ -21,7 +22,7 @@ pub struct ListArguments {
 }
 
 pub fn run(choice: DeviceChoice, arguments: &ListArguments) -> Result<Outcome> {
-    let pairs = registry().select(&arguments.targets)?;
+    let pairs = pairs::select(&arguments.targets)?;
     let machine = Machine::open(choice, arguments.world_size)?;
     println!("{}", machine.describe());
     if arguments.targets.is_empty() {
@@ -32,8 +33,8 @@ pub fn run(choice: DeviceChoice, arguments: &ListArguments) -> Result<Outcome> {
         return Ok(Outcome::Passed);
     }
     for pair in pairs {
-        let [baseline, optimized] = Variant::BOTH.map(|variant| pair.side_name(variant));
-        println!("\n{}: {}\n", pair.name(), pair.about());
+        let [baseline, optimized] = pair.sides;
+        println!("\n{}: {}\n", pair.name, pair.about);
         println!("baseline: {baseline}; optimized: {optimized}\n");
         print!("{}", shapes_table(&machine, pair));
     }
@@ -41,9 +42,9 @@ pub fn run(choice: DeviceChoice, arguments: &ListArguments) -> Result<Outcome> {
 }
 
 /// A line for each pair: its sides, and how many of its shapes can run here.
-fn pairs_table(machine: &Machine, pairs: &[&dyn Pair]) -> String {
-    let row = |pair: &&dyn Pair| {
-        let sides = Variant::BOTH.map(|variant| pair.side_name(variant).to_owned());
+fn pairs_table(machine: &Machine, pairs: &[&Pair]) -> String {
+    let row = |pair: &&Pair| {
+        let sides = pair.sides.map(str::to_owned);
         let counts = ShapeSet::ALL.map(|set| {
             let shapes = pair.shapes(set);
             let num_here =
@@ -54,7 +55,7 @@ fn pairs_table(machine: &Machine, pairs: &[&dyn Pair]) -> String {
                 (here, all) => format!("{here} of {all}"),
             }
         });
-        [&[pair.name().to_owned()][..], &sides, &counts].concat()
+        [&[pair.name.to_owned()][..], &sides, &counts].concat()
     };
     let [a, b, c] = ShapeSet::ALL.map(ShapeSet::name);
     table(
@@ -64,7 +65,7 @@ fn pairs_table(machine: &Machine, pairs: &[&dyn Pair]) -> String {
     )
 }
 
-fn shapes_table(machine: &Machine, pair: &dyn Pair) -> String {
+fn shapes_table(machine: &Machine, pair: &Pair) -> String {
     let mut rows = Vec::new();
     for set in ShapeSet::ALL {
         let shapes = pair.shapes(set);

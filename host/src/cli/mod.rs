@@ -33,6 +33,7 @@ use clap::error::Result as Parsed;
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use farpage::comm::set_timeout;
 use farpage::device::DeviceChoice;
+use farpage::harness::in_one_line;
 
 /// GPU kernels in Rust for LLM inference whose KV cache and experts live on other GPUs.
 #[derive(Debug, Parser)]
@@ -174,21 +175,8 @@ fn takes_negative_numbers(command: clap::Command) -> clap::Command {
     command.mut_args(takes_them).mut_subcommands(takes_negative_numbers)
 }
 
-/// An error and what caused it, each told once: messages often end with their cause's.
-fn in_one_line(error: &anyhow::Error) -> String {
-    let mut line = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !line.ends_with(&cause) {
-            line += &format!(": {cause}");
-        }
-    }
-    line
-}
-
 #[cfg(test)]
 mod tests {
-    use anyhow::anyhow;
-
     use super::*;
 
     #[test]
@@ -222,13 +210,5 @@ mod tests {
             assert_eq!(Cli::read(arguments).unwrap_err().exit_code(), 2);
         }
         assert_eq!(Cli::read(["host", "--help"]).unwrap_err().exit_code(), 0);
-    }
-
-    #[test]
-    fn a_cause_that_a_message_ends_with_is_told_once() {
-        let cause = anyhow!("no such file");
-        assert_eq!(in_one_line(&cause.context("trace x: no such file")), "trace x: no such file");
-        let cause = anyhow!("no such file");
-        assert_eq!(in_one_line(&cause.context("trace x")), "trace x: no such file");
     }
 }

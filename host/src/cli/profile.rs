@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use farpage::device::{DeviceChoice, ptx};
+use farpage::harness::Machine;
 use farpage::harness::profile::{Invocation, Kernels, Replay, Tool, around, launching, ncu, nsys};
-use farpage::harness::{Machine, registry};
 use farpage::launches::{self, KernelLaunch};
 
 use super::Outcome;
@@ -59,7 +59,7 @@ pub fn run(choice: DeviceChoice, arguments: &ProfileArguments) -> Result<Outcome
     }
     if !matches!(arguments.tool, Some(ToolArgument::Ncu)) {
         let command = given(arguments)
-            .or_else(|| around(selected[0].kernel, &registry()))
+            .or_else(|| around(selected[0].kernel))
             .unwrap_or_else(|| launching(&arguments.kernel, arguments.launches));
         invocations.push(nsys(&arguments.out.join(&arguments.kernel), &of_host(command)));
     }
@@ -180,7 +180,7 @@ impl Depth {
         if self == Self::None {
             return Ok(());
         }
-        let targets = selected.pairs.iter().map(|pair| pair.name().to_owned());
+        let targets = selected.pairs.iter().map(|pair| pair.name.to_owned());
         let options = [
             "--shapes",
             selected.shape_set.name(),
@@ -199,7 +199,7 @@ impl Depth {
         let mut invocations = vec![nsys(&folder.join("timeline"), &command)];
         if self == Self::Deep {
             let rooms: BTreeSet<&'static str> =
-                selected.pairs.iter().flat_map(|pair| pair.rooms()).collect();
+                selected.pairs.iter().flat_map(|pair| pair.rooms).copied().collect();
             let rooms: Vec<&'static str> = rooms.into_iter().collect();
             invocations.push(ncu(
                 Kernels::OfRooms(&rooms),

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 use farpage::device::DeviceChoice;
 use farpage::harness::protocol::{Inputs, Protocol, Rounds};
 use farpage::harness::results::{self, Manifest, RunResults};
-use farpage::harness::{self, Mode, OutputFolder, Plan, write_json};
+use farpage::harness::{self, Machine, Mode, OutputFolder, Plan, write_json};
 
 use super::numbers::whole;
 use super::profile::Depth;
@@ -96,8 +96,20 @@ fn seconds(text: &str) -> Result<Duration, &'static str> {
 }
 
 impl Measuring {
-    pub fn seed(&self) -> u64 {
-        self.seed
+    /// What is measured of what was selected.
+    ///
+    /// # Errors
+    /// Shapes that there are none of.
+    pub fn plan(&self, selected: &Selected) -> Result<Plan> {
+        let plan = Plan {
+            pairs: selected.pairs.clone(),
+            shape_set: selected.shape_set,
+            only: self.only.clone(),
+            protocol: self.protocol(selected.machine.is_cuda()),
+            seed: self.seed,
+        };
+        plan.check()?;
+        Ok(plan)
     }
 
     fn protocol(&self, on_gpu: bool) -> Protocol {
@@ -121,12 +133,13 @@ impl Measuring {
 pub fn run(choice: DeviceChoice, arguments: &RunArguments) -> Result<Outcome> {
     let selected = arguments.selection.open(choice)?;
     arguments.profile.check(&selected)?;
-    let manifest = Manifest::gather(&selected.machine, arguments.measuring.seed())?;
+    let plan = arguments.measuring.plan(&selected)?;
+    let manifest = Manifest::gather(&selected.machine, plan.seed)?;
     let folder = match &arguments.out {
         Some(parent) => Some(OutputFolder::create(parent, &selected.label(), &manifest)?),
         None => None,
     };
-    let results = measure(&selected, &arguments.measuring, manifest, &mut |results| {
+    let results = measure(&selected.machine, &plan, manifest, &mut |results| {
         if let Some(file) = &arguments.json {
             write_json(file, results)?;
         }
@@ -139,34 +152,21 @@ pub fn run(choice: DeviceChoice, arguments: &RunArguments) -> Result<Outcome> {
     if let Some(folder) = &folder {
         println!("\nresults: {}", folder.path().display());
         if !results.interrupted {
-            arguments.profile.pass(&selected, arguments.measuring.seed(), folder.path())?;
+            arguments.profile.pass(&selected, plan.seed, folder.path())?;
         }
     }
     Ok(outcome(&results))
 }
 
-/// Measures what was selected, showing how far it is; an end by Ctrl-C is no error.
+/// Measures as planned, showing how far it is; an end by Ctrl-C is no error.
 pub fn measure(
-    selected: &Selected,
-    measuring: &Measuring,
+    machine: &Machine,
+    plan: &Plan,
     manifest: Manifest,
     save: &mut dyn FnMut(&RunResults) -> Result<()>,
 ) -> Result<RunResults> {
-    let plan = Plan {
-        pairs: selected.pairs.clone(),
-        shape_set: selected.shape_set,
-        only: measuring.only.clone(),
-        protocol: measuring.protocol(selected.machine.is_cuda()),
-        seed: measuring.seed,
-    };
-    ensure!(
-        plan.only.is_empty() || plan.pairs.iter().any(|pair| !plan.shapes_of(*pair).is_empty()),
-        "`--only` must be a part of the name of a {} shape that `host list all` shows, got `{}`",
-        plan.shape_set,
-        plan.only.join("`, `")
-    );
     let progress = Progress::start()?;
-    let results = harness::run(&selected.machine, &plan, manifest, &progress, save);
+    let results = harness::run(machine, plan, manifest, &progress, save);
     progress.finish();
     results
 }

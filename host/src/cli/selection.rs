@@ -3,7 +3,8 @@
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use farpage::device::DeviceChoice;
-use farpage::harness::{Machine, Pair, ShapeSet, registry};
+use farpage::harness::{Machine, Pair, ShapeSet};
+use farpage::pairs;
 
 use super::numbers::whole;
 
@@ -50,14 +51,14 @@ impl From<Shapes> for ShapeSet {
 /// What was selected.
 pub struct Selected {
     pub machine: Machine,
-    pub pairs: Vec<&'static dyn Pair>,
+    pub pairs: Vec<&'static Pair>,
     pub shape_set: ShapeSet,
 }
 
 impl Selection {
     /// Looks everything up, and prints the line that says which device it is.
     pub fn open(&self, choice: DeviceChoice) -> Result<Selected> {
-        let pairs = registry().select(&self.names())?;
+        let pairs = pairs::select(&self.names())?;
         let machine = Machine::open(choice, self.world_size)?;
         println!("{}", machine.describe());
         let shape_set = self.shapes.map_or(machine.usual_shapes(), ShapeSet::from);
@@ -73,8 +74,8 @@ impl Selected {
     /// What folders call it: the target, or how many there are.
     pub fn label(&self) -> String {
         match self.pairs.as_slice() {
-            [pair] => pair.name().to_owned(),
-            pairs if pairs.len() == registry().pairs().len() => "all".to_owned(),
+            [pair] => pair.name.to_owned(),
+            pairs if pairs.len() == pairs::ALL.len() => "all".to_owned(),
             pairs => format!("{}-targets", pairs.len()),
         }
     }

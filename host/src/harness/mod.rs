@@ -19,12 +19,10 @@ pub mod expectations;
 pub mod files;
 mod machine;
 mod manifest;
-pub(crate) mod near;
 mod output;
 mod pair;
 pub mod profile;
 pub mod protocol;
-mod registry;
 pub mod report;
 pub mod results;
 mod runner;
@@ -32,17 +30,18 @@ mod sampler;
 pub mod statistics;
 mod verification;
 mod watch;
+pub(crate) mod wording;
 
 pub use crate::device::nvtx;
 pub use machine::{Machine, MachineError, Shortage};
 pub use output::{MANIFEST_FILE, OutputFolder, write_json};
 pub use pair::{Demand, Pair, Prepared, Shape, ShapeSet, Variant};
-pub use registry::{Registry, UnknownTarget, registry};
-pub use runner::{Plan, run, verify_both};
+pub use runner::{Plan, UnknownShape, run, verify_both};
 pub(crate) use sampler::LEAD_SHARE;
 pub use sampler::{Batch, Mode, Sampler, stream_sampler, streams_sampler};
 pub use verification::{Finding, Verdict, verify};
 pub use watch::{Silent, Watch};
+pub use wording::in_one_line;
 
 /// A run made up for tests, with every kind of entry.
 #[cfg(test)]

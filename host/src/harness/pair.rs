@@ -12,23 +12,30 @@ use crate::device::Device;
 
 /// What a competent engineer ships first, against what this project has instead: two sides that
 /// compute the same function of the same inputs.
-pub trait Pair: Sync {
+#[derive(Clone, Copy, Debug)]
+pub struct Pair {
     /// The target's name, which is also its bench's.
-    fn name(&self) -> &'static str;
-
+    pub name: &'static str,
     /// What is compared with what, in a sentence.
-    fn about(&self) -> &'static str;
+    pub about: &'static str,
+    /// What the sides are called, baseline first.
+    pub sides: [&'static str; 2],
+    /// The rooms whose kernels it is there for.
+    pub rooms: &'static [&'static str],
+    /// The shapes of a set, cheap to list; may be empty.
+    pub shapes: fn(ShapeSet) -> Vec<Shape>,
+}
 
-    /// What each side is called.
-    fn side_name(&self, variant: Variant) -> &'static str;
-
-    /// The rooms whose kernels it launches; unless told otherwise, the one of its own name.
-    fn rooms(&self) -> Vec<&'static str> {
-        vec![self.name()]
+impl Pair {
+    /// What a side is called.
+    pub fn side_name(&self, variant: Variant) -> &'static str {
+        self.sides[variant as usize]
     }
 
-    /// The shapes of a set, cheap to list; may be empty.
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape>;
+    /// The shapes of a set.
+    pub fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
+        (self.shapes)(set)
+    }
 }
 
 /// A side of a pair.

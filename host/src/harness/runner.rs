@@ -1,5 +1,7 @@
 //! A run: every shape of some pairs, made ready, checked, measured, checked again.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, bail};
 
 use super::ceilings;
@@ -11,13 +13,14 @@ use super::results::{
     Ceiling, Entry, Estimate, Manifest, Measured, Outcome, RunResults, SCHEMA, Share, Side,
 };
 use super::watch::Watch;
+use super::wording::{in_one_line, meant, near};
 use crate::device::nvtx;
 
 /// What to run, and how.
 #[derive(Clone)]
 pub struct Plan {
     /// The targets.
-    pub pairs: Vec<&'static dyn Pair>,
+    pub pairs: Vec<&'static Pair>,
     /// Which shapes of theirs.
     pub shape_set: ShapeSet,
     /// Of these, the ones in whose name one of these stands; all, if there are none.
@@ -47,26 +50,26 @@ pub fn run(
     let mut results =
         RunResults { schema: SCHEMA, manifest, ceilings, entries: Vec::new(), interrupted: true };
     save(&results)?;
-    let shapes: Vec<_> = plan.pairs.iter().map(|pair| plan.shapes_of(*pair)).collect();
+    let shapes: Vec<_> = plan.pairs.iter().map(|pair| plan.shapes_of(pair)).collect();
     let total = shapes.iter().map(Vec::len).sum();
     let mut done = 0;
     for (pair, shapes) in plan.pairs.iter().zip(&shapes) {
         if shapes.is_empty() && plan.only.is_empty() {
             let reason = format!("has no {} shapes", plan.shape_set);
-            results.entries.push(plan.entry(*pair, None, Outcome::Skipped { reason }));
+            results.entries.push(plan.entry(pair, None, Outcome::Skipped { reason }));
         }
         for shape in shapes {
             if watch.is_interrupted() {
                 return Ok(results);
             }
-            watch.entry(done, total, &format!("{}, {}", pair.name(), shape.name));
-            let outcome = match run_shape(machine, *pair, shape, plan, &results.ceilings, watch) {
+            watch.entry(done, total, &format!("{}, {}", pair.name, shape.name));
+            let outcome = match run_shape(machine, pair, shape, plan, &results.ceilings, watch) {
                 Ok(outcome) => outcome,
                 // What an interruption breaks is no failure.
                 Err(_) if watch.is_interrupted() => return Ok(results),
-                Err(error) => Outcome::Failed { error: format!("{error:#}") },
+                Err(error) => Outcome::Failed { error: in_one_line(&error) },
             };
-            results.entries.push(plan.entry(*pair, Some(shape), outcome));
+            results.entries.push(plan.entry(pair, Some(shape), outcome));
             save(&results)?;
             done += 1;
         }
@@ -76,22 +79,52 @@ pub fn run(
     Ok(results)
 }
 
+/// Shapes that were asked for, and are none's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`--only` must be a part of the name of a {shape_set} shape that `host list all` shows, got \
+     `{got}`{}",
+    meant(&.near.iter().map(String::as_str).collect::<Vec<_>>())
+)]
+pub struct UnknownShape {
+    /// Of which shapes.
+    pub shape_set: ShapeSet,
+    /// What was asked for.
+    pub got: String,
+    /// Names like it, the likest first.
+    pub near: Vec<String>,
+}
+
 impl Plan {
+    /// Whether each of [`only`](Self::only) names a shape.
+    ///
+    /// # Errors
+    /// The first that names none.
+    pub fn check(&self) -> Result<(), UnknownShape> {
+        let shapes = self.pairs.iter().flat_map(|pair| pair.shapes(self.shape_set));
+        let names: BTreeSet<String> = shapes.map(|shape| shape.name).collect();
+        let names_none = |part: &&String| !names.iter().any(|name| is_called(name, part));
+        match self.only.iter().find(names_none) {
+            None => Ok(()),
+            Some(got) => {
+                let near = near(got, names.iter().map(String::as_str));
+                let near = near.into_iter().map(str::to_owned).collect();
+                Err(UnknownShape { shape_set: self.shape_set, got: got.clone(), near })
+            }
+        }
+    }
+
     /// The shapes of a pair that it is about.
-    pub fn shapes_of(&self, pair: &dyn Pair) -> Vec<Shape> {
-        let is_called = |name: &str, part: &String| match part.strip_prefix('=') {
-            Some(whole) => name == whole,
-            None => name.contains(part),
-        };
+    pub fn shapes_of(&self, pair: &Pair) -> Vec<Shape> {
         let is_asked_for = |shape: &Shape| {
             self.only.is_empty() || self.only.iter().any(|part| is_called(&shape.name, part))
         };
         pair.shapes(self.shape_set).into_iter().filter(is_asked_for).collect()
     }
 
-    fn entry(&self, pair: &dyn Pair, shape: Option<&Shape>, outcome: Outcome) -> Entry {
+    fn entry(&self, pair: &Pair, shape: Option<&Shape>, outcome: Outcome) -> Entry {
         Entry {
-            target: pair.name().to_owned(),
+            target: pair.name.to_owned(),
             shape: shape.map(|shape| shape.name.clone()).unwrap_or_default(),
             shape_set: self.shape_set.name().to_owned(),
             sizes: shape.and_then(|shape| shape.sizes.clone()),
@@ -100,9 +133,17 @@ impl Plan {
     }
 }
 
+/// Whether `part` stands in a name, or is all of it behind a `=`.
+fn is_called(name: &str, part: &str) -> bool {
+    match part.strip_prefix('=') {
+        Some(whole) => name == whole,
+        None => name.contains(part),
+    }
+}
+
 fn run_shape(
     machine: &Machine,
-    pair: &dyn Pair,
+    pair: &Pair,
     shape: &Shape,
     plan: &Plan,
     ceilings: &[Ceiling],
@@ -111,7 +152,7 @@ fn run_shape(
     if let Err(shortage) = machine.check(shape.num_gpus) {
         return Ok(Outcome::Skipped { reason: shortage.to_string() });
     }
-    let _range = nvtx::range(&format!("{}, {}", pair.name(), shape.name));
+    let _range = nvtx::range(&format!("{}, {}", pair.name, shape.name));
     watch.step("preparing");
     let prepared = shape.prepare(&machine.devices(shape.num_gpus)?, plan.seed)?;
     let prepared = prepared.as_ref();
@@ -155,7 +196,7 @@ fn run_shape(
 ///
 /// # Errors
 /// The side that is wrong, and where.
-pub fn verify_both(pair: &dyn Pair, prepared: &dyn Prepared) -> Result<String> {
+pub fn verify_both(pair: &Pair, prepared: &dyn Prepared) -> Result<String> {
     let mut said = String::new();
     for variant in Variant::BOTH {
         let _range = nvtx::range(&format!("verify {variant}"));

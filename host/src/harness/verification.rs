@@ -6,6 +6,7 @@ use super::machine::Machine;
 use super::pair::{Pair, Shape, ShapeSet, Variant};
 use super::runner::verify_both;
 use super::watch::Watch;
+use super::wording::in_one_line;
 
 /// What was found for one target and shape.
 #[derive(Clone, Debug)]
@@ -32,7 +33,7 @@ pub enum Finding {
 /// Checks every shape of some pairs, all inputs following from `seed`. Ends early if interrupted.
 pub fn verify(
     machine: &Machine,
-    pairs: &[&'static dyn Pair],
+    pairs: &[&'static Pair],
     set: ShapeSet,
     seed: u64,
     watch: &dyn Watch,
@@ -42,7 +43,7 @@ pub fn verify(
     let (mut verdicts, mut done) = (Vec::new(), 0);
     for (pair, shapes) in pairs.iter().zip(&shapes) {
         let mut add = |shape: &str, finding| {
-            verdicts.push(Verdict { target: pair.name(), shape: shape.to_owned(), finding });
+            verdicts.push(Verdict { target: pair.name, shape: shape.to_owned(), finding });
         };
         if shapes.is_empty() {
             add("", Finding::Skipped(format!("has no {set} shapes")));
@@ -51,12 +52,12 @@ pub fn verify(
             if watch.is_interrupted() {
                 return verdicts;
             }
-            watch.entry(done, total, &format!("{}, {}", pair.name(), shape.name));
+            watch.entry(done, total, &format!("{}, {}", pair.name, shape.name));
             let finding = match machine.check(shape.num_gpus) {
                 Err(shortage) => Finding::Skipped(shortage.to_string()),
-                Ok(()) => match verify_shape(machine, *pair, shape, seed, watch) {
+                Ok(()) => match verify_shape(machine, pair, shape, seed, watch) {
                     Ok(said) => Finding::Right(said),
-                    Err(error) => Finding::Wrong(format!("{error:#}")),
+                    Err(error) => Finding::Wrong(in_one_line(&error)),
                 },
             };
             add(&shape.name, finding);
@@ -68,7 +69,7 @@ pub fn verify(
 
 fn verify_shape(
     machine: &Machine,
-    pair: &dyn Pair,
+    pair: &Pair,
     shape: &Shape,
     seed: u64,
     watch: &dyn Watch,

@@ -32,7 +32,7 @@ mod tests;
 use anyhow::{Result, ensure};
 
 use crate::device::{Device, Stream};
-use crate::harness::near::{meant, near};
+use crate::harness::wording::{meant, near};
 
 /// The launches of all kernels.
 pub fn all() -> Vec<KernelLaunch> {

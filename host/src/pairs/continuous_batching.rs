@@ -11,50 +11,35 @@
 
 use super::serve_bench::ServeCase;
 use super::serving_model::{PAGE_SIZE, PROMPT_TOKEN_US, ServingModel};
-use crate::harness::{Pair, Shape, ShapeSet, Variant};
+use crate::harness::{Pair, Shape, ShapeSet};
 use crate::model::config::NamedShape;
 use crate::serve::load::{LogNormal, PoissonLoad};
 use crate::serve::{Order, Policy, Slo};
 
 /// The pair.
-pub struct ContinuousBatching;
+pub(super) const PAIR: Pair = Pair {
+    name: "continuous_batching",
+    about: "serves a load: batches that are filled, drained and refilled, against requests that join \
+        and leave at every step",
+    sides: ["static", "continuous"],
+    rooms: &[],
+    shapes,
+};
 
-impl Pair for ContinuousBatching {
-    fn name(&self) -> &'static str {
-        "continuous_batching"
-    }
-
-    fn about(&self) -> &'static str {
-        "serves a load: batches that are filled, drained and refilled, against requests that join \
-         and leave at every step"
-    }
-
-    fn side_name(&self, variant: Variant) -> &'static str {
-        match variant {
-            Variant::Baseline => "static",
-            Variant::Optimized => "continuous",
+fn shapes(set: ShapeSet) -> Vec<Shape> {
+    match set {
+        // Those are an MLP's requests, which have no KV.
+        ShapeSet::SeedParity => Vec::new(),
+        ShapeSet::Real => {
+            // So many that a batch is filled several times, and the last ones weigh little.
+            let lengths = [(256.0, 768), (32.0, 128)];
+            [NamedShape::Llama8B, NamedShape::QwenMoe]
+                .map(|model| shape(model, 16, load(model, 96, Some(40.0), lengths)))
+                .into()
         }
-    }
-
-    fn rooms(&self) -> Vec<&'static str> {
-        Vec::new()
-    }
-
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        match set {
-            // Those are an MLP's requests, which have no KV.
-            ShapeSet::SeedParity => Vec::new(),
-            ShapeSet::Real => {
-                // So many that a batch is filled several times, and the last ones weigh little.
-                let lengths = [(256.0, 768), (32.0, 128)];
-                [NamedShape::Llama8B, NamedShape::QwenMoe]
-                    .map(|model| shape(model, 16, load(model, 96, Some(40.0), lengths)))
-                    .into()
-            }
-            ShapeSet::Tiny => {
-                let model = NamedShape::Tiny;
-                vec![shape(model, 2, load(model, 5, None, [(20.0, 40), (3.0, 9)]))]
-            }
+        ShapeSet::Tiny => {
+            let model = NamedShape::Tiny;
+            vec![shape(model, 2, load(model, 5, None, [(20.0, 40), (3.0, 9)]))]
         }
     }
 }

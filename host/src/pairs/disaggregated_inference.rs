@@ -9,7 +9,7 @@ use std::env;
 
 use super::cluster_bench::{ClusterCase, Timed};
 use super::serving_model::{PAGE_SIZE, ServingModel};
-use crate::harness::{Pair, Shape, ShapeSet, Variant};
+use crate::harness::{Pair, Shape, ShapeSet};
 use crate::model::config::NamedShape;
 use crate::serve::Policy;
 use crate::serve::disagg::{ClusterOptions, HandOver, Roles};
@@ -19,46 +19,31 @@ use crate::serve::load::{LogNormal, PoissonLoad};
 const WORLD_SIZE: &str = "AISP_DISAGG_WORLD_SIZE";
 
 /// The pair.
-pub struct DisaggregatedInference;
+pub(super) const PAIR: Pair = Pair {
+    name: "disaggregated_inference",
+    about: "serves a load on several ranks, each for itself, against half of them computing prompts \
+        for the other half; the time is p99 of the time per output token",
+    sides: ["monolithic, p99 TPOT", "disaggregated, p99 TPOT"],
+    rooms: &[],
+    shapes,
+};
 
-impl Pair for DisaggregatedInference {
-    fn name(&self) -> &'static str {
-        "disaggregated_inference"
-    }
-
-    fn about(&self) -> &'static str {
-        "serves a load on several ranks, each for itself, against half of them computing prompts \
-         for the other half; the time is p99 of the time per output token"
-    }
-
-    fn side_name(&self, variant: Variant) -> &'static str {
-        match variant {
-            Variant::Baseline => "monolithic, p99 TPOT",
-            Variant::Optimized => "disaggregated, p99 TPOT",
-        }
-    }
-
-    fn rooms(&self) -> Vec<&'static str> {
-        Vec::new()
-    }
-
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        let shape = match set {
-            // Published for a model whose KV is never read.
-            ShapeSet::SeedParity => return Vec::new(),
-            ShapeSet::Real => real_shape,
-            ShapeSet::Tiny => tiny_shape,
-        };
-        let Ok(asked) = env::var(WORLD_SIZE) else {
-            let sizes: &[usize] = if set == ShapeSet::Tiny { &[2] } else { &[2, 4] };
-            return sizes.iter().map(|&size| shape(size)).collect();
-        };
-        match asked.parse() {
-            Ok(size) if size >= 2 && size % 2 == 0 => vec![shape(size)],
-            _ => {
-                let why = format!("{WORLD_SIZE} needs an even number of ranks, got `{asked}`");
-                vec![Shape::refused(format!("{WORLD_SIZE}={asked}"), why)]
-            }
+fn shapes(set: ShapeSet) -> Vec<Shape> {
+    let shape = match set {
+        // Published for a model whose KV is never read.
+        ShapeSet::SeedParity => return Vec::new(),
+        ShapeSet::Real => real_shape,
+        ShapeSet::Tiny => tiny_shape,
+    };
+    let Ok(asked) = env::var(WORLD_SIZE) else {
+        let sizes: &[usize] = if set == ShapeSet::Tiny { &[2] } else { &[2, 4] };
+        return sizes.iter().map(|&size| shape(size)).collect();
+    };
+    match asked.parse() {
+        Ok(size) if size >= 2 && size % 2 == 0 => vec![shape(size)],
+        _ => {
+            let why = format!("{WORLD_SIZE} needs an even number of ranks, got `{asked}`");
+            vec![Shape::refused(format!("{WORLD_SIZE}={asked}"), why)]
         }
     }
 }

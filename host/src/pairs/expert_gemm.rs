@@ -19,57 +19,42 @@ use crate::harness::{Pair, Shape, ShapeSet, Variant};
 use crate::kernels::expert_gemm::{ExpertGemm as Kernel, ExpertGemmArgs, ExpertGemmVariant};
 
 /// The pair.
-pub struct ExpertGemm;
+pub(super) const PAIR: Pair = Pair {
+    name: "expert_gemm",
+    about: "a product for each expert, of the tokens routed to it: a block for each tile by mma, against \
+        persistent blocks by the copy engine and wgmma that deal an expert's tokens evenly",
+    sides: ["mma, tile by tile", "wgmma, dealt evenly"],
+    rooms: &["expert_gemm", "shared_expert"],
+    shapes,
+};
 
-impl Pair for ExpertGemm {
-    fn name(&self) -> &'static str {
-        "expert_gemm"
-    }
-
-    fn about(&self) -> &'static str {
-        "a product for each expert, of the tokens routed to it: a block for each tile by mma, against \
-         persistent blocks by the copy engine and wgmma that deal an expert's tokens evenly"
-    }
-
-    fn side_name(&self, variant: Variant) -> &'static str {
-        match variant {
-            Variant::Baseline => "mma, tile by tile",
-            Variant::Optimized => "wgmma, dealt evenly",
-        }
-    }
-
-    fn rooms(&self) -> Vec<&'static str> {
-        vec!["expert_gemm", "shared_expert"]
-    }
-
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        let shape = |routing: Routing, num_rows, num_experts, k, n, is_gated| {
-            let shape = ExpertGemmShape { num_rows, num_experts, n, k, is_gated };
-            let gated = if is_gated { ", gated" } else { "" };
-            let mean = num_rows / num_experts;
-            let name = format!("{num_experts} x {mean} {}, {k} -> {n}{gated}", routing.name());
-            Shape::new(name, 1, move |devices, seed| {
-                let rows_of = routing.rows_of(num_rows, num_experts, seed);
-                Experts::bench(&devices[0], shape, rows_of, seed)
-            })
-        };
-        match set {
-            ShapeSet::SeedParity => Vec::new(),
-            // Gate and up, then down, of 32 of DeepSeek-V3's experts.
-            ShapeSet::Real => vec![
-                shape(Uniform, 8192, 32, 7168, 2048, true),
-                shape(Uniform, 8192, 32, 7168, 4096, false),
-                shape(Random, 8192, 32, 7168, 4096, false),
-                shape(Zipf, 8192, 32, 7168, 4096, false),
-                shape(Uniform, 8192, 32, 2048, 7168, false),
-                shape(Random, 8192, 32, 2048, 7168, false),
-                shape(Zipf, 8192, 32, 2048, 7168, false),
-                shape(Uniform, 512, 32, 7168, 4096, false),
-                shape(Uniform, 512, 32, 2048, 7168, false),
-            ],
-            ShapeSet::Tiny => {
-                vec![shape(Random, 60, 5, 72, 136, true), shape(Zipf, 200, 4, 72, 40, false)]
-            }
+fn shapes(set: ShapeSet) -> Vec<Shape> {
+    let shape = |routing: Routing, num_rows, num_experts, k, n, is_gated| {
+        let shape = ExpertGemmShape { num_rows, num_experts, n, k, is_gated };
+        let gated = if is_gated { ", gated" } else { "" };
+        let mean = num_rows / num_experts;
+        let name = format!("{num_experts} x {mean} {}, {k} -> {n}{gated}", routing.name());
+        Shape::new(name, 1, move |devices, seed| {
+            let rows_of = routing.rows_of(num_rows, num_experts, seed);
+            Experts::bench(&devices[0], shape, rows_of, seed)
+        })
+    };
+    match set {
+        ShapeSet::SeedParity => Vec::new(),
+        // Gate and up, then down, of 32 of DeepSeek-V3's experts.
+        ShapeSet::Real => vec![
+            shape(Uniform, 8192, 32, 7168, 2048, true),
+            shape(Uniform, 8192, 32, 7168, 4096, false),
+            shape(Random, 8192, 32, 7168, 4096, false),
+            shape(Zipf, 8192, 32, 7168, 4096, false),
+            shape(Uniform, 8192, 32, 2048, 7168, false),
+            shape(Random, 8192, 32, 2048, 7168, false),
+            shape(Zipf, 8192, 32, 2048, 7168, false),
+            shape(Uniform, 512, 32, 7168, 4096, false),
+            shape(Uniform, 512, 32, 2048, 7168, false),
+        ],
+        ShapeSet::Tiny => {
+            vec![shape(Random, 60, 5, 72, 136, true), shape(Zipf, 200, 4, 72, 40, false)]
         }
     }
 }

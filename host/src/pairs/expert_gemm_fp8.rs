@@ -28,54 +28,43 @@ use crate::kernels::expert_gemm_fp8::{
 };
 
 /// The pair.
-pub struct ExpertGemmFp8;
+pub(super) const PAIR: Pair = Pair {
+    name: "expert_gemm_fp8",
+    about: "a product in fp8 (e4m3, scales of 128 columns) for each expert: a block for each tile by mma in \
+        f16, against persistent blocks by the copy engine and wgmma in e4m3, sums promoted to f32",
+    sides: ["mma in f16, tile by tile", "wgmma in e4m3"],
+    rooms: &["expert_gemm_fp8"],
+    shapes,
+};
 
-impl Pair for ExpertGemmFp8 {
-    fn name(&self) -> &'static str {
-        "expert_gemm_fp8"
-    }
-
-    fn about(&self) -> &'static str {
-        "a product in fp8 (e4m3, scales of 128 columns) for each expert: a block for each tile by mma in \
-         f16, against persistent blocks by the copy engine and wgmma in e4m3, sums promoted to f32"
-    }
-
-    fn side_name(&self, variant: Variant) -> &'static str {
-        match variant {
-            Variant::Baseline => "mma in f16, tile by tile",
-            Variant::Optimized => "wgmma in e4m3",
-        }
-    }
-
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        let shape = |routing: Routing, num_rows, num_experts, k, n| {
-            let shape = ExpertGemmFp8Shape { num_rows, num_experts, n, k };
-            let routed = match num_experts {
-                1 => format!("{num_rows} rows"),
-                _ => format!("{num_experts} x {} {}", num_rows / num_experts, routing.name()),
-            };
-            Shape::new(format!("{routed}, {k} -> {n}"), 1, move |devices, seed| {
-                let rows_of = routing.rows_of(num_rows, num_experts, seed);
-                Experts::bench(&devices[0], shape, rows_of, seed)
-            })
+fn shapes(set: ShapeSet) -> Vec<Shape> {
+    let shape = |routing: Routing, num_rows, num_experts, k, n| {
+        let shape = ExpertGemmFp8Shape { num_rows, num_experts, n, k };
+        let routed = match num_experts {
+            1 => format!("{num_rows} rows"),
+            _ => format!("{num_experts} x {} {}", num_rows / num_experts, routing.name()),
         };
-        match set {
-            ShapeSet::SeedParity => Vec::new(),
-            // Gate and up, then down, of 32 of DeepSeek-V3's experts, and a dense layer.
-            ShapeSet::Real => vec![
-                shape(Uniform, 8192, 32, 7168, 4096),
-                shape(Random, 8192, 32, 7168, 4096),
-                shape(Zipf, 8192, 32, 7168, 4096),
-                shape(Uniform, 8192, 32, 2048, 7168),
-                shape(Random, 8192, 32, 2048, 7168),
-                shape(Zipf, 8192, 32, 2048, 7168),
-                shape(Uniform, 512, 32, 7168, 4096),
-                shape(Uniform, 512, 32, 2048, 7168),
-                shape(Uniform, 4096, 1, 7168, 4096),
-            ],
-            ShapeSet::Tiny => {
-                vec![shape(Random, 60, 5, 272, 136), shape(Zipf, 200, 4, 144, 40)]
-            }
+        Shape::new(format!("{routed}, {k} -> {n}"), 1, move |devices, seed| {
+            let rows_of = routing.rows_of(num_rows, num_experts, seed);
+            Experts::bench(&devices[0], shape, rows_of, seed)
+        })
+    };
+    match set {
+        ShapeSet::SeedParity => Vec::new(),
+        // Gate and up, then down, of 32 of DeepSeek-V3's experts, and a dense layer.
+        ShapeSet::Real => vec![
+            shape(Uniform, 8192, 32, 7168, 4096),
+            shape(Random, 8192, 32, 7168, 4096),
+            shape(Zipf, 8192, 32, 7168, 4096),
+            shape(Uniform, 8192, 32, 2048, 7168),
+            shape(Random, 8192, 32, 2048, 7168),
+            shape(Zipf, 8192, 32, 2048, 7168),
+            shape(Uniform, 512, 32, 7168, 4096),
+            shape(Uniform, 512, 32, 2048, 7168),
+            shape(Uniform, 4096, 1, 7168, 4096),
+        ],
+        ShapeSet::Tiny => {
+            vec![shape(Random, 60, 5, 272, 136), shape(Zipf, 200, 4, 144, 40)]
         }
     }
 }

@@ -15,44 +15,33 @@ use crate::harness::{Pair, Shape, ShapeSet, Variant};
 use crate::kernels::gemm::{Gemm as Kernel, GemmArgs};
 
 /// The pair.
-pub struct Gemm;
+pub(super) const PAIR: Pair = Pair {
+    name: "gemm",
+    about: "products of dense matrices: a block for each tile by cp.async and mma, against persistent \
+        blocks by the copy engine and wgmma, in equal shares of the weights for few tokens",
+    sides: ["mma", "wgmma"],
+    rooms: &["gemm"],
+    shapes,
+};
 
-impl Pair for Gemm {
-    fn name(&self) -> &'static str {
-        "gemm"
-    }
-
-    fn about(&self) -> &'static str {
-        "products of dense matrices: a block for each tile by cp.async and mma, against persistent \
-         blocks by the copy engine and wgmma, in equal shares of the weights for few tokens"
-    }
-
-    fn side_name(&self, variant: Variant) -> &'static str {
-        match variant {
-            Variant::Baseline => "mma",
-            Variant::Optimized => "wgmma",
-        }
-    }
-
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        let shape = |m, n, k| {
-            let shape = GemmShape { m, n, k };
-            Shape::new(format!("{m} x {n} x {k}"), 1, move |devices, seed| {
-                OneProduct::bench(&devices[0], shape, seed)
-            })
-        };
-        match set {
-            ShapeSet::SeedParity => Vec::new(),
-            ShapeSet::Real => vec![
-                shape(4096, 4096, 4096),
-                shape(8192, 8192, 8192),
-                shape(8192, 7168, 4096),
-                shape(4000, 4104, 4104),
-                shape(128, 4096, 7168),
-                shape(16, 4096, 7168),
-            ],
-            ShapeSet::Tiny => vec![shape(40, 136, 72), shape(3, 264, 200)],
-        }
+fn shapes(set: ShapeSet) -> Vec<Shape> {
+    let shape = |m, n, k| {
+        let shape = GemmShape { m, n, k };
+        Shape::new(format!("{m} x {n} x {k}"), 1, move |devices, seed| {
+            OneProduct::bench(&devices[0], shape, seed)
+        })
+    };
+    match set {
+        ShapeSet::SeedParity => Vec::new(),
+        ShapeSet::Real => vec![
+            shape(4096, 4096, 4096),
+            shape(8192, 8192, 8192),
+            shape(8192, 7168, 4096),
+            shape(4000, 4104, 4104),
+            shape(128, 4096, 7168),
+            shape(16, 4096, 7168),
+        ],
+        ShapeSet::Tiny => vec![shape(40, 136, 72), shape(3, 264, 200)],
     }
 }
 

@@ -15,41 +15,30 @@ use crate::harness::{
 use crate::kernels::kv_append::AppendElement;
 
 /// The pair.
-pub struct KvAppend;
+pub(super) const PAIR: Pair = Pair {
+    name: "kv_append",
+    about: "rotates q, and K and V of new tokens go to their pages: K rotated in a launch of its own, \
+        against on its way",
+    sides: ["three launches", "two launches"],
+    rooms: &["kv_append"],
+    shapes,
+};
 
-impl Pair for KvAppend {
-    fn name(&self) -> &'static str {
-        "kv_append"
-    }
-
-    fn about(&self) -> &'static str {
-        "rotates q, and K and V of new tokens go to their pages: K rotated in a launch of its own, \
-         against on its way"
-    }
-
-    fn side_name(&self, variant: Variant) -> &'static str {
-        match variant {
-            Variant::Baseline => "three launches",
-            Variant::Optimized => "two launches",
-        }
-    }
-
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        match set {
-            // The published chapter appends nothing.
-            ShapeSet::SeedParity => Vec::new(),
-            ShapeSet::Real => vec![
-                shape::<bf16>("decode, batch 64", real_case(&decode(64))),
-                shape::<bf16>("decode, batch 256", real_case(&decode(256))),
-                shape::<bf16>("prefill, 1 x 8192", real_case(&[(0, 8192)])),
-                shape::<bf16>("chunks, 8 x 1024 after 1000", real_case(&[(1000, 1024); 8])),
-                shape::<f16>("prefill, 1 x 8192, f16", real_case(&[(0, 8192)])),
-            ],
-            ShapeSet::Tiny => vec![
-                shape::<bf16>("decode, batch 5", tiny_case(&decode(5))),
-                shape::<f16>("prefill, 13 + 2 after 4, f16", tiny_case(&[(0, 13), (4, 2)])),
-            ],
-        }
+fn shapes(set: ShapeSet) -> Vec<Shape> {
+    match set {
+        // The published chapter appends nothing.
+        ShapeSet::SeedParity => Vec::new(),
+        ShapeSet::Real => vec![
+            shape::<bf16>("decode, batch 64", real_case(&decode(64))),
+            shape::<bf16>("decode, batch 256", real_case(&decode(256))),
+            shape::<bf16>("prefill, 1 x 8192", real_case(&[(0, 8192)])),
+            shape::<bf16>("chunks, 8 x 1024 after 1000", real_case(&[(1000, 1024); 8])),
+            shape::<f16>("prefill, 1 x 8192, f16", real_case(&[(0, 8192)])),
+        ],
+        ShapeSet::Tiny => vec![
+            shape::<bf16>("decode, batch 5", tiny_case(&decode(5))),
+            shape::<f16>("prefill, 13 + 2 after 4, f16", tiny_case(&[(0, 13), (4, 2)])),
+        ],
     }
 }
 

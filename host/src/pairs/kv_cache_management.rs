@@ -7,47 +7,32 @@
 
 use super::serve_bench::ServeCase;
 use super::serving_model::{PAGE_SIZE, ServingModel};
-use crate::harness::{Pair, Shape, ShapeSet, Variant};
+use crate::harness::{Pair, Shape, ShapeSet};
 use crate::model::config::NamedShape;
 use crate::serve::load::{LogNormal, PoissonLoad};
 use crate::serve::{Policy, Reserve};
 
 /// The pair.
-pub struct KvCacheManagement;
+pub(super) const PAIR: Pair = Pair {
+    name: "kv_cache_management",
+    about: "serves a load in little KV memory: the longest context reserved for each request, against \
+        pages, shared prefixes, eviction and promotion",
+    sides: ["whole contexts", "pages"],
+    rooms: &[],
+    shapes,
+};
 
-impl Pair for KvCacheManagement {
-    fn name(&self) -> &'static str {
-        "kv_cache_management"
-    }
-
-    fn about(&self) -> &'static str {
-        "serves a load in little KV memory: the longest context reserved for each request, against \
-         pages, shared prefixes, eviction and promotion"
-    }
-
-    fn side_name(&self, variant: Variant) -> &'static str {
-        match variant {
-            Variant::Baseline => "whole contexts",
-            Variant::Optimized => "pages",
+fn shapes(set: ShapeSet) -> Vec<Shape> {
+    match set {
+        // Published without attention: its KV is never read.
+        ShapeSet::SeedParity => Vec::new(),
+        ShapeSet::Real => {
+            let memory = Memory { num_contexts: 8, num_max_context: 1024 };
+            vec![shape(NamedShape::Llama8B, 128, 32, memory, [(384.0, 768), (32.0, 128)])]
         }
-    }
-
-    fn rooms(&self) -> Vec<&'static str> {
-        Vec::new()
-    }
-
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        match set {
-            // Published without attention: its KV is never read.
-            ShapeSet::SeedParity => Vec::new(),
-            ShapeSet::Real => {
-                let memory = Memory { num_contexts: 8, num_max_context: 1024 };
-                vec![shape(NamedShape::Llama8B, 128, 32, memory, [(384.0, 768), (32.0, 128)])]
-            }
-            ShapeSet::Tiny => {
-                let memory = Memory { num_contexts: 3, num_max_context: 64 };
-                vec![shape(NamedShape::Tiny, 6, 4, memory, [(24.0, 48), (4.0, 12)])]
-            }
+        ShapeSet::Tiny => {
+            let memory = Memory { num_contexts: 3, num_max_context: 64 };
+            vec![shape(NamedShape::Tiny, 6, 4, memory, [(24.0, 48), (4.0, 12)])]
         }
     }
 }

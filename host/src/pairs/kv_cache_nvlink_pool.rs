@@ -25,61 +25,44 @@ use crate::kernels::far_decode::OwnerWaits;
 const FAR_PERCENT: [usize; 6] = [0, 7, 25, 50, 75, 100];
 
 /// The pair.
-pub struct KvCacheNvlinkPool;
+pub(super) const PAIR: Pair = Pair {
+    name: "kv_cache_nvlink_pool",
+    about: "decode over KV that does not fit the GPU: what is over in pinned host memory (local only), \
+        against in a peer's memory, pulled or attended where it lies",
+    sides: ["local only, or copied first", "peer pool"],
+    rooms: &["far_decode", "merge_states", "paged_attention"],
+    shapes,
+};
 
-impl Pair for KvCacheNvlinkPool {
-    fn name(&self) -> &'static str {
-        "kv_cache_nvlink_pool"
-    }
-
-    fn about(&self) -> &'static str {
-        "decode over KV that does not fit the GPU: what is over in pinned host memory (local only), \
-         against in a peer's memory, pulled or attended where it lies"
-    }
-
-    fn side_name(&self, variant: Variant) -> &'static str {
-        match variant {
-            Variant::Baseline => "local only, or copied first",
-            Variant::Optimized => "peer pool",
+fn shapes(set: ShapeSet) -> Vec<Shape> {
+    match set {
+        ShapeSet::SeedParity => vec![
+            pages_in_order(4, 8, [32, 160, 64]).published(&[
+                ("2xB200", 5.90),
+                ("4xGB200", 3.97),
+                ("B200", 5.33),
+            ]),
+            pages_in_order(8, 16, [16, 256, 240]).published(&[("2xB200", 1.48), ("4xGB200", 1.94)]),
+        ],
+        ShapeSet::Real => {
+            let workload = DecodeWorkload::new(64, 8, vec![4096; 16]);
+            let large = DecodeWorkload::new(64, 8, vec![8192; 64]);
+            let weak = FAR_PERCENT
+                .map(|far| pages_spread("batch 16 x 4096", &workload, far, Opponent::LocalOnly));
+            let strong = [25, 100].map(|far| {
+                pages_spread("strong: batch 16 x 4096", &workload, far, Opponent::CopiedFirst)
+            });
+            let large = pages_spread("batch 64 x 8192", &large, 7, Opponent::LocalOnly);
+            weak.into_iter().chain([large]).chain(strong).collect()
         }
-    }
-
-    fn rooms(&self) -> Vec<&'static str> {
-        vec!["far_decode", "merge_states", "paged_attention"]
-    }
-
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        match set {
-            ShapeSet::SeedParity => vec![
-                pages_in_order(4, 8, [32, 160, 64]).published(&[
-                    ("2xB200", 5.90),
-                    ("4xGB200", 3.97),
-                    ("B200", 5.33),
-                ]),
-                pages_in_order(8, 16, [16, 256, 240])
-                    .published(&[("2xB200", 1.48), ("4xGB200", 1.94)]),
-            ],
-            ShapeSet::Real => {
-                let workload = DecodeWorkload::new(64, 8, vec![4096; 16]);
-                let large = DecodeWorkload::new(64, 8, vec![8192; 64]);
-                let weak = FAR_PERCENT.map(|far| {
-                    pages_spread("batch 16 x 4096", &workload, far, Opponent::LocalOnly)
-                });
-                let strong = [25, 100].map(|far| {
-                    pages_spread("strong: batch 16 x 4096", &workload, far, Opponent::CopiedFirst)
-                });
-                let large = pages_spread("batch 64 x 8192", &large, 7, Opponent::LocalOnly);
-                weak.into_iter().chain([large]).chain(strong).collect()
-            }
-            ShapeSet::Tiny => {
-                let workload = DecodeWorkload::new(8, 1, vec![150; 2]);
-                let shape = |name, far, opponent| pages_spread(name, &workload, far, opponent);
-                vec![
-                    shape("batch 2 x 150", 50, Opponent::LocalOnly),
-                    shape("batch 2 x 150", 100, Opponent::LocalOnly),
-                    shape("strong: batch 2 x 150", 50, Opponent::CopiedFirst),
-                ]
-            }
+        ShapeSet::Tiny => {
+            let workload = DecodeWorkload::new(8, 1, vec![150; 2]);
+            let shape = |name, far, opponent| pages_spread(name, &workload, far, opponent);
+            vec![
+                shape("batch 2 x 150", 50, Opponent::LocalOnly),
+                shape("batch 2 x 150", 100, Opponent::LocalOnly),
+                shape("strong: batch 2 x 150", 50, Opponent::CopiedFirst),
+            ]
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The paired benchmarks: what a competent engineer ships first, against the optimized kernel.
 //!
 //! Both sides of a pair compute the same function of the same inputs. Before any time is taken,
-//! the whole output of each is compared with the f64 oracle. A pair is a file that implements
-//! [`Pair`]; it is known to every command once it stands in [`ALL`].
+//! the whole output of each is compared with the f64 oracle. A pair is a file with a `PAIR`; it is
+//! known to every command once it stands in [`ALL`].
 #![forbid(unsafe_code)]
 
 mod append_bench;
@@ -41,34 +41,15 @@ mod rank_team;
 mod rms_norm;
 mod routed_rows;
 mod sampling;
+mod select;
 mod serve_bench;
 mod serving_bench;
 mod serving_model;
 mod shared_expert;
 mod wide_ep;
 
-pub use continuous_batching::ContinuousBatching;
-pub use disaggregated_inference::DisaggregatedInference;
-pub use expert_gemm::ExpertGemm;
-pub use expert_gemm_fp8::ExpertGemmFp8;
 pub use far_grid::{FarGrid, FarGridRow, far_grid, measured_costs};
-pub use gemm::Gemm;
-pub use inference_monolithic::InferenceMonolithic;
-pub use kv_append::KvAppend;
-pub use kv_cache_management::KvCacheManagement;
-pub use kv_cache_nvlink_pool::KvCacheNvlinkPool;
-pub use moe_inference::MoeInference;
-pub use moe_overlap::MoeOverlap;
-pub use moe_permute::MoePermute;
-pub use moe_routing::MoeRouting;
-pub use moe_topk::MoeTopk;
-pub use paged_attention::PagedAttention;
-pub use paged_prefill::PagedPrefill;
-pub use prefill_decode_disagg::PrefillDecodeDisagg;
-pub use rms_norm::RmsNorm;
-pub use sampling::Sampling;
-pub use shared_expert::SharedExpert;
-pub use wide_ep::WideEp;
+pub use select::{UnknownTarget, select};
 
 pub(crate) use append_bench::AppendBench;
 pub(crate) use decode_batch::{BatchElement, DecodeBatch, DecodeWorkload};
@@ -88,28 +69,28 @@ use crate::device::Device;
 use crate::harness::Pair;
 
 /// Every pair.
-pub const ALL: &[&dyn Pair] = &[
-    &PagedAttention,
-    &PagedPrefill,
-    &KvCacheNvlinkPool,
-    &KvAppend,
-    &MoeTopk,
-    &MoePermute,
-    &Gemm,
-    &SharedExpert,
-    &ExpertGemm,
-    &ExpertGemmFp8,
-    &WideEp,
-    &RmsNorm,
-    &Sampling,
-    &ContinuousBatching,
-    &KvCacheManagement,
-    &MoeOverlap,
-    &MoeRouting,
-    &PrefillDecodeDisagg,
-    &DisaggregatedInference,
-    &InferenceMonolithic,
-    &MoeInference,
+pub const ALL: &[Pair] = &[
+    paged_attention::PAIR,
+    paged_prefill::PAIR,
+    kv_cache_nvlink_pool::PAIR,
+    kv_append::PAIR,
+    moe_topk::PAIR,
+    moe_permute::PAIR,
+    gemm::PAIR,
+    shared_expert::PAIR,
+    expert_gemm::PAIR,
+    expert_gemm_fp8::PAIR,
+    wide_ep::PAIR,
+    rms_norm::PAIR,
+    sampling::PAIR,
+    continuous_batching::PAIR,
+    kv_cache_management::PAIR,
+    moe_overlap::PAIR,
+    moe_routing::PAIR,
+    prefill_decode_disagg::PAIR,
+    disaggregated_inference::PAIR,
+    inference_monolithic::PAIR,
+    moe_inference::PAIR,
 ];
 
 /// How much more than an L2 cache holds all inputs have together.

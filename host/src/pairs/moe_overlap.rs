@@ -5,7 +5,7 @@ use gpu_kernels::dispatch::contract::ExchangeShape;
 use gpu_kernels::moe_topk::contract::TopkShape;
 
 use super::moe_layer::{LayerRanks, Popularity, SideOptions, Workload};
-use crate::harness::{Pair, Shape, ShapeSet, Variant};
+use crate::harness::{Pair, Shape, ShapeSet};
 use crate::moe::layer::{Lane, Schedule, SharedBeside};
 use crate::moe::{LayerOptions, Transport};
 
@@ -15,70 +15,55 @@ const ONE_SIDED_SMS: u32 = 16;
 const NCCL_SMS: u32 = 32;
 
 /// The pair.
-pub struct MoeOverlap;
+pub(super) const PAIR: Pair = Pair {
+    name: "moe_overlap",
+    about: "a mixture-of-experts layer: dispatch, experts, combine, shared expert on one stream by NCCL, \
+        against the exchange under the shared expert, by NCCL or straight into the peers' memory",
+    sides: ["in turn, NCCL", "overlapped"],
+    rooms: &[
+        "moe_topk",
+        "dispatch",
+        "moe_permute",
+        "token_pack",
+        "expert_gemm",
+        "token_unpack",
+        "combine",
+        "shared_expert",
+    ],
+    shapes,
+};
 
-impl Pair for MoeOverlap {
-    fn name(&self) -> &'static str {
-        "moe_overlap"
-    }
-
-    fn about(&self) -> &'static str {
-        "a mixture-of-experts layer: dispatch, experts, combine, shared expert on one stream by NCCL, \
-         against the exchange under the shared expert, by NCCL or straight into the peers' memory"
-    }
-
-    fn side_name(&self, variant: Variant) -> &'static str {
-        match variant {
-            Variant::Baseline => "in turn, NCCL",
-            Variant::Optimized => "overlapped",
+fn shapes(set: ShapeSet) -> Vec<Shape> {
+    match set {
+        // Experts and ids of a token were not published; neither was the text's one GPU a wire:
+        // 12 copies from pinned host memory stand for it, on both sides.
+        ShapeSet::SeedParity => {
+            vec![shape(published_sizes(), Transport::OneSided).published(&[
+                ("2xB200", 1.06),
+                ("4xGB200", 1.04),
+                ("B200", 1.09),
+            ])]
         }
-    }
-
-    fn rooms(&self) -> Vec<&'static str> {
-        vec![
-            "moe_topk",
-            "dispatch",
-            "moe_permute",
-            "token_pack",
-            "expert_gemm",
-            "token_unpack",
-            "combine",
-            "shared_expert",
-        ]
-    }
-
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        match set {
-            // Experts and ids of a token were not published; neither was the text's one GPU a wire:
-            // 12 copies from pinned host memory stand for it, on both sides.
-            ShapeSet::SeedParity => {
-                vec![shape(published_sizes(), Transport::OneSided).published(&[
-                    ("2xB200", 1.06),
-                    ("4xGB200", 1.04),
-                    ("B200", 1.09),
-                ])]
-            }
-            ShapeSet::Real => {
-                let layer = Workload::deepseek_v3;
-                vec![
-                    shape(layer(2, 4096), Transport::OneSided),
-                    shape(layer(2, 4096), Transport::Nccl),
-                    shape(layer(2, 4096).skewed(), Transport::OneSided),
-                    shape(layer(2, 128), Transport::OneSided),
-                    shape(layer(2, 128), Transport::Nccl),
-                    shape(layer(4, 4096), Transport::OneSided),
-                    shape(layer(4, 4096), Transport::Nccl),
-                    shape(layer(4, 128), Transport::OneSided),
-                    shape(layer(1, 4096), Transport::OneSided),
-                ]
-            }
-            ShapeSet::Tiny => vec![
-                shape(Workload::tiny(1, 20), Transport::OneSided),
-                shape(Workload::tiny(2, 20), Transport::OneSided),
-                shape(Workload::tiny(2, 20), Transport::Nccl),
-                shape(Workload::tiny(4, 9).skewed(), Transport::OneSided),
-            ],
+        ShapeSet::Real => {
+            let layer = Workload::deepseek_v3;
+            vec![
+                shape(layer(2, 4096), Transport::OneSided),
+                shape(layer(2, 4096), Transport::Nccl),
+                shape(layer(2, 4096).skewed(), Transport::OneSided),
+                shape(layer(2, 128), Transport::OneSided),
+                shape(layer(2, 128), Transport::Nccl),
+                shape(layer(4, 4096), Transport::OneSided),
+                shape(layer(4, 4096), Transport::Nccl),
+                shape(layer(4, 128), Transport::OneSided),
+                shape(layer(1, 4096), Transport::OneSided),
+            ]
         }
+        ShapeSet::Tiny => vec![
+            shape(Workload::tiny(1, 20), Transport::OneSided),
+            shape(Workload::tiny(2, 20), Transport::OneSided),
+            shape(Workload::tiny(2, 20), Transport::Nccl),
+            shape(Workload::tiny(4, 9).skewed(), Transport::OneSided),
+        ],
     }
 }
 

@@ -34,50 +34,35 @@ const PHASE_CALLS: usize = 32;
 const CORRUPTED: f32 = 1e3;
 
 /// The pair.
-pub struct MoePermute;
+pub(super) const PAIR: Pair = Pair {
+    name: "moe_permute",
+    about: "sorts (token, slot) pairs by expert, packs tokens in that order, adds them up by weight: \
+        histogram, scan, scatter, gather, and sums by element, against one sort, a fan-out, and \
+        sums of 16 bytes",
+    sides: ["seven steps", "three launches"],
+    rooms: &["moe_permute", "token_pack", "token_unpack"],
+    shapes,
+};
 
-impl Pair for MoePermute {
-    fn name(&self) -> &'static str {
-        "moe_permute"
-    }
-
-    fn about(&self) -> &'static str {
-        "sorts (token, slot) pairs by expert, packs tokens in that order, adds them up by weight: \
-         histogram, scan, scatter, gather, and sums by element, against one sort, a fan-out, and \
-         sums of 16 bytes"
-    }
-
-    fn side_name(&self, variant: Variant) -> &'static str {
-        match variant {
-            Variant::Baseline => "seven steps",
-            Variant::Optimized => "three launches",
-        }
-    }
-
-    fn rooms(&self) -> Vec<&'static str> {
-        vec!["moe_permute", "token_pack", "token_unpack"]
-    }
-
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        use Routing::{Skewed, Uniform};
-        let sizes = PermuteShape::new;
-        match set {
-            // The published chapter gathers once for each expert, with counts on the host.
-            ShapeSet::SeedParity => Vec::new(),
-            ShapeSet::Real => vec![
-                shape::<bf16>("DeepSeek-V3, 128 tokens", sizes(128, 8, 256), 7168, Uniform),
-                shape::<bf16>("DeepSeek-V3, 4096 tokens", sizes(4096, 8, 256), 7168, Uniform),
-                shape::<bf16>("DeepSeek-V3, 4096, skewed", sizes(4096, 8, 256), 7168, Skewed),
-                shape::<bf16>("Qwen1.5-MoE, 4096 tokens", sizes(4096, 4, 60), 2048, Uniform),
-                shape::<E4m3>("DeepSeek-V3, 128 tokens, fp8", sizes(128, 8, 256), 7168, Uniform),
-                shape::<E4m3>("DeepSeek-V3, 4096 tokens, fp8", sizes(4096, 8, 256), 7168, Uniform),
-            ],
-            ShapeSet::Tiny => vec![
-                shape::<bf16>("40 tokens, 16 experts", sizes(40, 4, 16), 64, Uniform),
-                shape::<bf16>("9 tokens, 60 experts, skewed", sizes(9, 8, 60), 136, Skewed),
-                shape::<E4m3>("40 tokens, 16 experts, fp8", sizes(40, 4, 16), 272, Uniform),
-            ],
-        }
+fn shapes(set: ShapeSet) -> Vec<Shape> {
+    use Routing::{Skewed, Uniform};
+    let sizes = PermuteShape::new;
+    match set {
+        // The published chapter gathers once for each expert, with counts on the host.
+        ShapeSet::SeedParity => Vec::new(),
+        ShapeSet::Real => vec![
+            shape::<bf16>("DeepSeek-V3, 128 tokens", sizes(128, 8, 256), 7168, Uniform),
+            shape::<bf16>("DeepSeek-V3, 4096 tokens", sizes(4096, 8, 256), 7168, Uniform),
+            shape::<bf16>("DeepSeek-V3, 4096, skewed", sizes(4096, 8, 256), 7168, Skewed),
+            shape::<bf16>("Qwen1.5-MoE, 4096 tokens", sizes(4096, 4, 60), 2048, Uniform),
+            shape::<E4m3>("DeepSeek-V3, 128 tokens, fp8", sizes(128, 8, 256), 7168, Uniform),
+            shape::<E4m3>("DeepSeek-V3, 4096 tokens, fp8", sizes(4096, 8, 256), 7168, Uniform),
+        ],
+        ShapeSet::Tiny => vec![
+            shape::<bf16>("40 tokens, 16 experts", sizes(40, 4, 16), 64, Uniform),
+            shape::<bf16>("9 tokens, 60 experts, skewed", sizes(9, 8, 60), 136, Skewed),
+            shape::<E4m3>("40 tokens, 16 experts, fp8", sizes(40, 4, 16), 272, Uniform),
+        ],
     }
 }
 

@@ -10,53 +10,38 @@ use gpu_kernels::moe_topk::Scoring;
 use gpu_kernels::moe_topk::contract::{GroupLimit, TopkShape};
 
 use super::moe_layer::{LayerRanks, SideOptions, Workload};
-use crate::harness::{Pair, Shape, ShapeSet, Variant};
+use crate::harness::{Pair, Shape, ShapeSet};
 use crate::moe::LayerOptions;
 use crate::moe::placement::by_origin;
 
 /// The pair.
-pub struct MoeRouting;
+pub(super) const PAIR: Pair = Pair {
+    name: "moe_routing",
+    about: "a mixture-of-experts layer whose routing does not know where experts are, against a choice \
+        that bounds the ranks of a token (another function), and against experts placed where \
+        their tokens are",
+    sides: ["blind", "topology-aware"],
+    rooms: &["moe_topk", "dispatch", "expert_gemm", "combine", "shared_expert"],
+    shapes,
+};
 
-impl Pair for MoeRouting {
-    fn name(&self) -> &'static str {
-        "moe_routing"
-    }
-
-    fn about(&self) -> &'static str {
-        "a mixture-of-experts layer whose routing does not know where experts are, against a choice \
-         that bounds the ranks of a token (another function), and against experts placed where \
-         their tokens are"
-    }
-
-    fn side_name(&self, variant: Variant) -> &'static str {
-        match variant {
-            Variant::Baseline => "blind",
-            Variant::Optimized => "topology-aware",
+fn shapes(set: ShapeSet) -> Vec<Shape> {
+    match set {
+        // The published text moves nothing between devices here.
+        ShapeSet::SeedParity => Vec::new(),
+        ShapeSet::Real => {
+            let layer = Workload::deepseek_v3;
+            vec![
+                limited(layer(2, 4096), 1),
+                placed(layer(2, 4096)),
+                limited(layer(2, 128), 1),
+                limited(layer(4, 4096), 2),
+                placed(layer(4, 4096)),
+            ]
         }
-    }
-
-    fn rooms(&self) -> Vec<&'static str> {
-        vec!["moe_topk", "dispatch", "expert_gemm", "combine", "shared_expert"]
-    }
-
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        match set {
-            // The published text moves nothing between devices here.
-            ShapeSet::SeedParity => Vec::new(),
-            ShapeSet::Real => {
-                let layer = Workload::deepseek_v3;
-                vec![
-                    limited(layer(2, 4096), 1),
-                    placed(layer(2, 4096)),
-                    limited(layer(2, 128), 1),
-                    limited(layer(4, 4096), 2),
-                    placed(layer(4, 4096)),
-                ]
-            }
-            ShapeSet::Tiny => {
-                let layer = Workload::tiny;
-                vec![limited(layer(2, 20), 1), limited(layer(4, 9), 2), placed(layer(3, 16))]
-            }
+        ShapeSet::Tiny => {
+            let layer = Workload::tiny;
+            vec![limited(layer(2, 20), 1), limited(layer(4, 9), 2), placed(layer(3, 16))]
         }
     }
 }

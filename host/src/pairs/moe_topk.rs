@@ -19,44 +19,30 @@ use crate::kernels::moe_topk::{GatingElement, Topk, TopkArgs, TopkVariant};
 const MAX_INPUTS: usize = 1024;
 
 /// The pair.
-pub struct MoeTopk;
+pub(super) const PAIR: Pair = Pair {
+    name: "moe_topk",
+    about: "scores, group-limited and plain selection of experts, weights: a block per token with a \
+        reduction for each expert, against a warp per token with sorted lanes",
+    sides: ["block per token", "warp per token"],
+    rooms: &["moe_topk"],
+    shapes,
+};
 
-impl Pair for MoeTopk {
-    fn name(&self) -> &'static str {
-        "moe_topk"
-    }
-
-    fn about(&self) -> &'static str {
-        "scores, group-limited and plain selection of experts, weights: a block per token with a \
-         reduction for each expert, against a warp per token with sorted lanes"
-    }
-
-    fn side_name(&self, variant: Variant) -> &'static str {
-        match variant {
-            Variant::Baseline => "block per token",
-            Variant::Optimized => "warp per token",
-        }
-    }
-
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        match set {
-            // The published chapter picks experts by a formula.
-            ShapeSet::SeedParity => Vec::new(),
-            ShapeSet::Real => vec![
-                shape::<f32>("DeepSeek-V3, 128 tokens", TopkShape::deepseek_v3(128)),
-                shape::<f32>("DeepSeek-V3, 4096 tokens", TopkShape::deepseek_v3(4096)),
-                shape::<f32>("softmax 4096 x 256, top-8", TopkShape::softmax(4096, 256, 8)),
-                shape::<f32>("softmax 4096 x 60, top-4", TopkShape::softmax(4096, 60, 4)),
-                shape::<bf16>(
-                    "softmax 4096 x 512, top-10, bf16",
-                    TopkShape::softmax(4096, 512, 10),
-                ),
-            ],
-            ShapeSet::Tiny => vec![
-                shape::<f32>("DeepSeek-V3, 9 tokens", TopkShape::deepseek_v3(9)),
-                shape::<bf16>("softmax 10 x 60, top-4, bf16", TopkShape::softmax(10, 60, 4)),
-            ],
-        }
+fn shapes(set: ShapeSet) -> Vec<Shape> {
+    match set {
+        // The published chapter picks experts by a formula.
+        ShapeSet::SeedParity => Vec::new(),
+        ShapeSet::Real => vec![
+            shape::<f32>("DeepSeek-V3, 128 tokens", TopkShape::deepseek_v3(128)),
+            shape::<f32>("DeepSeek-V3, 4096 tokens", TopkShape::deepseek_v3(4096)),
+            shape::<f32>("softmax 4096 x 256, top-8", TopkShape::softmax(4096, 256, 8)),
+            shape::<f32>("softmax 4096 x 60, top-4", TopkShape::softmax(4096, 60, 4)),
+            shape::<bf16>("softmax 4096 x 512, top-10, bf16", TopkShape::softmax(4096, 512, 10)),
+        ],
+        ShapeSet::Tiny => vec![
+            shape::<f32>("DeepSeek-V3, 9 tokens", TopkShape::deepseek_v3(9)),
+            shape::<bf16>("softmax 10 x 60, top-4, bf16", TopkShape::softmax(10, 60, 4)),
+        ],
     }
 }
 
@@ -229,7 +215,7 @@ mod tests {
     #[test]
     fn a_corrupted_input_is_noticed_whatever_the_seed() {
         let device = [Device::cpu()];
-        for shape in MoeTopk.shapes(ShapeSet::Tiny) {
+        for shape in shapes(ShapeSet::Tiny) {
             for seed in (0..32).chain([6_753_405_851_887_546_975]) {
                 let mut prepared = shape.prepare(&device, seed).unwrap();
                 prepared.corrupt().unwrap();

@@ -6,45 +6,30 @@
 
 use super::cluster_bench::{ClusterCase, Timed};
 use super::serving_model::{PAGE_SIZE, ServingModel};
-use crate::harness::{Pair, Shape, ShapeSet, Variant};
+use crate::harness::{Pair, Shape, ShapeSet};
 use crate::model::config::NamedShape;
 use crate::serve::Policy;
 use crate::serve::disagg::{ClusterOptions, HandOver, Roles};
 use crate::serve::load::{LogNormal, PoissonLoad};
 
 /// The pair.
-pub struct PrefillDecodeDisagg;
+pub(super) const PAIR: Pair = Pair {
+    name: "prefill_decode_disagg",
+    about: "prompts computed on one rank for another: their KV handed over when they are computed, \
+        through the host, against layer by layer meanwhile; the time is what of it shows",
+    sides: ["through the host", "by layer"],
+    rooms: &[],
+    shapes,
+};
 
-impl Pair for PrefillDecodeDisagg {
-    fn name(&self) -> &'static str {
-        "prefill_decode_disagg"
-    }
-
-    fn about(&self) -> &'static str {
-        "prompts computed on one rank for another: their KV handed over when they are computed, \
-         through the host, against layer by layer meanwhile; the time is what of it shows"
-    }
-
-    fn side_name(&self, variant: Variant) -> &'static str {
-        match variant {
-            Variant::Baseline => "through the host",
-            Variant::Optimized => "by layer",
+fn shapes(set: ShapeSet) -> Vec<Shape> {
+    match set {
+        // Published for one product as a prefill, whose result decays to zeros.
+        ShapeSet::SeedParity => Vec::new(),
+        ShapeSet::Real => {
+            [4096, 16_384, 32_768].map(|prompt| shape(NamedShape::Llama8B, prompt, 4096)).into()
         }
-    }
-
-    fn rooms(&self) -> Vec<&'static str> {
-        Vec::new()
-    }
-
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        match set {
-            // Published for one product as a prefill, whose result decays to zeros.
-            ShapeSet::SeedParity => Vec::new(),
-            ShapeSet::Real => {
-                [4096, 16_384, 32_768].map(|prompt| shape(NamedShape::Llama8B, prompt, 4096)).into()
-            }
-            ShapeSet::Tiny => vec![shape(NamedShape::Tiny, 96, 32)],
-        }
+        ShapeSet::Tiny => vec![shape(NamedShape::Tiny, 96, 32)],
     }
 }
 

@@ -18,39 +18,28 @@ use crate::kernels::rms_norm::{RmsNormArgs, add, add_rms_norm, rms_norm};
 const MAX_INPUTS: usize = 256;
 
 /// The pair.
-pub struct RmsNorm;
+pub(super) const PAIR: Pair = Pair {
+    name: "rms_norm",
+    about: "the residual added and rows divided by their root mean square: a launch for each, against \
+        one that reads a row once",
+    sides: ["two launches", "one launch"],
+    rooms: &["rms_norm"],
+    shapes,
+};
 
-impl Pair for RmsNorm {
-    fn name(&self) -> &'static str {
-        "rms_norm"
-    }
-
-    fn about(&self) -> &'static str {
-        "the residual added and rows divided by their root mean square: a launch for each, against \
-         one that reads a row once"
-    }
-
-    fn side_name(&self, variant: Variant) -> &'static str {
-        match variant {
-            Variant::Baseline => "two launches",
-            Variant::Optimized => "one launch",
-        }
-    }
-
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        match set {
-            // The published chapter has no norm.
-            ShapeSet::SeedParity => Vec::new(),
-            ShapeSet::Real => vec![
-                shape("decode, 1 x 4096", 1, 4096),
-                shape("decode, 32 x 2048", 32, 2048),
-                shape("decode, 256 x 8192", 256, 8192),
-                shape("prefill, 8192 x 2048", 8192, 2048),
-                shape("prefill, 8192 x 4096", 8192, 4096),
-                shape("prefill, 4096 x 8192", 4096, 8192),
-            ],
-            ShapeSet::Tiny => vec![shape("5 x 2056", 5, 2056)],
-        }
+fn shapes(set: ShapeSet) -> Vec<Shape> {
+    match set {
+        // The published chapter has no norm.
+        ShapeSet::SeedParity => Vec::new(),
+        ShapeSet::Real => vec![
+            shape("decode, 1 x 4096", 1, 4096),
+            shape("decode, 32 x 2048", 32, 2048),
+            shape("decode, 256 x 8192", 256, 8192),
+            shape("prefill, 8192 x 2048", 8192, 2048),
+            shape("prefill, 8192 x 4096", 8192, 4096),
+            shape("prefill, 4096 x 8192", 4096, 8192),
+        ],
+        ShapeSet::Tiny => vec![shape("5 x 2056", 5, 2056)],
     }
 }
 

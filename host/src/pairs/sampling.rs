@@ -24,49 +24,38 @@ const MAX_INPUTS: usize = 8;
 const VOCAB_SIZE: u32 = 151_936;
 
 /// The pair.
-pub struct Sampling;
+pub(super) const PAIR: Pair = Pair {
+    name: "sampling",
+    about: "tokens by temperature, top-k and top-p: a block per request that bisects for its limits, \
+        against several blocks with slices in shared memory and two histograms for a limit",
+    sides: ["block per request", "slices"],
+    rooms: &["sampling"],
+    shapes,
+};
 
-impl Pair for Sampling {
-    fn name(&self) -> &'static str {
-        "sampling"
-    }
-
-    fn about(&self) -> &'static str {
-        "tokens by temperature, top-k and top-p: a block per request that bisects for its limits, \
-         against several blocks with slices in shared memory and two histograms for a limit"
-    }
-
-    fn side_name(&self, variant: Variant) -> &'static str {
-        match variant {
-            Variant::Baseline => "block per request",
-            Variant::Optimized => "slices",
-        }
-    }
-
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        let greedy = SamplingRule::GREEDY;
-        let drawn = SamplingRule { temperature: 0.8, ..greedy };
-        let (top_k, top_p) =
-            (SamplingRule { top_k: 50, ..drawn }, SamplingRule { top_p: 0.9, ..drawn });
-        let both = SamplingRule { top_p: 0.9, ..top_k };
-        match set {
-            // The published chapter takes no token.
-            ShapeSet::SeedParity => Vec::new(),
-            ShapeSet::Real => vec![
-                shape::<bf16>("1 x 151936, bf16, greedy", 1, VOCAB_SIZE, greedy),
-                shape::<bf16>("1 x 151936, bf16, top-p", 1, VOCAB_SIZE, top_p),
-                shape::<bf16>("32 x 151936, bf16, greedy", 32, VOCAB_SIZE, greedy),
-                shape::<bf16>("32 x 151936, bf16, temperature", 32, VOCAB_SIZE, drawn),
-                shape::<bf16>("32 x 151936, bf16, top-p", 32, VOCAB_SIZE, top_p),
-                shape::<bf16>("32 x 151936, bf16, top-k, top-p", 32, VOCAB_SIZE, both),
-                shape::<f32>("32 x 151936, f32, top-p", 32, VOCAB_SIZE, top_p),
-                shape::<bf16>("128 x 151936, bf16, top-p", 128, VOCAB_SIZE, top_p),
-            ],
-            ShapeSet::Tiny => vec![
-                shape::<bf16>("2 x 9000, bf16, top-k, top-p", 2, 9000, both),
-                shape::<f32>("3 x 1000, f32, temperature", 3, 1000, drawn),
-            ],
-        }
+fn shapes(set: ShapeSet) -> Vec<Shape> {
+    let greedy = SamplingRule::GREEDY;
+    let drawn = SamplingRule { temperature: 0.8, ..greedy };
+    let (top_k, top_p) =
+        (SamplingRule { top_k: 50, ..drawn }, SamplingRule { top_p: 0.9, ..drawn });
+    let both = SamplingRule { top_p: 0.9, ..top_k };
+    match set {
+        // The published chapter takes no token.
+        ShapeSet::SeedParity => Vec::new(),
+        ShapeSet::Real => vec![
+            shape::<bf16>("1 x 151936, bf16, greedy", 1, VOCAB_SIZE, greedy),
+            shape::<bf16>("1 x 151936, bf16, top-p", 1, VOCAB_SIZE, top_p),
+            shape::<bf16>("32 x 151936, bf16, greedy", 32, VOCAB_SIZE, greedy),
+            shape::<bf16>("32 x 151936, bf16, temperature", 32, VOCAB_SIZE, drawn),
+            shape::<bf16>("32 x 151936, bf16, top-p", 32, VOCAB_SIZE, top_p),
+            shape::<bf16>("32 x 151936, bf16, top-k, top-p", 32, VOCAB_SIZE, both),
+            shape::<f32>("32 x 151936, f32, top-p", 32, VOCAB_SIZE, top_p),
+            shape::<bf16>("128 x 151936, bf16, top-p", 128, VOCAB_SIZE, top_p),
+        ],
+        ShapeSet::Tiny => vec![
+            shape::<bf16>("2 x 9000, bf16, top-k, top-p", 2, 9000, both),
+            shape::<f32>("3 x 1000, f32, temperature", 3, 1000, drawn),
+        ],
     }
 }
 

@@ -17,46 +17,31 @@ use crate::kernels::shared_expert::{
 };
 
 /// The pair.
-pub struct SharedExpert;
+pub(super) const PAIR: Pair = Pair {
+    name: "shared_expert",
+    about: "the expert that every token visits, SwiGLU: products by mma and the gate between them, \
+        against products by wgmma, the gate in the first",
+    sides: ["mma, gate apart", "wgmma"],
+    rooms: &["shared_expert", "gemm"],
+    shapes,
+};
 
-impl Pair for SharedExpert {
-    fn name(&self) -> &'static str {
-        "shared_expert"
-    }
-
-    fn about(&self) -> &'static str {
-        "the expert that every token visits, SwiGLU: products by mma and the gate between them, \
-         against products by wgmma, the gate in the first"
-    }
-
-    fn side_name(&self, variant: Variant) -> &'static str {
-        match variant {
-            Variant::Baseline => "mma, gate apart",
-            Variant::Optimized => "wgmma",
-        }
-    }
-
-    fn rooms(&self) -> Vec<&'static str> {
-        vec!["shared_expert", "gemm"]
-    }
-
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        let shape = |num_tokens, hidden, intermediate| {
-            let shape = SharedExpertShape { num_tokens, hidden, intermediate };
-            let name = format!("{num_tokens} tokens, {hidden} -> {intermediate}");
-            Shape::new(name, 1, move |devices, seed| OneExpert::bench(&devices[0], shape, seed))
-        };
-        match set {
-            ShapeSet::SeedParity => Vec::new(),
-            // The shared expert of DeepSeek-V3, and of Qwen1.5-MoE.
-            ShapeSet::Real => vec![
-                shape(4096, 7168, 2048),
-                shape(128, 7168, 2048),
-                shape(16, 7168, 2048),
-                shape(4096, 2048, 5632),
-            ],
-            ShapeSet::Tiny => vec![shape(40, 72, 136), shape(3, 136, 64)],
-        }
+fn shapes(set: ShapeSet) -> Vec<Shape> {
+    let shape = |num_tokens, hidden, intermediate| {
+        let shape = SharedExpertShape { num_tokens, hidden, intermediate };
+        let name = format!("{num_tokens} tokens, {hidden} -> {intermediate}");
+        Shape::new(name, 1, move |devices, seed| OneExpert::bench(&devices[0], shape, seed))
+    };
+    match set {
+        ShapeSet::SeedParity => Vec::new(),
+        // The shared expert of DeepSeek-V3, and of Qwen1.5-MoE.
+        ShapeSet::Real => vec![
+            shape(4096, 7168, 2048),
+            shape(128, 7168, 2048),
+            shape(16, 7168, 2048),
+            shape(4096, 2048, 5632),
+        ],
+        ShapeSet::Tiny => vec![shape(40, 72, 136), shape(3, 136, 64)],
     }
 }
 

@@ -27,66 +27,51 @@ const NUM_INPUTS: RangeInclusive<usize> = 2..=64;
 const FEW_SMS: u32 = 16;
 
 /// The pair.
-pub struct WideEp;
+pub(super) const PAIR: Pair = Pair {
+    name: "wide_ep",
+    about: "dispatch of tokens to the ranks of their experts, and combine of the results: a buffer per \
+        destination and NCCL, against one kernel that writes into the peers' memory",
+    sides: ["NCCL send/recv", "one-sided"],
+    rooms: &["dispatch", "combine"],
+    shapes,
+};
 
-impl Pair for WideEp {
-    fn name(&self) -> &'static str {
-        "wide_ep"
-    }
-
-    fn about(&self) -> &'static str {
-        "dispatch of tokens to the ranks of their experts, and combine of the results: a buffer per \
-         destination and NCCL, against one kernel that writes into the peers' memory"
-    }
-
-    fn side_name(&self, variant: Variant) -> &'static str {
-        match variant {
-            Variant::Baseline => "NCCL send/recv",
-            Variant::Optimized => "one-sided",
+fn shapes(set: ShapeSet) -> Vec<Shape> {
+    let both = |workload: &Workload| {
+        [Phase::Dispatch, Phase::Combine].map(|phase| shape(phase, workload.clone()))
+    };
+    match set {
+        // The published chapter moves nothing between devices here.
+        ShapeSet::SeedParity => Vec::new(),
+        ShapeSet::Real => {
+            let usual = |num_tokens| Workload::of_large_model(2, num_tokens);
+            let all = [
+                usual(4096),
+                usual(4096).routing(Routing::Zipf),
+                usual(4096).num_sms(FEW_SMS),
+                usual(128),
+                usual(128).num_sms(FEW_SMS),
+                usual(1),
+                Workload::of_large_model(4, 4096),
+                Workload::of_large_model(4, 128),
+            ];
+            all.iter().flat_map(both).collect()
         }
-    }
-
-    fn rooms(&self) -> Vec<&'static str> {
-        vec!["dispatch", "combine"]
-    }
-
-    fn shapes(&self, set: ShapeSet) -> Vec<Shape> {
-        let both = |workload: &Workload| {
-            [Phase::Dispatch, Phase::Combine].map(|phase| shape(phase, workload.clone()))
-        };
-        match set {
-            // The published chapter moves nothing between devices here.
-            ShapeSet::SeedParity => Vec::new(),
-            ShapeSet::Real => {
-                let usual = |num_tokens| Workload::of_large_model(2, num_tokens);
-                let all = [
-                    usual(4096),
-                    usual(4096).routing(Routing::Zipf),
-                    usual(4096).num_sms(FEW_SMS),
-                    usual(128),
-                    usual(128).num_sms(FEW_SMS),
-                    usual(1),
-                    Workload::of_large_model(4, 4096),
-                    Workload::of_large_model(4, 128),
-                ];
-                all.iter().flat_map(both).collect()
-            }
-            ShapeSet::Tiny => {
-                let small = |ep_size, num_tokens, num_max_tokens| Workload {
-                    shape: ExchangeShape {
-                        ep_size,
-                        num_experts: 4 * ep_size,
-                        topk: 3,
-                        hidden: 256,
-                        num_max_tokens_per_rank: num_max_tokens,
-                    },
-                    num_tokens,
-                    routing: Routing::Uniform,
-                    num_sms: None,
-                };
-                let all = [small(2, 5, 8), small(3, 300, 300).routing(Routing::Zipf)];
-                all.iter().flat_map(both).collect()
-            }
+        ShapeSet::Tiny => {
+            let small = |ep_size, num_tokens, num_max_tokens| Workload {
+                shape: ExchangeShape {
+                    ep_size,
+                    num_experts: 4 * ep_size,
+                    topk: 3,
+                    hidden: 256,
+                    num_max_tokens_per_rank: num_max_tokens,
+                },
+                num_tokens,
+                routing: Routing::Uniform,
+                num_sms: None,
+            };
+            let all = [small(2, 5, 8), small(3, 300, 300).routing(Routing::Zipf)];
+            all.iter().flat_map(both).collect()
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Commands that launch a kernel.
 
-use crate::harness::Registry;
+use crate::pairs;
 
 /// Arguments of the command that launches this kernel, or these, `times` times each, and little else.
 pub fn launching(kernel: &str, times: usize) -> Vec<String> {
@@ -9,18 +9,17 @@ pub fn launching(kernel: &str, times: usize) -> Vec<String> {
 
 /// Arguments of the command whose time line shows this kernel among what runs beside it: `run` of
 /// the first pair that has its room; none if no pair has.
-pub fn around(kernel: &str, registry: &Registry) -> Option<Vec<String>> {
+pub fn around(kernel: &str) -> Option<Vec<String>> {
     let of_room =
         |room: &str| kernel.strip_prefix(room).is_some_and(|variant| variant.starts_with('_'));
-    let pair = registry.pairs().iter().find(|pair| pair.rooms().into_iter().any(of_room))?;
-    let arguments = ["run", pair.name(), "--iterations", "3", "--warmup", "0"];
+    let pair = pairs::ALL.iter().find(|pair| pair.rooms.iter().any(|room| of_room(room)))?;
+    let arguments = ["run", pair.name, "--iterations", "3", "--warmup", "0"];
     Some(arguments.map(str::to_owned).to_vec())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::harness::registry;
 
     #[test]
     fn a_kernel_is_launched_by_its_name() {
@@ -29,7 +28,7 @@ mod tests {
 
     #[test]
     fn what_is_around_a_kernel_is_a_pair_of_its_room() {
-        let command = |kernel| around(kernel, &registry()).map(|arguments| arguments.join(" "));
+        let command = |kernel| around(kernel).map(|arguments| arguments.join(" "));
         let run = "run paged_attention --iterations 3 --warmup 0";
         assert_eq!(command("paged_attention_decode_split_bf16_d128_g8").as_deref(), Some(run));
         assert_eq!(command("paged_attentions_x"), None);
