@@ -47,6 +47,25 @@ fn a_buffer_of_odd_words_is_refused() {
     insta::assert_snapshot!(error, @"`num_bytes` must be a multiple of 16, got 24");
 }
 
+/// Launchers and buffers go; the graphs still have what their kernels use.
+#[test]
+fn a_graph_keeps_what_is_written_and_multiplied() {
+    let device = Device::cpu();
+    let stream = device.new_stream().unwrap();
+    let graph_of_writes = {
+        let target = device.alloc::<u32>(1 << 10).unwrap();
+        let write = MemoryWrite::with_num_blocks(&stream, &target, 2).unwrap();
+        stream.capture(|stream| write.run(stream, 1)).unwrap()
+    };
+    let graph_of_products = {
+        let shape = TensorPeakShape { variant: Mma, num_blocks: 1, num_steps: 1 };
+        let peak = TensorPeak::new(&stream, shape, 1).unwrap();
+        stream.capture(|stream| peak.run(stream)).unwrap()
+    };
+    graph_of_writes.launch(&stream).unwrap();
+    graph_of_products.launch(&stream).unwrap();
+}
+
 /// All blocks that a GPU holds at once, and the few that overlap with other work.
 fn large_writes() -> [MemoryWriteShape; 2] {
     [132, 8].map(|num_blocks| MemoryWriteShape { num_bytes: 16 * 12_345_678, num_blocks })

@@ -51,8 +51,10 @@ impl<'a> MemoryWrite<'a> {
             num_pieces: self.shape.num_pieces(),
             seed,
         };
-        // SAFETY: the contract was checked for this buffer, which outlives `self`.
-        Ok(unsafe { stream.launch(self.shape.dims(), kernel) }?)
+        // SAFETY: the contract was checked for this buffer, which is kept below.
+        unsafe { stream.launch(self.shape.dims(), kernel) }?;
+        stream.keep(self.target);
+        Ok(())
     }
 
     /// How many 16-byte pieces do not hold what a run with `seed` leaves; waits.
@@ -63,8 +65,10 @@ impl<'a> MemoryWrite<'a> {
             seed,
             num_wrong: self.num_wrong.view_mut(),
         };
-        // SAFETY: the contract was checked for these buffers, which outlive `self` or are its own.
+        // SAFETY: the contract was checked for these buffers, which are kept below.
         unsafe { stream.launch(self.shape.dims(), kernel) }?;
+        stream.keep(self.target);
+        stream.keep(&self.num_wrong);
         let num_wrong = stream.download(&self.num_wrong)?;
         Ok(num_wrong.iter().map(|&wrong| u64::from(wrong)).sum())
     }

@@ -56,7 +56,7 @@ impl TensorPeak {
         match self.shape.variant {
             TensorPeakVariant::Wgmma => {
                 let kernel = tensor_peak_wgmma { a, b, num_steps, out };
-                // SAFETY: the contract was checked for these buffers, which `self` keeps.
+                // SAFETY: the contract was checked for these buffers, which are kept below.
                 unsafe { stream.launch(dims, kernel) }?;
             }
             TensorPeakVariant::Mma => {
@@ -65,6 +65,9 @@ impl TensorPeak {
                 unsafe { stream.launch(dims, kernel) }?;
             }
         }
+        stream.keep(&self.a);
+        stream.keep(&self.b);
+        stream.keep(&self.out);
         Ok(())
     }
 
