@@ -23,11 +23,11 @@ pub fn meant(near: &[&str]) -> String {
     }
 }
 
-/// An error and what caused it, each told once: messages often end with their cause's.
+/// An error and what caused it, each told once: messages often hold their cause's.
 pub fn in_one_line(error: &anyhow::Error) -> String {
     let mut line = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !line.ends_with(&cause) {
+        if !line.contains(&cause) {
             line += &format!(": {cause}");
         }
     }
@@ -41,9 +41,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cause_that_a_message_ends_with_is_told_once() {
+    fn a_cause_that_a_message_holds_is_told_once() {
         let cause = anyhow!("no such file");
         assert_eq!(in_one_line(&cause.context("trace x: no such file")), "trace x: no such file");
+        let cause = anyhow!("no such file");
+        let advice = "trace x: no such file; `--trace` names one";
+        assert_eq!(in_one_line(&cause.context(advice)), advice);
         let cause = anyhow!("no such file");
         assert_eq!(in_one_line(&cause.context("trace x")), "trace x: no such file");
     }
