@@ -288,8 +288,8 @@ unsafe fn leave(arrived: GlobalMut<u32>) {
     if thread::thread_idx_x() == 0 && thread::grid_dim_x() > 1 {
         let num_left = atomic::fetch_add_relaxed_gpu(arrived, 1, 1);
         if num_left + 1 == thread::grid_dim_x() {
-            arrived.store(0, 0);
-            arrived.store(1, 0);
+            atomic::store_relaxed_gpu(arrived, 0, 0);
+            atomic::store_relaxed_gpu(arrived, 1, 0);
         }
     }
 }

@@ -193,7 +193,7 @@ impl<O: OutputElement> DecodeOutput<O> {
             if head < params.group_size && before + 1 == item.num_parts {
                 if warp::lane_id() == 0 {
                     let meeting = (item.meeting * params.group_size + head) as usize;
-                    self.parts.arrived.store(meeting, 0);
+                    atomic::store_relaxed_gpu(self.parts.arrived, meeting, 0);
                 }
                 self.merge_row::<D>(params, item, head);
             }

@@ -153,8 +153,8 @@ impl<T: SliceLogit> Slices<T> {
         if thread::thread_idx_x() == 0 && self.params.num_slices > 1 {
             let num_left = atomic::fetch_add_relaxed_gpu(arrived, 1, 1);
             if num_left + 1 == self.params.num_slices {
-                arrived.store(0, 0);
-                arrived.store(1, 0);
+                atomic::store_relaxed_gpu(arrived, 0, 0);
+                atomic::store_relaxed_gpu(arrived, 1, 0);
             }
         }
     }
