@@ -9,14 +9,17 @@ use std::vec::Vec;
 use bytemuck::Pod;
 use cuda_std::Kernel;
 use cuda_std::cpu::memory::Allocation;
-use cuda_std::cpu::{Executor, ExecutorConfig, LaneOrder, LaunchDims};
+use cuda_std::cpu::{Executor, ExecutorConfig, LaneOrder, LaunchDims, Queue};
 use cuda_std::float::HalfFloat;
 use cuda_std::global::{Global, GlobalMut};
 use cuda_std::tensor_map::{TensorElement, TensorMap, TensorMaps, Tiling};
 use half::{bf16, f16};
 
-/// The CPU as a device.
-pub struct TestDevice(Executor);
+/// The CPU as a device. Its launches follow each other; nothing orders them with those of another.
+pub struct TestDevice {
+    executor: Executor,
+    queue: Queue,
+}
 
 impl TestDevice {
     /// Lanes run in order.
@@ -43,7 +46,7 @@ impl TestDevice {
     }
 
     fn of(config: ExecutorConfig) -> Self {
-        Self(Executor::new(config))
+        Self { executor: Executor::new(config), queue: Queue::new() }
     }
 
     /// Runs a launch that must succeed.
@@ -55,7 +58,8 @@ impl TestDevice {
     pub fn try_launch<K: Kernel>(&self, dims: LaunchDims, kernel: K) -> Result<(), String> {
         // SAFETY: tests pass views of `DeviceMemory` that they hold, to one launch at a time, and
         // every access is checked.
-        unsafe { self.0.launch(dims, kernel) }.map_err(|fault| fault.to_string())
+        unsafe { self.executor.launch_on(&self.queue, dims, kernel) }
+            .map_err(|fault| fault.to_string())
     }
 }
 

@@ -4,7 +4,7 @@
 //! instruction; everywhere else it is a step of the [SIMT executor](cpu), which runs every GPU
 //! thread of a block as a coroutine. Same names, same semantics: what a kernel computes here is
 //! what it computes there, and the executor reports what a GPU leaves undefined (a divergent
-//! barrier, an access out of bounds, a read of memory that nothing wrote, a data race in shared memory).
+//! barrier, an access out of bounds, a read of memory that nothing wrote, a data race).
 //!
 //! The API is that of rust-cuda's `cuda_std` where it has one ([`thread`], [`warp`], [`shared`],
 //! `#[kernel]`), and continues in its manner where it has none:

@@ -1,10 +1,12 @@
 //! `cp.async`: copies wait in the thread's queue, and land at the wait that covers them.
 
+use std::panic::Location;
+
 use super::bulk;
 use super::global::RawGlobal;
 use super::groups::Groups;
 use super::lane;
-use super::race;
+use super::race::{self, Act, AsyncOperation};
 use super::shared::RawShared;
 
 const BYTES: usize = 16;
@@ -41,8 +43,16 @@ pub unsafe fn copy_16(dst: RawShared, src: RawGlobal, policy: u64) {
 #[track_caller]
 pub unsafe fn copy_16_or_zero(dst: RawShared, src: RawGlobal, copies: bool, _policy: u64) {
     dst.check_store(BYTES, BYTES);
-    let src = if copies { src.check_load(0, BYTES, BYTES).cast() } else { std::ptr::null() };
     let done = race::note_copy(dst, BYTES);
+    let src = match copies {
+        true => {
+            let bytes = src.check_load(0, BYTES, BYTES).cast();
+            let site = Location::caller();
+            race::note_device_async(AsyncOperation::Copy, done, Act::Load, src, BYTES, site);
+            bytes
+        }
+        false => std::ptr::null(),
+    };
     lane::current().copies.borrow_mut().push(Copy { dst, src }, done);
 }
 

@@ -11,7 +11,7 @@ use super::fault::{BlockIdx, Fault, Violation, Waits, WaitsFor};
 use super::lane::{self, Caller, Lane, Wait};
 use super::named_barrier::NamedBarriers;
 use super::order::Order;
-use super::race::{self, Timeline, Timelines};
+use super::race::{self, Abroad, ClusterId, Timeline, Timelines};
 use super::shared::SharedMemory;
 use super::stack::{self, LaneStack};
 use super::warp::Warp;
@@ -134,9 +134,22 @@ impl Block {
         }
     }
 
+    /// Tells `to` what its lanes know of other clusters.
+    pub fn tell_learned(&self, to: &mut Abroad) {
+        self.lanes.iter().for_each(|lane| to.join(lane.clock.borrow().knowledge().abroad()));
+    }
+
     /// The lanes of its cluster.
     pub fn lanes_of_cluster(&self) -> impl Iterator<Item = &Lane> + Clone {
         (0..self.cluster_size()).flat_map(|rank| &self.of_cluster(rank).lanes)
+    }
+
+    /// Its cluster, among all that ever ran.
+    pub fn cluster_id(&self) -> ClusterId {
+        let launch = self.launch();
+        let ([x, y, z], [width, height, _]) = (self.idx.get(), launch.dims.grid);
+        let linear = x + width * (y + height * z);
+        ClusterId { launch: launch.work, cluster: linear / launch.cluster_size }
     }
 
     /// The timelines of its cluster.

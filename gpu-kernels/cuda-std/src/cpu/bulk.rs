@@ -24,7 +24,7 @@ const MAX_ARRIVALS: u32 = (1 << 20) - 1;
 /// their copy was issued.
 pub(super) struct Piece {
     pub shared: RawShared,
-    pub global: *mut u8,
+    pub global: RawGlobal,
     pub bytes: usize,
     /// Whether there is something to copy: a load of what nothing wrote leaves it so.
     pub is_written: bool,
@@ -50,7 +50,7 @@ impl Load {
         for Piece { shared, global, bytes, is_written } in self.pieces {
             if is_written {
                 // SAFETY: checked when issued, and memory stays for the launch.
-                shared.land(unsafe { std::slice::from_raw_parts(global, bytes) });
+                shared.land(unsafe { std::slice::from_raw_parts(global.place(), bytes) });
             } else {
                 shared.forget(bytes);
             }
@@ -312,7 +312,7 @@ fn check_size(bytes: u32) -> usize {
 pub unsafe fn load(dst: RawShared, src: RawGlobal, bytes: u32, barrier: RawShared) {
     let bytes = check_size(bytes);
     dst.check_store(bytes, UNIT);
-    let src = src.check_load(0, bytes, UNIT).cast_mut();
+    src.check_load(0, bytes, UNIT);
     let pieces = vec![Piece { shared: dst, global: src, bytes, is_written: true }];
     issue_load(lane::current().block(), dst, bytes, pieces, barrier);
 }
@@ -330,7 +330,11 @@ pub(super) fn issue_load(
     let (thread, by_block) = (lane.linear, lane.block().idx());
     with_barrier(block, barrier, |barrier| {
         let done = Epoch { time: barrier.loaded.time + 1, ..barrier.loaded };
-        if race::note_bulk_load(dst, bytes, done) {
+        if race::note_bulk_load(dst, bytes, done, site) {
+            for Piece { global, bytes, .. } in &pieces {
+                let operation = AsyncOperation::BulkLoad;
+                race::note_device_async(operation, Some(done), Act::Load, *global, *bytes, site);
+            }
             barrier.knowledge.learn(done);
         }
         barrier.loads.push(Load { dst, bytes, pieces, block: by_block, thread, site });
@@ -344,12 +348,17 @@ pub(super) fn issue_load(
 /// Bulk stores that a thread has issued and that have not landed.
 pub(super) type Stores = Groups<Piece>;
 
+/// The same, until the thread has waited for more than that they have read shared memory.
+pub(super) type Writes = Groups<()>;
+
 impl Piece {
     /// Copies from shared to global memory.
     pub fn store(self) {
         // SAFETY: checked when issued; memory stays for the launch, and shared memory for the
         // block.
-        unsafe { std::ptr::copy_nonoverlapping(self.shared.place(), self.global, self.bytes) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.shared.place(), self.global.place(), self.bytes);
+        }
     }
 }
 
@@ -357,15 +366,29 @@ impl Piece {
 pub unsafe fn store(dst: RawGlobal, src: RawShared, bytes: u32) {
     let bytes = check_size(bytes);
     src.check_load(bytes, UNIT);
-    let global = dst.check_store(0, bytes, UNIT);
-    let done = race::note_bulk_store(src, bytes);
-    let piece = Piece { shared: src, global, bytes, is_written: true };
-    lane::current().stores.borrow_mut().push(piece, done);
+    dst.check_store(0, bytes, UNIT);
+    issue_store(Piece { shared: src, global: dst, bytes, is_written: true });
+}
+
+/// Puts a store, whose sides were checked, on its way.
+#[track_caller]
+pub(super) fn issue_store(piece: Piece) {
+    let (lane, site) = (lane::current(), Location::caller());
+    let Piece { shared, global, bytes, .. } = piece;
+    let done = race::note_bulk_store(shared, bytes);
+    let written =
+        done.map(|_| lane.writes_clock.next(lane.block().timelines(), AsyncOperation::BulkWrite));
+    let operation = AsyncOperation::BulkWrite;
+    race::note_device_async(operation, written, Act::Store, global, bytes, site);
+    lane.stores.borrow_mut().push(piece, done);
+    lane.writes.borrow_mut().push((), written);
 }
 
 #[inline(always)]
 pub unsafe fn commit_group() {
-    lane::current().stores.borrow_mut().close();
+    let lane = lane::current();
+    lane.stores.borrow_mut().close();
+    lane.writes.borrow_mut().close();
 }
 
 /// The last moment to read shared memory; what was read is also written then.
@@ -378,4 +401,6 @@ pub unsafe fn wait_group_read<const N: u32>() {
 #[inline(always)]
 pub unsafe fn wait_group<const N: u32>() {
     wait_group_read::<N>();
+    let lane = lane::current();
+    lane.learn(lane.writes.borrow_mut().land(N, |()| ()));
 }

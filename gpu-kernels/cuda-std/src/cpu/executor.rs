@@ -1,6 +1,6 @@
 //! Launches: the grid's blocks over worker threads, and what becomes of blocks that wait.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use super::cluster::{Cluster, Outcome};
 use super::fault::{BlockIdx, Fault, Refusal};
 use super::lane::{self, Entry};
 use super::order::LaneOrder;
+use super::race::{Abroad, Epoch, Queue};
 
 /// Shared memory that a block can have, as on an H200.
 pub const MAX_SHARED_BYTES: u32 = 227 * 1024;
@@ -49,7 +50,7 @@ pub struct ExecutorConfig {
     /// Whether reading device memory that nothing wrote is a fault, in allocations
     /// [that keep track](super::memory::Allocation::with_init_check). For shared memory it always is.
     pub check_init: bool,
-    /// Whether accesses to shared memory that nothing orders are a fault.
+    /// Whether accesses to shared or device memory that nothing orders are a fault.
     pub check_races: bool,
     /// How long a launch may do nothing but poll.
     pub deadline: Duration,
@@ -73,6 +74,8 @@ pub struct Executor {
     config: ExecutorConfig,
     pool: Option<rayon::ThreadPool>,
     num_launches: AtomicU64,
+    /// Which of the process's it is: a GPU of its own.
+    device: u16,
 }
 
 impl Executor {
@@ -89,7 +92,9 @@ impl Executor {
                 .build()
                 .expect("the system starts worker threads")
         });
-        Self { config, pool, num_launches: AtomicU64::new(0) }
+        static NUM_EXECUTORS: AtomicU16 = AtomicU16::new(0);
+        let device = NUM_EXECUTORS.fetch_add(1, Ordering::Relaxed);
+        Self { config, pool, num_launches: AtomicU64::new(0), device }
     }
 
     /// How it runs kernels.
@@ -97,7 +102,17 @@ impl Executor {
         &self.config
     }
 
-    /// Runs `kernel` to its end.
+    /// As [`launch_on`](Self::launch_on), on a queue of its own, and waits for it.
+    ///
+    /// # Errors
+    /// # Safety
+    /// As there.
+    pub unsafe fn launch<K: Kernel>(&self, dims: LaunchDims, kernel: K) -> Result<(), Fault> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_on(&Queue::new(), dims, kernel) }
+    }
+
+    /// Runs `kernel` to its end, as the next work of `queue`.
     ///
     /// # Errors
     /// A launch that no device would accept is refused before anything runs. A fault in any
@@ -106,7 +121,12 @@ impl Executor {
     /// # Safety
     /// As the kernel says. Every access is checked, so a wrong argument is a fault; but nobody
     /// else may free or, unless both sides use atomics, touch the memory while the kernel runs.
-    pub unsafe fn launch<K: Kernel>(&self, dims: LaunchDims, kernel: K) -> Result<(), Fault> {
+    pub unsafe fn launch_on<K: Kernel>(
+        &self,
+        queue: &Queue,
+        dims: LaunchDims,
+        kernel: K,
+    ) -> Result<(), Fault> {
         unsafe fn run<K: Kernel>(kernel: *const ()) {
             // SAFETY: `launch` passes its kernel, and is there until all lanes have ended.
             unsafe { (*kernel.cast::<K>()).run() }
@@ -119,7 +139,15 @@ impl Executor {
             Some(pool) => num_clusters.min(pool.current_num_threads() as u64) as usize,
             None => 1,
         };
+        let (work, mut known) = queue.begin();
+        if !self.config.check_races {
+            known = Abroad::nothing();
+        }
         let launch = Launch {
+            work,
+            learned: Mutex::new(known.clone()),
+            known,
+            device: self.device,
             kernel: K::NAME,
             dims,
             entry: Entry { kernel: (&raw const kernel).cast(), run: run::<K> },
@@ -149,6 +177,7 @@ impl Executor {
             }
             _ => launch.work(0),
         }
+        queue.end(work, &launch.learned.into_inner().unwrap_or_else(PoisonError::into_inner));
         match launch.fault.into_inner().unwrap_or_else(PoisonError::into_inner) {
             None => Ok(()),
             Some(fault) => Err(fault),
@@ -188,6 +217,14 @@ const DONE: u64 = u64::MAX;
 
 /// One launch, as its workers share it.
 pub(super) struct Launch {
+    /// When it is, on its queue.
+    pub work: Epoch,
+    /// What its threads know when they start.
+    pub known: Abroad,
+    /// What those know that have ended.
+    learned: Mutex<Abroad>,
+    /// That of its executor.
+    pub device: u16,
     pub kernel: &'static str,
     pub dims: LaunchDims,
     pub entry: Entry,
@@ -286,7 +323,13 @@ impl Launch {
         spare: &mut Vec<Cluster>,
     ) -> bool {
         match cluster.run() {
-            Outcome::Finished => spare.push(cluster),
+            Outcome::Finished => {
+                if self.check_races {
+                    let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+                    cluster.blocks().for_each(|block| block.tell_learned(&mut learned));
+                }
+                spare.push(cluster);
+            }
             Outcome::Spinning { progress } => {
                 polling.push(cluster);
                 return progress;

@@ -167,7 +167,7 @@ pub enum Violation {
         /// What the address must be a multiple of.
         alignment: usize,
     },
-    /// Two accesses of shared memory, not both loads, in no order.
+    /// Two accesses of shared or of device memory, not both loads, in no order.
     #[error("data race: {0}")]
     Race(Box<Race>),
     /// Of bytes that nothing wrote.
@@ -246,9 +246,16 @@ impl Access {
             Self::GlobalStore | Self::SharedStore => "writes",
         }
     }
+
+    fn memory(self) -> &'static str {
+        match self {
+            Self::GlobalLoad | Self::GlobalStore => "device",
+            Self::SharedLoad | Self::SharedStore => "shared",
+        }
+    }
 }
 
-/// An access of shared memory, and the one before that it is not ordered after.
+/// An access of memory, and the one before that it is not ordered after.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Race {
     /// What accesses it, in words.
@@ -269,11 +276,14 @@ pub struct Race {
     pub missing: OrderedBy,
 }
 
+impl std::error::Error for Race {}
+
 impl fmt::Display for Race {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { who, access, address, bytes, other, other_access, other_site, missing } = self;
         let (verb, other_verb) = (access.verb(), other_access.verb());
-        write!(f, "{who} {verb} {bytes} bytes at {address:#x} of shared memory, ")?;
+        let memory = access.memory();
+        write!(f, "{who} {verb} {bytes} bytes at {address:#x} of {memory} memory, ")?;
         write!(f, "which {other} {other_verb} at {other_site}, and {missing}")
     }
 }
@@ -287,6 +297,12 @@ pub enum OrderedBy {
     Wait,
     /// A fence between what threads store and what the async proxy sees.
     ProxyFence,
+    /// A release by one cluster that the other acquires.
+    Release,
+    /// The order of two launches or copies; or, as between clusters, a release.
+    Queue,
+    /// A scope that reaches from one atomic act to the other.
+    Scope,
 }
 
 impl fmt::Display for OrderedBy {
@@ -295,6 +311,9 @@ impl fmt::Display for OrderedBy {
             Self::Barrier => "no barrier orders the two",
             Self::Wait => "nothing has waited for that",
             Self::ProxyFence => "no fence_proxy_async lies between",
+            Self::Release => "no release and acquire orders the two",
+            Self::Queue => "no queue, event or wait of the host orders the two",
+            Self::Scope => "the scope of one atomic operation does not reach the other",
         })
     }
 }

@@ -7,6 +7,7 @@ use super::fault::{Access, Violation};
 use super::grid;
 use super::lane;
 use super::memory::{self, Extent, NOWHERE, all_written, count_write, mark_written};
+use super::race::{self, Act, DeviceHistories};
 
 /// Memory from an address on, in an allocation that was live when the view was made.
 ///
@@ -77,37 +78,65 @@ impl RawGlobal {
     #[inline(always)]
     #[track_caller]
     pub unsafe fn load<T>(self, byte_idx: usize) -> T {
-        self.check_load(byte_idx, size_of::<T>(), align_of::<T>()).cast::<T>().read()
+        self.read(byte_idx, align_of::<T>())
     }
 
     #[inline(always)]
     #[track_caller]
     pub unsafe fn store<T>(self, byte_idx: usize, value: T) {
-        self.check_store(byte_idx, size_of::<T>(), align_of::<T>()).cast::<T>().write(value);
+        self.write(byte_idx, value, align_of::<T>());
     }
 
     #[inline(always)]
     #[track_caller]
     pub unsafe fn load_x2(self, byte_idx: usize) -> [u32; 2] {
-        self.check_load(byte_idx, 8, 8).cast::<[u32; 2]>().read()
+        self.read(byte_idx, 8)
     }
 
     #[inline(always)]
     #[track_caller]
     pub unsafe fn load_x4(self, byte_idx: usize) -> [u32; 4] {
-        self.check_load(byte_idx, 16, 16).cast::<[u32; 4]>().read()
+        self.read(byte_idx, 16)
     }
 
     #[inline(always)]
     #[track_caller]
     pub unsafe fn store_x2(self, byte_idx: usize, value: [u32; 2]) {
-        self.check_store(byte_idx, 8, 8).cast::<[u32; 2]>().write(value);
+        self.write(byte_idx, value, 8);
     }
 
     #[inline(always)]
     #[track_caller]
     pub unsafe fn store_x4(self, byte_idx: usize, value: [u32; 4]) {
-        self.check_store(byte_idx, 16, 16).cast::<[u32; 4]>().write(value);
+        self.write(byte_idx, value, 16);
+    }
+
+    /// The value at byte `byte_idx`.
+    #[inline(always)]
+    #[track_caller]
+    unsafe fn read<T>(self, byte_idx: usize, alignment: usize) -> T {
+        let place = self.check_load(byte_idx, size_of::<T>(), alignment);
+        race::note_device(Act::Load, self.offset_bytes(byte_idx), size_of::<T>());
+        place.cast::<T>().read()
+    }
+
+    #[inline(always)]
+    #[track_caller]
+    unsafe fn write<T>(self, byte_idx: usize, value: T, alignment: usize) {
+        let place = self.check_store(byte_idx, size_of::<T>(), alignment);
+        race::note_device(Act::Store, self.offset_bytes(byte_idx), size_of::<T>());
+        place.cast::<T>().write(value);
+    }
+
+    /// Who accessed its allocation, and the byte of that at which it begins.
+    pub(super) fn histories(&self) -> (&'static DeviceHistories, usize) {
+        self.extent.histories(self.address)
+    }
+
+    /// Where it begins.
+    #[inline(always)]
+    pub(super) fn place(self) -> *mut u8 {
+        self.address
     }
 
     /// Where to read `bytes` bytes that were written, or a fault.
@@ -129,18 +158,13 @@ impl RawGlobal {
         place
     }
 
-    /// Where to read `bytes` bytes of a tile, and whether something wrote all of them, or a fault.
+    /// Whether something wrote all of `bytes` bytes of a tile; a fault if it may not be read.
     #[track_caller]
-    pub(super) fn check_tile_load(
-        self,
-        byte_idx: usize,
-        bytes: usize,
-        alignment: usize,
-    ) -> (*mut u8, bool) {
-        let place = self.check(byte_idx, bytes, alignment, Access::GlobalLoad);
+    pub(super) fn check_tile_load(self, bytes: usize, alignment: usize) -> bool {
+        let place = self.check(0, bytes, alignment, Access::GlobalLoad);
         let marks = self.extent.marks(place).filter(|_| checks_init());
         // SAFETY: an extent has a mark for each byte, and these are in bounds.
-        (place, marks.is_none_or(|marks| unsafe { all_written(marks, bytes) }))
+        marks.is_none_or(|marks| unsafe { all_written(marks, bytes) })
     }
 
     /// Where to write `bytes` bytes, which count as written from now on, or a fault.

@@ -10,10 +10,10 @@ use corosensei::Yielder;
 
 use super::async_copy::Copies;
 use super::block::Block;
-use super::bulk::{Piece, Stores};
+use super::bulk::{Piece, Stores, Writes};
 use super::fault::{Site, Violation};
 use super::grid;
-use super::race::{AsyncClock, Epoch, Knowledge, ThreadClock};
+use super::race::{Abroad, AsyncClock, Epoch, Fences, Knowledge, ThreadClock};
 use super::warp::Operation;
 use super::wgmma::Multiplications;
 
@@ -58,11 +58,15 @@ pub(super) struct Lane {
     pub wait: Cell<Wait>,
     pub copies: RefCell<Copies>,
     pub stores: RefCell<Stores>,
+    pub writes: RefCell<Writes>,
     pub multiplications: RefCell<Multiplications>,
-    /// Where races are looked for, what the lane knows, and when its copies and stores are done.
+    /// Where races are looked for, what the lane knows, and when its copies and stores are done: bulk
+    /// stores twice, when they have read shared memory and when they have written device memory.
     pub clock: RefCell<ThreadClock>,
     pub copies_clock: AsyncClock,
     pub stores_clock: AsyncClock,
+    pub writes_clock: AsyncClock,
+    pub fences: RefCell<Fences>,
     /// As [`is_early`] tells while this lane runs.
     early: Cell<bool>,
     yielder: Cell<*const Yielder<(), ()>>,
@@ -77,10 +81,13 @@ impl Lane {
             wait: Cell::new(Wait::Start),
             copies: RefCell::default(),
             stores: RefCell::default(),
+            writes: RefCell::default(),
             multiplications: RefCell::default(),
-            clock: RefCell::new(ThreadClock::new(0)),
+            clock: RefCell::new(ThreadClock::new(0, Abroad::nothing())),
             copies_clock: AsyncClock::default(),
             stores_clock: AsyncClock::default(),
+            writes_clock: AsyncClock::default(),
+            fences: RefCell::default(),
             early: Cell::new(false),
             yielder: Cell::new(ptr::null()),
         }
@@ -91,11 +98,16 @@ impl Lane {
         self.wait.set(Wait::Start);
         self.copies.borrow_mut().clear();
         self.stores.borrow_mut().clear();
+        self.writes.borrow_mut().clear();
         self.multiplications.borrow_mut().clear();
-        self.clock.replace(ThreadClock::new(self.block().timeline_of(self.linear)));
+        let launch = self.block().launch();
+        let timeline = self.block().timeline_of(self.linear);
+        self.clock.replace(ThreadClock::new(timeline, launch.known.clone()));
         self.copies_clock.clear();
         self.stores_clock.clear();
-        self.early.set(self.block().launch().is_early);
+        self.writes_clock.clear();
+        self.fences.replace(Fences::new(launch.known.clone()));
+        self.early.set(launch.is_early);
     }
 
     #[inline(always)]

@@ -17,6 +17,7 @@ use crate::global::{Global, GlobalMut};
 
 use super::global::RawGlobal;
 use super::mapping::Mapping;
+use super::race::DeviceHistories;
 
 /// Every byte of fresh memory: NaN in each float type.
 pub(super) const POISON: u8 = 0xff;
@@ -60,6 +61,8 @@ pub(super) struct Extent {
     marks: AtomicPtr<u8>,
     /// Whether a kernel has written here.
     pub(super) has_kernel_data: AtomicBool,
+    /// Who accessed it, once someone did that is watched for races.
+    histories: AtomicPtr<DeviceHistories>,
 }
 
 /// The extent of views that lie in no allocation. Its generation is none of theirs.
@@ -73,6 +76,37 @@ impl Extent {
             bytes: AtomicUsize::new(0),
             marks: AtomicPtr::new(ptr::null_mut()),
             has_kernel_data: AtomicBool::new(false),
+            histories: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    /// Who accessed the live allocation, and the byte of it that `place` is.
+    pub(super) fn histories(&self, place: *mut u8) -> (&DeviceHistories, usize) {
+        let (first, bytes) = self.range();
+        let mut histories = self.histories.load(Ordering::Acquire);
+        if histories.is_null() {
+            let new = Box::into_raw(Box::new(DeviceHistories::new(bytes)));
+            let none = ptr::null_mut();
+            let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
+            histories = match self.histories.compare_exchange(none, new, success, failure) {
+                Ok(_) => new,
+                Err(theirs) => {
+                    // SAFETY: made above, and nobody else knows it.
+                    drop(unsafe { Box::from_raw(new) });
+                    theirs
+                }
+            };
+        }
+        // SAFETY: they are freed with the allocation, which nobody frees who accesses it.
+        (unsafe { &*histories }, place as usize - first as usize)
+    }
+
+    /// Frees them.
+    fn forget_histories(&self) {
+        let histories = self.histories.swap(ptr::null_mut(), Ordering::AcqRel);
+        if !histories.is_null() {
+            // SAFETY: made by `histories`, and no longer to be found.
+            drop(unsafe { Box::from_raw(histories) });
         }
     }
 
@@ -378,6 +412,7 @@ impl Drop for Allocation {
     fn drop(&mut self) {
         let mut registry = REGISTRY.write().unwrap_or_else(PoisonError::into_inner);
         self.extent.generation.fetch_add(1, Ordering::Release);
+        self.extent.forget_histories();
         registry.live.remove(&self.address());
         registry.unused.push(self.extent);
     }

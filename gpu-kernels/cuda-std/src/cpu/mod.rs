@@ -42,15 +42,15 @@
 //! - **Lateness.** Asynchronous copies land as late as the rules allow: at the wait that covers
 //!   them. A missing wait reads what was there before. A warpgroup's multiplications read their
 //!   tiles at that wait, too, and until then their accumulator is NaN.
-//! - **Races.** Two accesses to a byte of shared memory, one of them a store, have something between
+//! - **Races.** Two accesses to a byte, one of them a store and not both atomic, have something between
 //!   them that orders them: a barrier of the block, the cluster or the warp, an mbarrier, the wait for a
-//!   copy or for a multiplication. For what threads store and the async proxy reads (bulk stores,
-//!   multiplications) or overwrites, that includes
-//!   [`fence_proxy_async`](crate::bulk::fence_proxy_async). A missing one is reported with both lines,
-//!   in whatever order the threads happened to run.
+//!   copy or for a multiplication; between blocks and ranks a release and an acquire, or fences, whose
+//!   scope reaches the other; between launches and copies their [queue](Queue), an event or a wait of the
+//!   host. For what threads store and the async proxy reads (bulk copies, multiplications) or overwrites,
+//!   that includes [`fence_proxy_async`](crate::bulk::fence_proxy_async). A missing one is reported with
+//!   both lines, in whatever order things happened to run.
 //! - **Order.** Nothing promises in which order threads run between two waits. A
-//!   [seed](LaneOrder::Seeded) shuffles it, repeatably, so that a missing barrier between accesses to
-//!   device memory shows as a wrong answer or as a read of poison.
+//!   [seed](LaneOrder::Seeded) shuffles it, repeatably: results must not change.
 //! - **Deadline.** A launch in which all blocks only poll ends after the executor's
 //!   [deadline](ExecutorConfig::deadline). Writes to device memory, and threads that return, count
 //!   as getting on.
@@ -59,8 +59,8 @@
 //! nothing leaks, and a panic in a kernel is a fault too.
 //!
 //! # What it does not model
-//! Time, caches, shared memory banks, races in device memory and its weak ordering. A kernel that
-//! overflows its stack of 256 KiB runs into a guard page, and the process ends.
+//! Time, caches, shared memory banks, and what a race would read: atomic operations are seen at once and
+//! by all. A kernel that overflows its stack of 256 KiB runs into a guard page, and the process ends.
 
 pub(crate) mod async_copy;
 pub(crate) mod atomic;
@@ -95,6 +95,7 @@ pub use fault::{
     WaitsFor,
 };
 pub use order::LaneOrder;
+pub use race::{Mark, Queue};
 
 /// The names that the PTX side has, too.
 pub(crate) mod arch {

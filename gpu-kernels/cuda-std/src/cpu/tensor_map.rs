@@ -5,12 +5,11 @@ use std::any::type_name;
 use bytemuck::AnyBitPattern;
 
 use super::block::Block;
-use super::bulk::{Piece, issue_load};
+use super::bulk::{Piece, issue_load, issue_store};
 use super::cluster;
 use super::fault::{Access, Violation};
 use super::global::RawGlobal;
 use super::lane;
-use super::race;
 use super::shared::RawShared;
 
 /// Pieces that the copy engine moves, and what addresses and strides of tensors are multiples of.
@@ -345,7 +344,9 @@ fn load_in<const RANK: usize>(
     dst.check_store(bytes, TILE_ALIGNMENT);
     let mut pieces = Vec::new();
     for (shared, byte, bytes) in tiles.places(dst, at) {
-        let (global, is_written) = tiles.view.check_tile_load(byte, bytes, tiles.element_bytes);
+        // SAFETY: an address; the next line checks it.
+        let global = unsafe { tiles.view.offset_bytes(byte) };
+        let is_written = global.check_tile_load(bytes, tiles.element_bytes);
         pieces.push(Piece { shared, global, bytes, is_written });
     }
     issue_load(block, dst, bytes, pieces, barrier);
@@ -366,11 +367,10 @@ pub unsafe fn load_with_policy<const RANK: usize>(
 pub unsafe fn store<const RANK: usize>(map: &RawTensorMap<RANK>, at: [i32; RANK], src: RawShared) {
     let tiles = &map.tiles;
     src.check(tiles.tile_bytes(), TILE_ALIGNMENT, Access::SharedLoad);
-    let mut stores = lane::current().stores.borrow_mut();
     for (shared, byte, bytes) in tiles.places(src, at) {
         shared.check_load(bytes, 1);
-        let done = race::note_bulk_store(shared, bytes);
-        let global = tiles.view.check_store(byte, bytes, tiles.element_bytes);
-        stores.push(Piece { shared, global, bytes, is_written: true }, done);
+        let global = tiles.view.offset_bytes(byte);
+        global.check_store(0, bytes, tiles.element_bytes);
+        issue_store(Piece { shared, global, bytes, is_written: true });
     }
 }

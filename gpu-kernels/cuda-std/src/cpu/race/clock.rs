@@ -1,14 +1,16 @@
 //! Vector clocks: who knows of what.
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::Arc;
 
-/// What happens in an order of its own: a thread of a cluster, by its index there; or what works beside
-/// the threads, numbered after them.
+use super::abroad::{Abroad, ClusterId};
+
+/// What happens in an order of its own: a thread of a cluster, by its index there; what works beside
+/// the threads, numbered after them; or a [queue](super::queue::Queue).
 pub type Timeline = u16;
 
 /// A time on a timeline, from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Epoch {
     pub timeline: Timeline,
     pub time: u32,
@@ -16,9 +18,13 @@ pub struct Epoch {
 
 /// Of each timeline the last time that is known; 0 for nothing. Cheap to pass on as it is.
 #[derive(Clone, Default)]
-struct VectorClock(Option<Rc<Vec<u32>>>);
+pub struct VectorClock(Option<Arc<Vec<u32>>>);
 
 impl VectorClock {
+    pub const fn nothing() -> Self {
+        Self(None)
+    }
+
     #[inline]
     fn times(&self) -> &[u32] {
         self.0.as_ref().map_or(&[], |times| times)
@@ -29,15 +35,20 @@ impl VectorClock {
         self.times().get(usize::from(timeline)).copied().unwrap_or(0)
     }
 
-    fn is_same(&self, other: &Self) -> bool {
+    #[inline]
+    pub fn has(&self, Epoch { timeline, time }: Epoch) -> bool {
+        self.time_of(timeline) >= time
+    }
+
+    pub fn is_same(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
-            (Some(times), Some(others)) => Rc::ptr_eq(times, others),
+            (Some(times), Some(others)) => Arc::ptr_eq(times, others),
             (None, None) => true,
             _ => false,
         }
     }
 
-    fn includes(&self, other: &Self) -> bool {
+    pub fn includes(&self, other: &Self) -> bool {
         let (times, others) = (self.times(), other.times());
         let num_both = times.len().min(others.len());
         let (both, rest) = others.split_at(num_both);
@@ -46,14 +57,14 @@ impl VectorClock {
     }
 
     fn at_least(&mut self, len: usize) -> &mut [u32] {
-        let times = Rc::make_mut(self.0.get_or_insert_default());
+        let times = Arc::make_mut(self.0.get_or_insert_default());
         if times.len() < len {
             times.resize(len, 0);
         }
         times
     }
 
-    fn join(&mut self, other: &Self) {
+    pub fn join(&mut self, other: &Self) {
         if self.is_same(other) || self.includes(other) {
             return;
         }
@@ -68,7 +79,7 @@ impl VectorClock {
         }
     }
 
-    fn learn(&mut self, Epoch { timeline, time }: Epoch) {
+    pub fn learn(&mut self, Epoch { timeline, time }: Epoch) {
         if self.time_of(timeline) < time {
             let idx = usize::from(timeline);
             self.at_least(idx + 1)[idx] = time;
@@ -76,38 +87,72 @@ impl VectorClock {
     }
 }
 
-/// What is known to have happened.
+/// What is known to have happened in a cluster.
 #[derive(Clone, Default)]
-pub struct Knowledge {
+pub struct Known {
     happened: VectorClock,
     /// What of it the async proxy sees, too, although it did not do it.
     fenced: VectorClock,
 }
 
-impl Knowledge {
+impl Known {
     #[inline]
     pub fn includes(&self, epoch: Epoch) -> bool {
-        self.happened.time_of(epoch.timeline) >= epoch.time
+        self.happened.has(epoch)
     }
 
     /// Whether the async proxy sees what was done then in the generic proxy.
     #[inline]
     pub fn includes_fenced(&self, epoch: Epoch) -> bool {
-        self.fenced.time_of(epoch.timeline) >= epoch.time
+        self.fenced.has(epoch)
+    }
+
+    #[inline]
+    fn is_same(&self, other: &Self) -> bool {
+        self.happened.is_same(&other.happened) && self.fenced.is_same(&other.fenced)
+    }
+
+    pub fn join(&mut self, other: &Self) {
+        self.happened.join(&other.happened);
+        self.fenced.join(&other.fenced);
+    }
+
+    /// Makes all of it visible to the async proxy.
+    pub fn fence_proxy(&mut self) {
+        self.fenced = self.happened.clone();
+    }
+}
+
+/// What is known to have happened: in a cluster by those who are of it, and elsewhere.
+#[derive(Clone, Default)]
+pub struct Knowledge {
+    here: Known,
+    abroad: Abroad,
+}
+
+impl Knowledge {
+    #[inline]
+    pub fn here(&self) -> &Known {
+        &self.here
+    }
+
+    #[inline]
+    pub fn abroad(&self) -> &Abroad {
+        &self.abroad
     }
 
     pub fn learn(&mut self, epoch: Epoch) {
-        self.happened.learn(epoch);
+        self.here.happened.learn(epoch);
     }
 
     #[inline]
     pub fn is_same(&self, other: &Self) -> bool {
-        self.happened.is_same(&other.happened) && self.fenced.is_same(&other.fenced)
+        self.here.is_same(&other.here) && self.abroad.is_same(&other.abroad)
     }
 
     fn join(&mut self, other: &Self) {
-        self.happened.join(&other.happened);
-        self.fenced.join(&other.fenced);
+        self.here.join(&other.here);
+        self.abroad.join(&other.abroad);
     }
 }
 
@@ -121,9 +166,10 @@ pub struct ThreadClock {
 }
 
 impl ThreadClock {
-    pub fn new(timeline: Timeline) -> Self {
+    /// That of a thread that starts with knowing what happened `abroad`.
+    pub fn new(timeline: Timeline, abroad: Abroad) -> Self {
         let now = Epoch { timeline, time: 1 };
-        Self { now, knowledge: Knowledge::default(), fenced_until: 0 }
+        Self { now, knowledge: Knowledge { here: Known::default(), abroad }, fenced_until: 0 }
     }
 
     #[inline]
@@ -136,32 +182,42 @@ impl ThreadClock {
         &self.knowledge
     }
 
+    /// Whether what happened then in the thread's cluster is known.
     #[inline]
     pub fn knows(&self, epoch: Epoch) -> bool {
-        epoch.timeline == self.now.timeline || self.knowledge.includes(epoch)
+        epoch.timeline == self.now.timeline || self.knowledge.here.includes(epoch)
     }
 
     /// Whether the async proxy sees what was done then in the generic proxy, for all this thread knows.
     #[inline]
     pub fn knows_fenced(&self, epoch: Epoch) -> bool {
         let own = epoch.timeline == self.now.timeline && epoch.time <= self.fenced_until;
-        own || self.knowledge.includes_fenced(epoch)
+        own || self.knowledge.here.includes_fenced(epoch)
     }
 
     /// Makes all that the thread knows visible to the async proxy.
     pub fn fence_proxy(&mut self) {
-        self.knowledge.fenced = self.knowledge.happened.clone();
+        self.knowledge.here.fence_proxy();
+        self.knowledge.abroad.fence_proxy();
         self.fenced_until = self.now.time;
         self.now.time += 1;
     }
 
-    /// Tells `to` what the thread knows and did; what it does from now on is not told.
+    /// Tells `to`, for the thread's cluster, what the thread knows and did; what it does from now on is
+    /// not told.
     pub fn release(&mut self, to: &mut Knowledge) {
         to.join(&self.knowledge);
-        self.tell_own(to);
+        self.tell_own(&mut to.here);
     }
 
-    fn tell_own(&mut self, to: &mut Knowledge) {
+    /// As [`release`](Self::release), for those who are not of the thread's `cluster`, too.
+    pub fn release_abroad(&mut self, cluster: ClusterId) -> Abroad {
+        let mut here = self.knowledge.here.clone();
+        self.tell_own(&mut here);
+        self.knowledge.abroad.with(cluster, here)
+    }
+
+    fn tell_own(&mut self, to: &mut Known) {
         to.happened.learn(self.now);
         to.fenced.learn(Epoch { time: self.fenced_until, ..self.now });
         self.now.time += 1;
@@ -169,6 +225,14 @@ impl ThreadClock {
 
     pub fn acquire(&mut self, from: &Knowledge) {
         self.knowledge.join(from);
+    }
+
+    /// As [`acquire`](Self::acquire), of what was told to all, by a thread of `cluster`.
+    pub fn acquire_abroad(&mut self, from: &Abroad, cluster: ClusterId) {
+        self.knowledge.abroad.join(from);
+        if let Some(here) = from.of(cluster) {
+            self.knowledge.here.join(here);
+        }
     }
 
     /// Something that worked beside the thread is known to be done.
@@ -188,6 +252,6 @@ pub fn meet<'a>(clocks: impl Iterator<Item = &'a RefCell<ThreadClock>> + Clone) 
             last = knowledge.clone();
         }
     }
-    clocks.clone().for_each(|clock| clock.borrow_mut().tell_own(&mut all));
+    clocks.clone().for_each(|clock| clock.borrow_mut().tell_own(&mut all.here));
     clocks.for_each(|clock| clock.borrow_mut().knowledge = all.clone());
 }

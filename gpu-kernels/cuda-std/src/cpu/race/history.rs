@@ -1,61 +1,60 @@
-//! What each byte of shared memory remembers: its last store, and what was done to it since.
+//! What each byte of memory remembers: its last store, and what was done to it since.
 
 use std::ops::Range;
 
-use crate::cpu::lane::Caller;
-
-use super::clock::{Epoch, Timeline};
-
-/// What is done to shared memory.
+/// What is done to memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Act {
     Load,
     Store,
-    /// Load and store at once, as others' updates may.
+    /// A load that others' updates may meet.
+    AtomicLoad,
+    /// A store, or a load and a store at once, that others' atomic acts may meet.
     Update,
 }
 
-/// Who did what, when, and where in a kernel.
-#[derive(Clone, Copy)]
-pub struct Event {
-    time: u32,
-    timeline: Timeline,
-    pub act: Act,
-    pub site: Caller,
+impl Act {
+    pub fn is_atomic(self) -> bool {
+        matches!(self, Self::AtomicLoad | Self::Update)
+    }
+
+    pub fn stores(self) -> bool {
+        matches!(self, Self::Store | Self::Update)
+    }
 }
 
-impl Event {
-    pub fn new(Epoch { timeline, time }: Epoch, act: Act, site: Caller) -> Self {
-        Self { time, timeline, act, site }
-    }
+/// Who did what, when, and where in a kernel.
+pub trait Event: Copy {
+    /// Of events with the same key only the last counts: who did it knows its past.
+    type Key: Ord;
+    /// Loads and updates since a store that are kept apart, at most.
+    const MAX_APART: usize;
 
-    #[inline]
-    pub fn epoch(&self) -> Epoch {
-        Epoch { timeline: self.timeline, time: self.time }
-    }
+    fn key(&self) -> Self::Key;
 
-    /// Of events with the same key only the last counts: a timeline knows its past.
-    fn key(&self) -> (Timeline, Act) {
-        (self.timeline, self.act)
-    }
+    fn act(&self) -> Act;
 
+    /// The event as one of those that are not kept apart.
+    fn merged(self) -> Self;
+
+    /// Whether the two must be ordered.
     fn conflicts_with(&self, other: &Self) -> bool {
-        self.act != other.act || self.act == Act::Store
+        let (act, other) = (self.act(), other.act());
+        (act.stores() || other.stores()) && !(act.is_atomic() && other.is_atomic())
     }
 }
 
 /// Loads and updates since the last store, the last of each key.
-#[derive(Clone, Default)]
-enum Since {
-    #[default]
+#[derive(Clone)]
+enum Since<E> {
     Nothing,
-    One(Event),
+    One(E),
     /// By key.
-    Many(Vec<Event>),
+    Many(Vec<E>),
 }
 
-impl Since {
-    fn events(&self) -> &[Event] {
+impl<E: Event> Since<E> {
+    fn events(&self) -> &[E] {
         match self {
             Self::Nothing => &[],
             Self::One(event) => std::slice::from_ref(event),
@@ -66,24 +65,32 @@ impl Since {
     /// Adds an event. What is ordered before it, by `is_before`, is of no more interest: who comes
     /// after it comes after that.
     #[inline]
-    fn add(&mut self, event: Event, is_before: &impl Fn(&Event) -> bool) {
+    fn add(&mut self, event: E, is_before: &impl Fn(&E) -> bool) {
         match self {
             Self::Nothing => *self = Self::One(event),
             Self::One(other) if other.key() == event.key() || is_before(other) => *other = event,
             Self::One(other) => {
                 let mut events = vec![*other, event];
-                events.sort_by_key(Event::key);
+                events.sort_by_key(E::key);
                 *self = Self::Many(events);
             }
             Self::Many(events) => {
-                match events.binary_search_by_key(&event.key(), Event::key) {
-                    Ok(idx) => events[idx] = event,
-                    // Now and then, so that it costs little.
-                    Err(_) if events.len().is_power_of_two() => {
-                        events.retain(|event| !is_before(event));
-                        let idx = events.partition_point(|other| other.key() < event.key());
-                        events.insert(idx, event);
+                let place_of =
+                    |events: &[E], event: &E| events.binary_search_by_key(&event.key(), E::key);
+                let mut event = event;
+                let mut place = place_of(events, &event);
+                // Now and then, so that it costs little.
+                if place.is_err()
+                    && (events.len().is_power_of_two() || events.len() >= E::MAX_APART)
+                {
+                    events.retain(|event| !is_before(event));
+                    if events.len() >= E::MAX_APART {
+                        event = event.merged();
                     }
+                    place = place_of(events, &event);
+                }
+                match place {
+                    Ok(idx) => events[idx] = event,
                     Err(idx) => events.insert(idx, event),
                 }
             }
@@ -92,46 +99,48 @@ impl Since {
 }
 
 /// The history of bytes that were always accessed together.
-#[derive(Clone, Default)]
-struct History {
-    stored: Option<Event>,
-    since: Since,
+#[derive(Clone)]
+pub struct History<E> {
+    stored: Option<E>,
+    since: Since<E>,
     /// Whether any of `since` is an update.
     has_updates: bool,
 }
 
-impl History {
+impl<E> Default for History<E> {
+    fn default() -> Self {
+        Self { stored: None, since: Since::Nothing, has_updates: false }
+    }
+}
+
+impl<E: Event> History<E> {
     /// Adds an event, unless it races: that with which it does is the error.
     #[inline]
-    fn add_event(
-        &mut self,
-        event: Event,
-        is_before: &impl Fn(&Event) -> bool,
-    ) -> Result<(), Event> {
+    fn add_event(&mut self, event: E, is_before: &impl Fn(&E) -> bool) -> Result<(), E> {
         self.check_store(is_before)?;
-        if event.act != Act::Load || self.has_updates {
-            let races = |other: &&Event| event.conflicts_with(other) && !is_before(other);
+        if event.act().stores() || self.has_updates {
+            let races = |other: &&E| event.conflicts_with(other) && !is_before(other);
             if let Some(&other) = self.since.events().iter().find(races) {
                 return Err(other);
             }
         }
-        match event.act {
-            Act::Store => *self = Self::after(event),
-            Act::Load | Act::Update => {
-                self.has_updates |= event.act == Act::Update;
-                self.since.add(event, is_before);
-            }
+        if event.act() == Act::Store {
+            *self = Self::after(event);
+        } else {
+            self.has_updates |= event.act().stores();
+            self.since.add(event, is_before);
         }
         Ok(())
     }
 
     /// After a store that everything was ordered before.
-    fn after(store: Event) -> Self {
+    fn after(store: E) -> Self {
         Self { stored: Some(store), ..Self::default() }
     }
 
+    /// Checks that the last store is ordered, by `is_before`.
     #[inline]
-    fn check_store(&self, is_before: &impl Fn(&Event) -> bool) -> Result<(), Event> {
+    pub fn check_store(&self, is_before: &impl Fn(&E) -> bool) -> Result<(), E> {
         match self.stored {
             Some(event) if !is_before(&event) => Err(event),
             _ => Ok(()),
@@ -139,61 +148,70 @@ impl History {
     }
 }
 
-/// A piece of shared memory.
-trait Piece {
+/// A piece of memory.
+pub trait Piece {
+    type Event: Event;
     const BYTES: usize;
 
-    fn new(history: &History) -> Self;
+    fn new(history: &History<Self::Event>) -> Self;
 
-    /// Adds an event of the bytes `within` the piece.
+    /// Adds an event of the bytes `within` the piece, unless it races: the error is what it is not
+    /// ordered after, by `is_before`.
     fn add(
         &mut self,
         within: Range<usize>,
-        event: Event,
-        is_before: &impl Fn(&Event) -> bool,
-    ) -> Result<(), Event>;
+        event: Self::Event,
+        is_before: &impl Fn(&Self::Event) -> bool,
+    ) -> Result<(), Self::Event>;
 
     /// The history of byte `byte`.
-    fn of_byte(&self, byte: usize) -> &History;
+    fn of_byte(&self, byte: usize) -> &History<Self::Event>;
 }
 
 /// A byte.
-impl Piece for History {
+impl<E: Event> Piece for History<E> {
+    type Event = E;
     const BYTES: usize = 1;
 
-    fn new(history: &History) -> Self {
+    fn new(history: &Self) -> Self {
         history.clone()
     }
 
     fn add(
         &mut self,
         _within: Range<usize>,
-        event: Event,
-        is_before: &impl Fn(&Event) -> bool,
-    ) -> Result<(), Event> {
+        event: E,
+        is_before: &impl Fn(&E) -> bool,
+    ) -> Result<(), E> {
         self.add_event(event, is_before)
     }
 
-    fn of_byte(&self, _byte: usize) -> &History {
+    fn of_byte(&self, _byte: usize) -> &Self {
         self
     }
 }
 
 /// `N` pieces, which share a history until someone accesses only some of them.
-#[derive(Clone)]
-enum Pieces<P, const N: usize> {
-    Together(History),
+pub enum Pieces<P: Piece, const N: usize> {
+    Together(History<P::Event>),
     Apart(Box<[P; N]>),
 }
 
-type Word = Pieces<History, 4>;
+impl<P: Piece, const N: usize> Default for Pieces<P, N> {
+    fn default() -> Self {
+        Self::Together(History::default())
+    }
+}
+
+type Word<E> = Pieces<History<E>, 4>;
 /// As much as an access of a thread has at most.
-type Quad = Pieces<Word, 4>;
+pub type Quad<E> = Pieces<Word<E>, 4>;
 
 impl<P: Piece, const N: usize> Piece for Pieces<P, N> {
+    type Event = P::Event;
     const BYTES: usize = N * P::BYTES;
 
-    fn new(history: &History) -> Self {
+    fn new(history: &History<P::Event>) -> Self {
         Self::Together(history.clone())
     }
 
@@ -201,9 +219,9 @@ impl<P: Piece, const N: usize> Piece for Pieces<P, N> {
     fn add(
         &mut self,
         within: Range<usize>,
-        event: Event,
-        is_before: &impl Fn(&Event) -> bool,
-    ) -> Result<(), Event> {
+        event: P::Event,
+        is_before: &impl Fn(&P::Event) -> bool,
+    ) -> Result<(), P::Event> {
         let is_all = within.len() == Self::BYTES;
         match self {
             Self::Together(history) if is_all => return history.add_event(event, is_before),
@@ -222,58 +240,16 @@ impl<P: Piece, const N: usize> Piece for Pieces<P, N> {
                 }
             }
         }
-        if is_all && event.act == Act::Store {
+        if is_all && event.act() == Act::Store {
             *self = Self::Together(History::after(event));
         }
         Ok(())
     }
 
-    fn of_byte(&self, byte: usize) -> &History {
+    fn of_byte(&self, byte: usize) -> &History<P::Event> {
         match self {
             Self::Together(history) => history,
             Self::Apart(pieces) => pieces[byte / P::BYTES].of_byte(byte % P::BYTES),
-        }
-    }
-}
-
-/// The histories of a block's shared memory, as far up as it was used.
-#[derive(Default)]
-pub struct Histories(Vec<Quad>);
-
-impl Histories {
-    pub fn clear(&mut self) {
-        self.0.clear();
-    }
-
-    /// Adds an event of `bytes` bytes from byte `first` on, unless it races: the error is what it is not
-    /// ordered after, by `is_before`.
-    pub fn add(
-        &mut self,
-        event: Event,
-        first: u32,
-        bytes: usize,
-        is_before: impl Fn(&Event) -> bool,
-    ) -> Result<(), Event> {
-        let first = first as usize;
-        let end = first + bytes;
-        let quads = first / Quad::BYTES..end.div_ceil(Quad::BYTES);
-        if self.0.len() < quads.end {
-            self.0.resize(quads.end, Quad::new(&History::default()));
-        }
-        for idx in quads {
-            let base = idx * Quad::BYTES;
-            let within = first.max(base) - base..end.min(base + Quad::BYTES) - base;
-            self.0[idx].add(within, event, &is_before)?;
-        }
-        Ok(())
-    }
-
-    /// Checks that the last store to byte `byte` is ordered, by `is_before`.
-    pub fn check_store(&self, byte: u32, is_before: impl Fn(&Event) -> bool) -> Result<(), Event> {
-        let byte = byte as usize;
-        match self.0.get(byte / Quad::BYTES) {
-            Some(quad) => quad.of_byte(byte % Quad::BYTES).check_store(&is_before),
-            None => Ok(()),
         }
     }
 }
