@@ -61,7 +61,8 @@ impl World {
     /// With no rank.
     pub fn mirror(device: &Device, size: usize) -> Self {
         assert!(size > 0, "a world needs at least one rank");
-        Self { num_mirrors: size, ..Self::new(vec![device.clone()]) }
+        // What its ranks send to each other they all write to the same place.
+        Self { num_mirrors: size, ..Self::new(vec![device.letting_races_be()]) }
     }
 
     fn new(devices: Vec<Device>) -> Self {

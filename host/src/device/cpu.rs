@@ -6,7 +6,7 @@ use std::thread;
 
 use cuda_std::Kernel;
 use cuda_std::cpu::memory::{Allocation, MemoryError};
-use cuda_std::cpu::{Executor, ExecutorConfig};
+use cuda_std::cpu::{Access, Executor, ExecutorConfig, Queue};
 use cuda_std::global::{Global, GlobalMut};
 
 use super::cuda::FillPattern;
@@ -29,6 +29,11 @@ impl CpuDevice {
         Self { executor: Executor::new(config), rank }
     }
 
+    pub(super) fn letting_races_be(&self) -> Self {
+        let config = ExecutorConfig { check_races: false, ..*self.executor.config() };
+        Self::new(config, self.rank)
+    }
+
     pub(super) fn id(&self) -> DeviceId {
         DeviceId::Cpu(self.rank)
     }
@@ -43,18 +48,25 @@ impl CpuDevice {
 
     /// # Safety
     /// As [`super::Stream::launch`].
-    pub(super) unsafe fn launch<K: Kernel>(&self, config: LaunchDims, kernel: K) -> Result<()> {
+    pub(super) unsafe fn launch<K: Kernel>(
+        &self,
+        queue: &Queue,
+        config: LaunchDims,
+        kernel: K,
+    ) -> Result<()> {
         // SAFETY: the caller's promise.
-        unsafe { self.executor.launch(config, kernel) }
+        unsafe { self.executor.launch_on(queue, config, kernel) }
             .map_err(|fault| DeviceError::Fault { device: self.id(), source: Box::new(fault) })
     }
 }
 
 /// One allocation. Copies exclude each other, so that they are sound from any thread; kernels do
-/// not, as their launch promises.
+/// not, as their launch promises. Copies are work of a queue; where that tells no order between two
+/// accesses, and races are looked for, the later one is refused.
 pub(super) struct CpuMemory {
     allocation: Allocation,
     device: DeviceId,
+    check_races: bool,
     copying: RwLock<()>,
 }
 
@@ -70,14 +82,15 @@ impl CpuMemory {
 
     pub(super) fn zeroed(cpu: &CpuDevice, bytes: usize) -> Result<Self> {
         let memory = Self::of(cpu, Allocation::new(bytes))?;
-        memory.fill(0, FillPattern::Byte(0), bytes);
+        memory.set(0, FillPattern::Byte(0), bytes);
         Ok(memory)
     }
 
     fn of(cpu: &CpuDevice, allocation: Result<Allocation, MemoryError>) -> Result<Self> {
         let device = cpu.id();
         let allocation = allocation.map_err(|source| DeviceError::HostMemory { device, source })?;
-        Ok(Self { allocation, device, copying: RwLock::new(()) })
+        let check_races = cpu.executor.config().check_races;
+        Ok(Self { allocation, device, check_races, copying: RwLock::new(()) })
     }
 
     pub(super) fn device_id(&self) -> DeviceId {
@@ -106,14 +119,22 @@ impl CpuMemory {
         unsafe { Global::from_address(self.address() + offset as u64, len) }
     }
 
-    pub(super) fn read(&self, offset: usize, destination: &mut [u8]) {
+    pub(super) fn read(&self, queue: &Queue, offset: usize, destination: &mut [u8]) -> Result<()> {
+        self.note(queue, &[(Access::GlobalLoad, self, offset)], destination.len())?;
         let _reading = self.reading();
         // SAFETY: other copies are locked out; kernels, by the promise of their launch.
         let done = unsafe { self.allocation.read(offset, destination) };
         done.expect(CHECKED);
+        Ok(())
     }
 
-    pub(super) fn write(&self, offset: usize, source: &[u8]) {
+    pub(super) fn write(&self, queue: &Queue, offset: usize, source: &[u8]) -> Result<()> {
+        self.note(queue, &[(Access::GlobalStore, self, offset)], source.len())?;
+        self.put(offset, source);
+        Ok(())
+    }
+
+    fn put(&self, offset: usize, source: &[u8]) {
         let _writing = self.writing();
         // SAFETY: as in `read`.
         let done = unsafe { self.allocation.write(offset, source) };
@@ -123,11 +144,14 @@ impl CpuMemory {
     /// Copies from `source`, which may be this allocation.
     pub(super) fn copy_from(
         &self,
+        queue: &Queue,
         offset: usize,
-        source: &Self,
-        source_offset: usize,
+        (source, source_offset): (&Self, usize),
         bytes: usize,
-    ) {
+    ) -> Result<()> {
+        let accesses =
+            [(Access::GlobalLoad, source, source_offset), (Access::GlobalStore, self, offset)];
+        self.note(queue, &accesses, bytes)?;
         // In the order of addresses, so that copies in opposite directions do not wait for each
         // other.
         let _guards = match self.address().cmp(&source.address()) {
@@ -145,9 +169,22 @@ impl CpuMemory {
         let done =
             unsafe { self.allocation.copy_from(offset, &source.allocation, source_offset, bytes) };
         done.expect(CHECKED);
+        Ok(())
     }
 
-    pub(super) fn fill(&self, offset: usize, pattern: FillPattern, bytes: usize) {
+    pub(super) fn fill(
+        &self,
+        queue: &Queue,
+        offset: usize,
+        pattern: FillPattern,
+        bytes: usize,
+    ) -> Result<()> {
+        self.note(queue, &[(Access::GlobalStore, self, offset)], bytes)?;
+        self.set(offset, pattern, bytes);
+        Ok(())
+    }
+
+    fn set(&self, offset: usize, pattern: FillPattern, bytes: usize) {
         match pattern {
             FillPattern::Byte(value) => {
                 let _writing = self.writing();
@@ -155,9 +192,23 @@ impl CpuMemory {
                 let done = unsafe { self.allocation.fill(offset, bytes, value) };
                 done.expect(CHECKED);
             }
-            FillPattern::Half(value) => self.write(offset, &value.to_ne_bytes().repeat(bytes / 2)),
-            FillPattern::Word(value) => self.write(offset, &value.to_ne_bytes().repeat(bytes / 4)),
+            FillPattern::Half(value) => self.put(offset, &value.to_ne_bytes().repeat(bytes / 2)),
+            FillPattern::Word(value) => self.put(offset, &value.to_ne_bytes().repeat(bytes / 4)),
         }
+    }
+
+    /// Notes the next work of `queue`, which accesses `bytes` bytes in each of these places at once.
+    fn note(&self, queue: &Queue, accesses: &[(Access, &Self, usize)], bytes: usize) -> Result<()> {
+        if !self.check_races {
+            return Ok(());
+        }
+        let places: Vec<_> = accesses
+            .iter()
+            .map(|(access, memory, first)| (*access, &memory.allocation, *first))
+            .collect();
+        queue
+            .note(&places, bytes)
+            .map_err(|source| DeviceError::Race { device: self.device, source })
     }
 
     fn reading(&self) -> RwLockReadGuard<'_, ()> {

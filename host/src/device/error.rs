@@ -1,7 +1,7 @@
 //! What can go wrong on a device, in words.
 
-use cuda_std::cpu::Fault;
 use cuda_std::cpu::memory::MemoryError;
+use cuda_std::cpu::{Fault, Race};
 use cuda_std::tensor_map::TilingError;
 
 use super::DeviceId;
@@ -148,6 +148,15 @@ pub enum DeviceError {
         device: DeviceId,
         /// What was caught.
         source: Box<Fault>,
+    },
+    /// Nothing orders a copy or a fill with something else that accesses the same memory, on the CPU,
+    /// where races are looked for.
+    #[error("{device}: data race: {source}")]
+    Race {
+        /// The device.
+        device: DeviceId,
+        /// The two accesses.
+        source: Box<Race>,
     },
     /// Memory is short.
     #[error(

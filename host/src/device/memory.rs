@@ -6,6 +6,7 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
 use bytemuck::Pod;
+use cuda_std::cpu::Queue;
 use cuda_std::global::{Global, GlobalMut};
 
 use super::cpu::CpuMemory;
@@ -179,10 +180,12 @@ impl<T: Pod> PinnedBuffer<T> {
         let extent = self.slice(range).extent("read of pinned memory")?;
         let destination = bytemuck::cast_slice_mut(destination);
         match &self.memory {
-            Memory::Cuda(memory) => memory.read_pinned(extent.offset, destination),
-            Memory::Cpu(memory) => memory.read(extent.offset, destination),
+            Memory::Cuda(memory) => {
+                memory.read_pinned(extent.offset, destination);
+                Ok(())
+            }
+            Memory::Cpu(memory) => memory.read(&Queue::new(), extent.offset, destination),
         }
-        Ok(())
     }
 
     /// Copies `source` to the elements from `start` on, without any stream.
@@ -191,10 +194,12 @@ impl<T: Pod> PinnedBuffer<T> {
         let extent = self.slice(range).extent("write to pinned memory")?;
         let source = bytemuck::cast_slice(source);
         match &self.memory {
-            Memory::Cuda(memory) => memory.write_pinned(extent.offset, source),
-            Memory::Cpu(memory) => memory.write(extent.offset, source),
+            Memory::Cuda(memory) => {
+                memory.write_pinned(extent.offset, source);
+                Ok(())
+            }
+            Memory::Cpu(memory) => memory.write(&Queue::new(), extent.offset, source),
         }
-        Ok(())
     }
 
     /// The elements, in place.

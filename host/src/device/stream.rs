@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use bytemuck::Pod;
 use cuda_std::Kernel;
+use cuda_std::cpu::Queue;
 
 use super::cpu::CpuDevice;
 use super::cuda::{FillPattern, GpuStream, StreamFailure};
-use super::event::EventKind;
-use super::graph::{Captured, GraphWork, KeptOnce, Recorder, Replay};
+use super::event::{EventKind, Recorded};
+use super::graph::{Branch, Captured, GraphWork, KeptOnce, MarkIdx, Recorder, Replay};
 use super::memory::{Extent, Memory};
 use super::{Device, DeviceError, Event, Graph, Kind, LaunchDims, Result, Slice, lock};
 
@@ -36,14 +37,14 @@ const MAX_BLOCK_THREADS: u64 = 1024;
 pub struct Stream {
     device: Device,
     kind: StreamKind,
-    /// The capture that this stream takes part in.
-    recorder: Mutex<Option<Arc<Recorder>>>,
+    /// The capture that this stream takes part in, and as which of its streams.
+    capture: Mutex<Option<(Arc<Recorder>, Branch)>>,
 }
 
 enum StreamKind {
     // The stream's drop waits for its work, and is first: only then may the memory go.
     Cuda { stream: GpuStream, pending: Mutex<Pending> },
-    Cpu(Arc<CpuDevice>),
+    Cpu { cpu: Arc<CpuDevice>, queue: Queue },
 }
 
 /// What a GPU has been given since the host last saw it idle.
@@ -71,9 +72,9 @@ impl Stream {
                 stream: GpuStream::new(gpu, priority)?,
                 pending: Mutex::default(),
             },
-            Kind::Cpu(cpu) => StreamKind::Cpu(cpu.clone()),
+            Kind::Cpu(cpu) => StreamKind::Cpu { cpu: cpu.clone(), queue: Queue::new() },
         };
-        Ok(Self { device: device.clone(), kind, recorder: Mutex::default() })
+        Ok(Self { device: device.clone(), kind, capture: Mutex::default() })
     }
 
     /// The device whose work this is.
@@ -100,16 +101,16 @@ impl Stream {
             StreamKind::Cuda { stream, pending } => {
                 // SAFETY: the caller's promise.
                 unsafe { stream.launch(config, &kernel) }?;
-                match self.open_recorder() {
-                    Some(recorder) => recorder.note(|captured| captured.kernels.push(K::NAME)),
+                match self.open_capture() {
+                    Some((recorder, _)) => recorder.note(|captured| captured.kernels.push(K::NAME)),
                     None => lock(pending).launched(K::NAME),
                 }
                 Ok(())
             }
-            StreamKind::Cpu(cpu) => {
+            StreamKind::Cpu { cpu, queue } => {
                 let cpu = cpu.clone();
                 // SAFETY: the caller's promise, which covers replays.
-                self.run(move || unsafe { cpu.launch(config, kernel) })
+                self.run(queue, move |queue| unsafe { cpu.launch(queue, config, kernel) })
             }
         }
     }
@@ -141,13 +142,12 @@ impl Stream {
                 self.keep_extent(&destination);
                 Ok(())
             }
-            (StreamKind::Cpu(_), Memory::Cpu(from), Memory::Cpu(to)) => {
+            (StreamKind::Cpu { queue, .. }, Memory::Cpu(from), Memory::Cpu(to)) => {
                 let (from, to) = (from.clone(), to.clone());
                 let (from_offset, to_offset) = (source.offset, destination.offset);
                 let bytes = source.bytes;
-                self.run(move || {
-                    to.copy_from(to_offset, &from, from_offset, bytes);
-                    Ok(())
+                self.run(queue, move |queue| {
+                    to.copy_from(queue, to_offset, (&from, from_offset), bytes)
                 })
             }
             _ => Err(self.mixed(OPERATION, &[&source, &destination])),
@@ -183,11 +183,10 @@ impl Stream {
                 self.keep_extent(&destination);
                 Ok(())
             }
-            (StreamKind::Cpu(_), Memory::Cpu(to)) => {
+            (StreamKind::Cpu { queue, .. }, Memory::Cpu(to)) => {
                 let to = to.clone();
-                self.run(move || {
-                    to.fill(destination.offset, pattern, destination.bytes);
-                    Ok(())
+                self.run(queue, move |queue| {
+                    to.fill(queue, destination.offset, pattern, destination.bytes)
                 })
             }
             _ => Err(self.mixed("fill", &[&destination])),
@@ -213,8 +212,9 @@ impl Stream {
                 self.waited(pending, || stream.upload(source, to).map(|()| true))?;
                 Ok(())
             }
-            (StreamKind::Cpu(_), Memory::Cpu(to)) => {
-                to.write(destination.offset, source);
+            (StreamKind::Cpu { queue, .. }, Memory::Cpu(to)) => {
+                to.write(queue, destination.offset, source)?;
+                queue.synchronize();
                 Ok(())
             }
             _ => Err(self.mixed(OPERATION, &[&destination])),
@@ -234,7 +234,10 @@ impl Stream {
                 let from = (&**from, source.offset);
                 self.waited(pending, || stream.download(from, bytes).map(|()| true))?;
             }
-            (StreamKind::Cpu(_), Memory::Cpu(from)) => from.read(source.offset, bytes),
+            (StreamKind::Cpu { queue, .. }, Memory::Cpu(from)) => {
+                from.read(queue, source.offset, bytes)?;
+                queue.synchronize();
+            }
             _ => return Err(self.mixed(OPERATION, &[&source])),
         }
         Ok(destination)
@@ -242,15 +245,19 @@ impl Stream {
 
     /// Puts `event` after the work issued so far.
     pub fn record(&self, event: &Event) -> Result<()> {
-        let recorder = self.open_recorder();
+        let capture = self.open_capture();
         match (&self.kind, &event.kind) {
             (StreamKind::Cuda { stream, .. }, EventKind::Cuda(event)) => stream.record(event)?,
-            (StreamKind::Cpu(_), EventKind::Cpu { recorded_at, .. }) => {
-                *lock(recorded_at) = recorder.is_none().then(Instant::now);
+            (StreamKind::Cpu { queue, .. }, EventKind::Cpu { recorded, .. }) => {
+                let at = capture.is_none().then(Instant::now);
+                *lock(recorded) = Recorded { mark: queue.mark(), at };
             }
             _ => return Err(self.mixed_event("record of an event", event)),
         }
-        event.set_recorder(recorder);
+        event.set_captured(capture.map(|(recorder, branch)| {
+            let mark = recorder.note(|captured| captured.record(branch));
+            (recorder, mark)
+        }));
         Ok(())
     }
 
@@ -259,13 +266,26 @@ impl Stream {
     pub fn wait(&self, event: &Event) -> Result<()> {
         match (&self.kind, &event.kind) {
             (StreamKind::Cuda { stream, .. }, EventKind::Cuda(event)) => stream.wait(event)?,
-            (StreamKind::Cpu(_), EventKind::Cpu { .. }) => {}
+            (StreamKind::Cpu { queue, .. }, EventKind::Cpu { recorded, .. }) => {
+                queue.wait(&lock(recorded).mark);
+            }
             _ => return Err(self.mixed_event("wait for an event", event)),
         }
-        if let Some(recorder) = event.recorder() {
-            *lock(&self.recorder) = Some(recorder);
+        if let Some((recorder, mark)) = event.captured() {
+            self.join(recorder, mark);
         }
         Ok(())
+    }
+
+    /// Takes part in a capture from an event of it on.
+    fn join(&self, recorder: Arc<Recorder>, mark: MarkIdx) {
+        let mut capture = lock(&self.capture);
+        let branch = match capture.as_ref() {
+            Some((own, branch)) if Arc::ptr_eq(own, &recorder) => *branch,
+            _ => recorder.note(Captured::join),
+        };
+        recorder.note(|captured| captured.wait(branch, mark));
+        *capture = Some((recorder, branch));
     }
 
     /// Waits until all issued work is done.
@@ -276,7 +296,10 @@ impl Stream {
                 self.waited(pending, || stream.synchronize().map(|()| true))?;
                 Ok(())
             }
-            StreamKind::Cpu(_) => Ok(()),
+            StreamKind::Cpu { queue, .. } => {
+                queue.synchronize();
+                Ok(())
+            }
         }
     }
 
@@ -285,7 +308,10 @@ impl Stream {
         self.check_may_wait("query")?;
         match &self.kind {
             StreamKind::Cuda { stream, pending } => self.waited(pending, || stream.is_idle()),
-            StreamKind::Cpu(_) => Ok(true),
+            StreamKind::Cpu { queue, .. } => {
+                queue.synchronize();
+                Ok(true)
+            }
         }
     }
 
@@ -301,13 +327,14 @@ impl Stream {
             stream.begin_capture()?;
         }
         let recorder = Recorder::new();
-        *lock(&self.recorder) = Some(recorder.clone());
+        *lock(&self.capture) = Some((recorder.clone(), Branch::default()));
         let worked = work(self);
-        let Captured { steps, kernels, kept } = recorder.finish();
+        let mut captured = recorder.finish();
         let replay = match &self.kind {
             StreamKind::Cuda { stream, .. } => stream.end_capture().map(Replay::Cuda),
-            StreamKind::Cpu(_) => Ok(Replay::Cpu(steps)),
+            StreamKind::Cpu { .. } => Ok(Replay::Cpu(captured.take_cpu_graph())),
         };
+        let Captured { kernels, kept, .. } = captured;
         worked?;
         Ok(Graph { work: Arc::new(GraphWork { replay: replay?, kernels, _kept: kept }) })
     }
@@ -323,7 +350,7 @@ impl Stream {
                 pending.kept.add(graph.work.clone());
                 Ok(())
             }
-            (StreamKind::Cpu(_), Replay::Cpu(steps)) => steps.iter().try_for_each(|step| step()),
+            (StreamKind::Cpu { queue, .. }, Replay::Cpu(captured)) => captured.replay(queue),
             _ => Err(DeviceError::ForeignGraph { device: self.device.id() }),
         }
     }
@@ -332,7 +359,7 @@ impl Stream {
     pub(crate) fn cuda_handle(&self) -> Option<cudarc::driver::sys::CUstream> {
         match &self.kind {
             StreamKind::Cuda { stream, .. } => Some(stream.handle()),
-            StreamKind::Cpu(_) => None,
+            StreamKind::Cpu { .. } => None,
         }
     }
 
@@ -350,35 +377,39 @@ impl Stream {
 
     fn keep_memory(&self, memory: &Memory) {
         let new = memory.kept();
-        match (self.open_recorder(), &self.kind) {
-            (Some(recorder), _) => recorder.note(|captured| captured.kept.add(new)),
+        match (self.open_capture(), &self.kind) {
+            (Some((recorder, _)), _) => recorder.note(|captured| captured.kept.add(new)),
             (None, StreamKind::Cuda { pending, .. }) => lock(pending).kept.add(new),
-            (None, StreamKind::Cpu(_)) => {}
+            (None, StreamKind::Cpu { .. }) => {}
         }
     }
 
     /// On the CPU: does a step now, or leaves it to the capture.
-    fn run(&self, step: impl Fn() -> Result<()> + Send + Sync + 'static) -> Result<()> {
-        match self.open_recorder() {
-            Some(recorder) => {
-                recorder.note(|captured| captured.steps.push(Box::new(step)));
+    fn run(
+        &self,
+        queue: &Queue,
+        work: impl Fn(&Queue) -> Result<()> + Send + Sync + 'static,
+    ) -> Result<()> {
+        match self.open_capture() {
+            Some((recorder, branch)) => {
+                recorder.note(|captured| captured.work(branch, Box::new(work)));
                 Ok(())
             }
-            None => step(),
+            None => work(queue),
         }
     }
 
-    fn open_recorder(&self) -> Option<Arc<Recorder>> {
-        let mut recorder = lock(&self.recorder);
-        if recorder.as_ref().is_some_and(|recorder| !recorder.is_open()) {
-            *recorder = None;
+    fn open_capture(&self) -> Option<(Arc<Recorder>, Branch)> {
+        let mut capture = lock(&self.capture);
+        if capture.as_ref().is_some_and(|(recorder, _)| !recorder.is_open()) {
+            *capture = None;
         }
-        recorder.clone()
+        capture.clone()
     }
 
     /// Refuses `operation`, which waits or must not be repeated, during a capture.
     pub(crate) fn check_may_wait(&self, operation: &'static str) -> Result<()> {
-        match self.open_recorder() {
+        match self.open_capture() {
             Some(_) => Err(DeviceError::DuringCapture { operation }),
             None => Ok(()),
         }
