@@ -102,7 +102,7 @@ fn check_case<T: FarDecodeElement, K: StoredElement>(
         let of_page = |request, location| side_of(request, location, devices.len());
         let sides = deal_pages(&problem.table.table(), case.page.page_size, devices.len(), of_page);
         // Small cases may happen to have no page where queries travel to.
-        if !sides[1..].iter().any(|side| side.has_pages()) {
+        if !sides[1..].iter().any(|side| !side.kv_indices.is_empty()) {
             continue;
         }
         let mut far = Far::new(&streams, &problem, &memory, side_of, DEADLINE);

@@ -3,37 +3,8 @@
 use std::vec;
 use std::vec::Vec;
 
-use crate::paged_attention::contract::PageTable;
-
-/// The page table of one side, which has lists of its own.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SideTable {
-    /// `[batch + 1]`
-    pub kv_indptr: Vec<i32>,
-    /// `[entries]`
-    pub kv_indices: Vec<i32>,
-    /// `[entries]`
-    pub kv_page_rank: Vec<i32>,
-    /// `[batch]`
-    pub kv_last_page_len: Vec<i32>,
-}
-
-impl SideTable {
-    /// The table, as contracts take it.
-    pub fn table(&self) -> PageTable<'_> {
-        PageTable {
-            kv_indptr: &self.kv_indptr,
-            kv_indices: &self.kv_indices,
-            kv_page_rank: &self.kv_page_rank,
-            kv_last_page_len: &self.kv_last_page_len,
-        }
-    }
-
-    /// Whether it has any page.
-    pub fn has_pages(&self) -> bool {
-        !self.kv_indices.is_empty()
-    }
-}
+use crate::kv_layout::KvPagePlace;
+use crate::paged_attention::contract::{PageLists, PageTable};
 
 /// Deals each page of request `b` in location `l` to side `side_of(b, l)`, of `num_sides`.
 ///
@@ -45,23 +16,24 @@ pub fn deal_pages(
     page_size: u32,
     num_sides: usize,
     side_of: impl Fn(usize, usize) -> usize,
-) -> Vec<SideTable> {
-    let mut sides = vec![SideTable { kv_indptr: vec![0], ..SideTable::default() }; num_sides];
+) -> Vec<PageLists> {
+    let mut sides = vec![PageLists::default(); num_sides];
     for (request, ends) in table.kv_indptr.windows(2).enumerate() {
         let entries = ends[0] as usize..ends[1] as usize;
+        let mut pages = vec![Vec::new(); num_sides];
         let mut last_page_len = vec![0; num_sides];
         for entry in entries.clone() {
-            let location = table.kv_page_rank[entry];
-            let side = side_of(request, location as usize);
-            sides[side].kv_indices.push(table.kv_indices[entry]);
-            sides[side].kv_page_rank.push(location);
+            let (rank, index) = (table.kv_page_rank[entry] as u32, table.kv_indices[entry] as u32);
+            let side = side_of(request, rank as usize);
+            pages[side].push(KvPagePlace { rank, index });
             let is_last = entry + 1 == entries.end;
-            let full = page_size as i32;
-            last_page_len[side] = if is_last { table.kv_last_page_len[request] } else { full };
+            last_page_len[side] =
+                if is_last { table.kv_last_page_len[request] as u32 } else { page_size };
         }
-        for (side, last_page_len) in sides.iter_mut().zip(last_page_len) {
-            side.kv_indptr.push(side.kv_indices.len() as i32);
-            side.kv_last_page_len.push(last_page_len);
+        for (side, (pages, last_page_len)) in
+            sides.iter_mut().zip(pages.into_iter().zip(last_page_len))
+        {
+            side.push(pages, last_page_len);
         }
     }
     sides

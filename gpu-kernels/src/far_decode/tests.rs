@@ -9,8 +9,8 @@ use super::contract::FarDecodeShape;
 use super::device::{
     far_decode_ask, far_decode_attend_split_bf16_d128_g8, far_decode_gate, far_decode_merge_bf16,
 };
-use super::sides::{SideTable, deal_pages};
-use crate::paged_attention::contract::PageTable;
+use super::sides::deal_pages;
+use crate::paged_attention::contract::{PageLists, PageTable};
 use crate::paged_attention::plan::{Dealing, DecodePlan, SplitPolicy};
 use crate::paged_attention::reference::{DecodeProblem, ScatteredTable, Tolerance, cases};
 use crate::testing::{DeviceMemory, TestDevice};
@@ -55,7 +55,7 @@ impl Sides {
         let (shape, page) = (problem.shape, problem.shape.page);
         let shape = FarDecodeShape { decode: shape, num_states: 2, num_owners: 1 };
         shape.check().unwrap();
-        let side = |side: SideTable| {
+        let side = |side: PageLists| {
             let lens = side.table().kv_lens(page.page_size);
             let policy = SplitPolicy::Balanced;
             let plan = DecodePlan::new(
@@ -260,12 +260,10 @@ proptest! {
         let mut next = vec![0; num_sides];
         for request in 0..kv_lens.len() {
             prop_assert_eq!(lens.iter().map(|of| of[request]).sum::<u32>(), kv_lens[request]);
-            let entries = scattered.kv_indptr[request]..scattered.kv_indptr[request + 1];
-            for entry in entries.map(|entry| entry as usize) {
-                let location = scattered.kv_page_rank[entry];
-                let side = side_of(request, location as usize);
-                let got = (sides[side].kv_indices[next[side]], sides[side].kv_page_rank[next[side]]);
-                prop_assert_eq!(got, (scattered.kv_indices[entry], location));
+            for entry in scattered.lists.entries(request) {
+                let place = scattered.lists.place(entry);
+                let side = side_of(request, place.rank as usize);
+                prop_assert_eq!(sides[side].place(next[side]), place);
                 next[side] += 1;
             }
         }

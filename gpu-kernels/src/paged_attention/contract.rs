@@ -1,5 +1,6 @@
 //! What a decode launch must be like, and what it does.
 
+use std::ops::Range;
 use std::vec::Vec;
 
 use cuda_std::cpu::LaunchDims;
@@ -11,7 +12,7 @@ use super::{
     box_tokens, num_stages, split_shared_bytes,
 };
 use crate::contract::{ContractError, MAX_GRID_Y, Work, require, require_len, require_up_to};
-use crate::kv_layout::{KvElement, KvPageShape, KvStrides};
+use crate::kv_layout::{KvElement, KvPagePlace, KvPageShape, KvStrides};
 
 /// Sizes of a decode launch: every request contributes one query token.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,6 +58,62 @@ pub struct PageTable<'a> {
     pub kv_page_rank: &'a [i32],
     /// Tokens in each request's last page: `[batch]`, 0 if it has no page.
     pub kv_last_page_len: &'a [i32],
+}
+
+/// A [`PageTable`] that has its lists; at first that of no request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageLists {
+    /// `[batch + 1]`
+    pub kv_indptr: Vec<i32>,
+    /// `[entries]`
+    pub kv_indices: Vec<i32>,
+    /// `[entries]`
+    pub kv_page_rank: Vec<i32>,
+    /// `[batch]`
+    pub kv_last_page_len: Vec<i32>,
+}
+
+impl Default for PageLists {
+    fn default() -> Self {
+        Self {
+            kv_indptr: std::vec![0],
+            kv_indices: Vec::new(),
+            kv_page_rank: Vec::new(),
+            kv_last_page_len: Vec::new(),
+        }
+    }
+}
+
+impl PageLists {
+    /// Adds a request of these pages, of which the last holds `last_page_len` tokens.
+    pub fn push(&mut self, pages: impl IntoIterator<Item = KvPagePlace>, last_page_len: u32) {
+        for page in pages {
+            self.kv_indices.push(page.index as i32);
+            self.kv_page_rank.push(page.rank as i32);
+        }
+        self.kv_indptr.push(self.kv_indices.len() as i32);
+        self.kv_last_page_len.push(last_page_len as i32);
+    }
+
+    /// The page that entry `entry` names.
+    pub fn place(&self, entry: usize) -> KvPagePlace {
+        KvPagePlace { rank: self.kv_page_rank[entry] as u32, index: self.kv_indices[entry] as u32 }
+    }
+
+    /// The entries of a request.
+    pub fn entries(&self, request: usize) -> Range<usize> {
+        self.kv_indptr[request] as usize..self.kv_indptr[request + 1] as usize
+    }
+
+    /// The table.
+    pub fn table(&self) -> PageTable<'_> {
+        PageTable {
+            kv_indptr: &self.kv_indptr,
+            kv_indices: &self.kv_indices,
+            kv_page_rank: &self.kv_page_rank,
+            kv_last_page_len: &self.kv_last_page_len,
+        }
+    }
 }
 
 /// Most that the batches have which take turns in one place: a captured graph's plan and table.

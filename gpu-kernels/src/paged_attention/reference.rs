@@ -9,20 +9,14 @@ use cuda_std::float::E4m3;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::contract::{DecodeShape, PageTable};
-use crate::kv_layout::{KvElement, KvLayout, KvPageShape};
+use super::contract::{DecodeShape, PageLists, PageTable};
+use crate::kv_layout::{KvElement, KvLayout, KvPagePlace, KvPageShape};
 
 /// A page table, and how many pages of each location it speaks of.
 #[derive(Clone, Debug)]
 pub struct ScatteredTable {
-    /// `[batch + 1]`
-    pub kv_indptr: Vec<i32>,
-    /// `[entries]`
-    pub kv_indices: Vec<i32>,
-    /// `[entries]`
-    pub kv_page_rank: Vec<i32>,
-    /// `[batch]`
-    pub kv_last_page_len: Vec<i32>,
+    /// The table.
+    pub lists: PageLists,
     /// Pages that each location's entries use: `[locations]`.
     pub pages_of: Vec<usize>,
 }
@@ -37,38 +31,31 @@ impl ScatteredTable {
         mut location_of: impl FnMut(usize) -> usize,
         rng: &mut fastrand::Rng,
     ) -> Self {
-        let mut kv_indptr = vec![0];
-        let mut kv_last_page_len = Vec::new();
-        for &kv_len in kv_lens {
-            let num_pages = kv_len.div_ceil(page_size);
-            kv_indptr.push(kv_indptr[kv_indptr.len() - 1] + num_pages as i32);
-            kv_last_page_len.push((kv_len - num_pages.saturating_sub(1) * page_size) as i32);
-        }
-        let num_entries = kv_indptr[kv_lens.len()] as usize;
+        let num_entries = kv_lens.iter().map(|kv_len| kv_len.div_ceil(page_size) as usize).sum();
         let mut entries_of = vec![Vec::new(); num_locations];
         for entry in 0..num_entries {
             entries_of[location_of(entry)].push(entry);
         }
-        let (mut kv_indices, mut kv_page_rank) = (vec![0; num_entries], vec![0; num_entries]);
-        for (location, entries) in entries_of.iter().enumerate() {
-            let mut pages: Vec<i32> = (0..entries.len() as i32).collect();
+        let mut places = vec![KvPagePlace { rank: 0, index: 0 }; num_entries];
+        for (rank, entries) in (0..).zip(&entries_of) {
+            let mut pages: Vec<u32> = (0..entries.len() as u32).collect();
             rng.shuffle(&mut pages);
-            for (&entry, &page) in entries.iter().zip(&pages) {
-                (kv_indices[entry], kv_page_rank[entry]) = (page, location as i32);
+            for (&entry, &index) in entries.iter().zip(&pages) {
+                places[entry] = KvPagePlace { rank, index };
             }
         }
-        let pages_of = entries_of.iter().map(Vec::len).collect();
-        Self { kv_indptr, kv_indices, kv_page_rank, kv_last_page_len, pages_of }
+        let (mut lists, mut places) = (PageLists::default(), places.into_iter());
+        for &kv_len in kv_lens {
+            let num_pages = kv_len.div_ceil(page_size);
+            let last_page_len = kv_len - num_pages.saturating_sub(1) * page_size;
+            lists.push(places.by_ref().take(num_pages as usize), last_page_len);
+        }
+        Self { lists, pages_of: entries_of.iter().map(Vec::len).collect() }
     }
 
     /// The table, as contracts take it.
     pub fn table(&self) -> PageTable<'_> {
-        PageTable {
-            kv_indptr: &self.kv_indptr,
-            kv_indices: &self.kv_indices,
-            kv_page_rank: &self.kv_page_rank,
-            kv_last_page_len: &self.kv_last_page_len,
-        }
+        self.lists.table()
     }
 }
 
@@ -259,11 +246,12 @@ impl<T: StoredElement, K: StoredElement> DecodeProblem<T, K> {
     /// Location, and first element within its pool, of the K of a token.
     pub(crate) fn place_of_k(&self, request: usize, token: u32, kv_head: u32) -> (usize, usize) {
         let page = self.shape.page;
-        let entry = self.table.kv_indptr[request] as usize + (token / page.page_size) as usize;
+        let lists = &self.table.lists;
+        let place = lists.place(lists.entries(request).start + (token / page.page_size) as usize);
         let strides = page.strides();
         let in_page = token % page.page_size * strides.token + kv_head * strides.head;
-        let first = self.table.kv_indices[entry] as usize * page.page_elements() + in_page as usize;
-        (self.table.kv_page_rank[entry] as usize, first)
+        let first = place.index as usize * page.page_elements() + in_page as usize;
+        (place.rank as usize, first)
     }
 
     /// A batch of some of the requests, in this order: the same pages, and the same queries.
@@ -272,24 +260,15 @@ impl<T: StoredElement, K: StoredElement> DecodeProblem<T, K> {
         let row = (shape.num_qo_heads * shape.page.head_dim) as usize;
         let mut batch = Self {
             shape: DecodeShape { batch: requests.len() as u32, ..shape },
-            table: ScatteredTable {
-                kv_indptr: vec![0],
-                kv_indices: Vec::new(),
-                kv_page_rank: Vec::new(),
-                kv_last_page_len: Vec::new(),
-                pages_of: table.pages_of.clone(),
-            },
+            table: ScatteredTable { lists: PageLists::default(), pages_of: table.pages_of.clone() },
             pools: self.pools.clone(),
             q: Vec::new(),
             k_scale: self.k_scale.clone(),
             v_scale: self.v_scale.clone(),
         };
         for &request in requests {
-            let entries = table.kv_indptr[request] as usize..table.kv_indptr[request + 1] as usize;
-            batch.table.kv_indices.extend_from_slice(&table.kv_indices[entries.clone()]);
-            batch.table.kv_page_rank.extend_from_slice(&table.kv_page_rank[entries]);
-            batch.table.kv_indptr.push(batch.table.kv_indices.len() as i32);
-            batch.table.kv_last_page_len.push(table.kv_last_page_len[request]);
+            let pages = table.lists.entries(request).map(|entry| table.lists.place(entry));
+            batch.table.lists.push(pages, table.lists.kv_last_page_len[request] as u32);
             batch.q.extend_from_slice(&self.q[request * row..][..row]);
         }
         batch

@@ -54,10 +54,10 @@ impl<T: StoredElement, K: StoredElement> OnDevice<T, K> {
             shape,
             kv_lens: table.table().kv_lens(shape.page.page_size),
             num_locations: problem.pools.len(),
-            kv_indptr: DeviceMemory::from_slice(&table.kv_indptr),
-            kv_indices: DeviceMemory::from_slice(&table.kv_indices),
-            kv_page_rank: DeviceMemory::from_slice(&table.kv_page_rank),
-            kv_last_page_len: DeviceMemory::from_slice(&table.kv_last_page_len),
+            kv_indptr: DeviceMemory::from_slice(&table.lists.kv_indptr),
+            kv_indices: DeviceMemory::from_slice(&table.lists.kv_indices),
+            kv_page_rank: DeviceMemory::from_slice(&table.lists.kv_page_rank),
+            kv_last_page_len: DeviceMemory::from_slice(&table.lists.kv_last_page_len),
             pools,
             peer_kv_ptrs: DeviceMemory::from_slice(&addresses),
             k_scale: DeviceMemory::from_slice(&problem.k_scale),
@@ -405,7 +405,7 @@ fn a_wrong_page_index_shows() {
     let oracle = problem.oracle();
     let mut off_by_one = problem.clone();
     let num_pages = off_by_one.table.pages_of[0] as i32 + 1;
-    for index in &mut off_by_one.table.kv_indices {
+    for index in &mut off_by_one.table.lists.kv_indices {
         *index = (*index + 1) % num_pages;
     }
     for loads in loads_of(&problem) {

@@ -61,8 +61,8 @@ impl<T: StoredElement> OnDevice<T> {
         Self {
             shape,
             block,
-            kv_indices: DeviceMemory::from_slice(&table.kv_indices),
-            kv_page_rank: DeviceMemory::from_slice(&table.kv_page_rank),
+            kv_indices: DeviceMemory::from_slice(&table.lists.kv_indices),
+            kv_page_rank: DeviceMemory::from_slice(&table.lists.kv_page_rank),
             peer_kv_ptrs: DeviceMemory::from_slice(&addresses),
             pools,
             items: DeviceMemory::from_slice(bytemuck::cast_slice(&plan.items)),
@@ -252,7 +252,7 @@ fn wrong_pages_and_queries_show() {
     let oracle = problem.oracle();
     let mut wrong_page = problem.clone();
     let num_pages = wrong_page.kv.table.pages_of[0] as i32 + 1;
-    for index in &mut wrong_page.kv.table.kv_indices {
+    for index in &mut wrong_page.kv.table.lists.kv_indices {
         *index = (*index + 1) % num_pages;
     }
     // As if each query but the last of its request were the next one.

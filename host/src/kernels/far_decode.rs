@@ -7,9 +7,8 @@ use gpu_kernels::contract::{ContractError, require, require_len};
 use gpu_kernels::far_decode::WaitReport;
 use gpu_kernels::far_decode::contract::FarDecodeShape;
 use gpu_kernels::far_decode::device as entries;
-use gpu_kernels::far_decode::sides::SideTable;
 use gpu_kernels::kv_layout::KvElement;
-use gpu_kernels::paged_attention::contract::{DecodeShape, TileLoads};
+use gpu_kernels::paged_attention::contract::{DecodeShape, PageLists, TileLoads};
 use half::{bf16, f16};
 
 use super::KernelError;
@@ -47,11 +46,11 @@ impl FarTables {
     /// A table that does not fit together or reaches outside the memory; not one for each stream.
     pub fn upload(
         streams: &[Stream],
-        sides: &[SideTable],
+        sides: &[PageLists],
         memory: &KvMemory,
     ) -> Result<Self, KernelError> {
         require_len("sides", streams.len(), sides.len())?;
-        let upload = |(stream, side): (&Stream, &SideTable)| {
+        let upload = |(stream, side): (&Stream, &PageLists)| {
             DevicePageTable::upload(stream, &side.table(), memory)
         };
         Ok(Self { sides: streams.iter().zip(sides).map(upload).collect::<Result<_, _>>()? })

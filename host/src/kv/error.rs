@@ -126,6 +126,12 @@ pub enum PoolError {
     /// No such page.
     #[error("{0} does not exist: it was never filled, or is dropped already")]
     UnknownPage(PageId),
+    /// A batch that no page table holds.
+    #[error("a page table holds at most {} pages, the batch has {num_pages}", i32::MAX)]
+    TooManyPages {
+        /// Pages of the batch, a page counted as often as sequences hold it.
+        num_pages: u64,
+    },
     /// No such migration, or completed before.
     #[error("migration {0} is not under way: it was never planned, or is completed already")]
     UnknownMigration(u64),

@@ -60,5 +60,4 @@ pub use page::{PageId, PageKey, prefix_page_keys};
 pub use pool::KvPool;
 pub use sequence::{Sequence, SequenceId};
 pub use stats::{PoolStats, PrefixHits};
-pub use table::{PageTable, TableError};
 pub use tiers::{Budgets, Location, Tier};

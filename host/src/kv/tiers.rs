@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use gpu_kernels::kv_layout::KvPagePlace;
 use serde::Serialize;
 
 use super::PoolError;
@@ -34,6 +35,12 @@ pub struct Location {
     pub rank: u32,
     /// Page index inside the allocation of that rank.
     pub slot: u32,
+}
+
+impl From<Location> for KvPagePlace {
+    fn from(Location { rank, slot }: Location) -> Self {
+        Self { rank, index: slot }
+    }
 }
 
 impl fmt::Display for Location {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use gpu_kernels::kv_append::contract::{AppendLists, AppendShape};
-use gpu_kernels::paged_attention::contract::PageTable;
+use gpu_kernels::paged_attention::contract::PageLists;
 use gpu_kernels::paged_prefill::contract::PrefillShape;
 use half::bf16;
 
@@ -100,42 +100,6 @@ pub struct DeviceEngine {
     /// Before the first kernel of a step with prompts, and after the last.
     ends: [Event; 2],
     times: EngineTimes,
-}
-
-/// A page table's lists, as a step says them.
-struct TableLists {
-    kv_indptr: Vec<i32>,
-    kv_indices: Vec<i32>,
-    kv_page_rank: Vec<i32>,
-    kv_last_page_len: Vec<i32>,
-}
-
-impl TableLists {
-    fn new(sequences: &[&StepSequence], page_size: usize) -> Self {
-        let mut lists = Self {
-            kv_indptr: vec![0],
-            kv_indices: Vec::new(),
-            kv_page_rank: Vec::new(),
-            kv_last_page_len: Vec::new(),
-        };
-        for sequence in sequences {
-            lists.kv_indices.extend(sequence.pages.iter().map(|page| page.slot as i32));
-            lists.kv_page_rank.extend(sequence.pages.iter().map(|page| page.rank as i32));
-            lists.kv_indptr.push(lists.kv_indices.len() as i32);
-            let in_last = (sequence.num_tokens_after() - 1) % page_size + 1;
-            lists.kv_last_page_len.push(in_last as i32);
-        }
-        lists
-    }
-
-    fn table(&self) -> PageTable<'_> {
-        PageTable {
-            kv_indptr: &self.kv_indptr,
-            kv_indices: &self.kv_indices,
-            kv_page_rank: &self.kv_page_rank,
-            kv_last_page_len: &self.kv_last_page_len,
-        }
-    }
 }
 
 impl DeviceEngine {
@@ -262,7 +226,7 @@ impl DeviceEngine {
         let sequences: Vec<&StepSequence> = step.sequences.iter().chain(&fillers).collect();
         let token_ids = sequences.iter().map(|sequence| sequence.tokens[0] as i32).collect();
         let inputs = StepInputs { token_ids, rules: rules(&sequences) };
-        let lists = TableLists::new(&sequences, self.options.page_size as usize);
+        let lists = page_lists(&sequences, self.options.page_size as usize);
         self.last_decode = Some(index);
         let Self { stream, model, kv, .. } = self;
         let decode_step = &mut self.decode_steps[index];
@@ -337,7 +301,7 @@ impl DeviceEngine {
             page,
             rope: rope(model),
         };
-        let lists = TableLists::new(&sequences, page.page_size as usize);
+        let lists = page_lists(&sequences, page.page_size as usize);
         let append_lists = AppendLists { append_indptr: &append_indptr, table: lists.table() };
         let append = Append::upload(stream, append, &append_lists, kv.layer(0))?;
         let num_qo_heads = model.config().num_qo_heads;
@@ -410,6 +374,17 @@ fn padded_tokens(num_tokens: usize) -> usize {
         129..=1024 => 64,
         _ => 128,
     })
+}
+
+/// Where the pages of sequences lie, their new tokens included.
+fn page_lists(sequences: &[&StepSequence], page_size: usize) -> PageLists {
+    let mut lists = PageLists::default();
+    for sequence in sequences {
+        let places = sequence.pages.iter().map(|&page| page.into());
+        let in_last = (sequence.num_tokens_after() - 1) % page_size + 1;
+        lists.push(places, in_last as u32);
+    }
+    lists
 }
 
 /// A sequence of nobody.

@@ -144,7 +144,7 @@ impl LayeredKv {
     fn check_places(&self, pages: impl IntoIterator<Item = Location>) -> Result<(), EngineError> {
         let pool_pages = self.num_pages();
         for page in pages {
-            place(page)
+            KvPagePlace::from(page)
                 .check("pages", pool_pages)
                 .map_err(|error| refused("pages", error, page))?;
         }
@@ -158,11 +158,6 @@ fn refused(
     got: impl std::fmt::Display,
 ) -> EngineError {
     EngineError::Step { argument, needed: needed.to_string(), got: got.to_string() }
-}
-
-/// A slot as kernels name it.
-pub(super) fn place(page: Location) -> KvPagePlace {
-    KvPagePlace { rank: page.rank, index: page.slot }
 }
 
 /// Pages that lie one after the other: the first of each run, and how many.
@@ -236,7 +231,7 @@ impl KvPages for LayeredKv {
         self.check_places(copies.iter().flat_map(|copy| [copy.source, copy.destination]))?;
         let moves: Vec<KvPageMove> = copies
             .iter()
-            .map(|copy| KvPageMove { src: place(copy.source), dst: place(copy.destination) })
+            .map(|copy| KvPageMove { src: copy.source.into(), dst: copy.destination.into() })
             .collect();
         let stream = &*self.stream;
         let copy = kv_page_copy::PageCopy::upload(stream, &moves, &self.layers[0])
@@ -303,7 +298,7 @@ impl KvPages for LayeredKv {
             return Err(refused("places", pages.len(), places.len()));
         }
         for &page in places {
-            place(page)
+            KvPagePlace::from(page)
                 .check("places", to.pool_pages())
                 .map_err(|error| refused("places", error, page))?;
         }

@@ -2,8 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
+use gpu_kernels::kv_layout::KvPagePlace;
+
 use super::engine::{EngineError, EngineLimits, Step, StepSequence};
-use super::pages::place;
 
 /// Refuses a step that exceeds the limits, names a token that is none, or pages that are not there,
 /// are not as many as needed, or are written by two requests.
@@ -66,7 +67,7 @@ fn check_sequence(
         return Err(refused(sequence, "pages", needed, sequence.pages.len()));
     }
     for &page in &sequence.pages {
-        if !place(page).lies_in(pool_pages) {
+        if !KvPagePlace::from(page).lies_in(pool_pages) {
             let needed = format!("slots of {pool_pages:?} pages, by rank");
             return Err(refused(sequence, "pages", needed, page));
         }

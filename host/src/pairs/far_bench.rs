@@ -107,7 +107,7 @@ impl<T: BatchElement + FarDecodeElement> FarBench<T> {
         let workload = self.batch.workload();
         let num_owners = self.streams.len() - 1;
         let mut page_tokens = workload.page_tokens().into_iter();
-        let table = &self.inputs[0].scattered;
+        let table = &self.inputs[0].scattered.lists;
         let of_request = |ends: &[i32]| {
             let mut bytes = RequestBytes { far: vec![0; num_owners], ..RequestBytes::default() };
             let locations = &table.kv_page_rank[ends[0] as usize..ends[1] as usize];

@@ -7,6 +7,7 @@ use gpu_kernels::kv_layout::{KvElement, KvLayout, KvPagePlace, KvPageShape};
 use gpu_kernels::kv_page_copy::KvPageMove;
 use gpu_kernels::kv_page_pattern::KvTokenPlace;
 use gpu_kernels::kv_page_pattern::pattern::ElementFormat;
+use gpu_kernels::paged_attention::contract::PageLists;
 use gpu_kernels::paged_attention::reference::ScatteredTable;
 
 use super::{BatchElement, num_cold_inputs};
@@ -103,8 +104,8 @@ impl PlacedKv {
         };
         let half = self.memory.shape().page_bytes() / 2 / size_of::<u16>();
         let page = [vec![0; half], vec![corrupted; half]].concat();
-        let last = self.scattered.kv_indices.len().checked_sub(1).context("no tokens")?;
-        let place = place_of(&self.scattered, last);
+        let lists = &self.scattered.lists;
+        let place = lists.place(lists.kv_indices.len().checked_sub(1).context("no tokens")?);
         let place = self.memory.pages(place.rank as usize, place.index as usize, 1);
         Ok(stream.upload(&page, place)?)
     }
@@ -134,9 +135,9 @@ impl PlacedKv {
             memory.set_scales(stream, &k_scale, &v_scale)?;
         }
         if staging == Staging::ForPeersPages {
-            zero_part_full_pages(stream, &memory, &scattered)?;
+            zero_part_full_pages(stream, &memory, &scattered.lists)?;
         }
-        fill(stream, batch, &memory, &scattered)?;
+        fill(stream, batch, &memory, &scattered.lists)?;
         Ok(Self {
             table: DevicePageTable::upload(stream, &scattered.table(), &memory)?,
             memory,
@@ -146,37 +147,30 @@ impl PlacedKv {
     }
 
     /// Moves that bring all pages of peers into the staging, and the table that finds them there.
-    pub(super) fn staged(&self) -> (Vec<KvPageMove>, ScatteredTable) {
-        let mut table = self.scattered.clone();
-        let is_peers = 1..self.memory.host_location() as i32;
+    pub(super) fn staged(&self) -> (Vec<KvPageMove>, PageLists) {
+        let mut lists = self.scattered.lists.clone();
+        let is_peers = 1..self.memory.host_location() as u32;
         let mut moves = Vec::new();
-        for entry in 0..table.kv_indices.len() {
-            if is_peers.contains(&table.kv_page_rank[entry]) {
+        for entry in 0..lists.kv_indices.len() {
+            let src = lists.place(entry);
+            if is_peers.contains(&src.rank) {
                 let index = (self.num_near + moves.len()) as u32;
-                let dst = KvPagePlace { rank: 0, index };
-                moves.push(KvPageMove { src: place_of(&table, entry), dst });
-                (table.kv_page_rank[entry], table.kv_indices[entry]) = (0, index as i32);
+                moves.push(KvPageMove { src, dst: KvPagePlace { rank: 0, index } });
+                (lists.kv_page_rank[entry], lists.kv_indices[entry]) = (0, index as i32);
             }
         }
-        (moves, table)
+        (moves, lists)
     }
 }
 
-fn place_of(table: &ScatteredTable, entry: usize) -> KvPagePlace {
-    KvPagePlace { rank: table.kv_page_rank[entry] as u32, index: table.kv_indices[entry] as u32 }
-}
-
 /// Zeros where pages that are not full have no token: whoever copies pages copies all of it.
-fn zero_part_full_pages(
-    stream: &Stream,
-    memory: &KvMemory,
-    scattered: &ScatteredTable,
-) -> Result<()> {
+fn zero_part_full_pages(stream: &Stream, memory: &KvMemory, lists: &PageLists) -> Result<()> {
     let zeros = vec![0; memory.shape().page_bytes() / size_of::<u16>()];
     let page_size = memory.shape().page_size as i32;
-    for (ends, &last_page_len) in scattered.kv_indptr.windows(2).zip(&scattered.kv_last_page_len) {
-        if ends[0] < ends[1] && last_page_len < page_size {
-            let place = place_of(scattered, ends[1] as usize - 1);
+    for (request, &last_page_len) in lists.kv_last_page_len.iter().enumerate() {
+        let entries = lists.entries(request);
+        if !entries.is_empty() && last_page_len < page_size {
+            let place = lists.place(entries.end - 1);
             stream.upload(&zeros, memory.pages(place.rank as usize, place.index as usize, 1))?;
         }
     }
@@ -188,15 +182,15 @@ fn fill<B: PagedBatch>(
     stream: &Stream,
     batch: &B,
     memory: &KvMemory,
-    scattered: &ScatteredTable,
+    lists: &PageLists,
 ) -> Result<()> {
     let page_size = memory.shape().page_size;
     let (mut identities, mut places) = (Vec::new(), Vec::new());
     for (request, &kv_len) in batch.kv_lens().iter().enumerate() {
         for token in 0..kv_len {
-            let entry = scattered.kv_indptr[request] as usize + (token / page_size) as usize;
+            let entry = lists.entries(request).start + (token / page_size) as usize;
             let token_idx = token % page_size;
-            places.push(KvTokenPlace { page: place_of(scattered, entry), token_idx });
+            places.push(KvTokenPlace { page: lists.place(entry), token_idx });
             identities.push(batch.identity(request, token));
         }
     }

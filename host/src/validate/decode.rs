@@ -5,7 +5,7 @@ use super::latency::modelled_us;
 use super::plane::{DecodeBatch, SequenceView};
 use super::replay::{End, Replay};
 use super::report::ViolationKind;
-use crate::kv::{PageTable, PoolError, SequenceId};
+use crate::kv::{PoolError, SequenceId};
 
 impl Replay<'_> {
     /// One decode step: every request whose prompt is computed writes one token and attends.
@@ -95,7 +95,7 @@ impl Replay<'_> {
             return Ok(None);
         }
         let ids: Vec<SequenceId> = attended.iter().map(|&n| SequenceId(n as u64)).collect();
-        let table = PageTable::build(&self.pool, &ids)?;
+        let table = self.pool.page_lists(&ids)?;
         let lease = self.pool.lease_reads();
         let mut sequences = Vec::with_capacity(ids.len());
         for (&number, &id) in attended.iter().zip(&ids) {

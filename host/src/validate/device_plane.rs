@@ -7,7 +7,7 @@ use gpu_kernels::kv_layout::KvPagePlace;
 use gpu_kernels::kv_page_copy::KvPageMove;
 use gpu_kernels::kv_page_pattern::KvTokenPlace;
 use gpu_kernels::kv_page_pattern::pattern::page_checksum;
-use gpu_kernels::paged_attention::contract::{DecodeShape, PageTable};
+use gpu_kernels::paged_attention::contract::{DecodeShape, PageLists};
 use gpu_kernels::paged_attention::reference::Tolerance;
 use half::bf16;
 
@@ -124,10 +124,6 @@ fn open_devices(choice: DeviceChoice, count: usize) -> Result<Vec<Device>, Devic
     Ok(devices)
 }
 
-fn place(at: Location) -> KvPagePlace {
-    KvPagePlace { rank: at.rank, index: at.slot }
-}
-
 impl DataPlane for DevicePlane {
     fn fill(&mut self, runs: &[TokenRun]) -> Result<(), PlaneError> {
         let num_tokens = runs.iter().map(|run| run.num_tokens as usize).sum();
@@ -141,7 +137,7 @@ impl DataPlane for DevicePlane {
                 let token_idx = run.source.token_idx + u64::from(offset);
                 identities.push(identity(TokenSource { token_idx, ..run.source }));
                 places.push(KvTokenPlace {
-                    page: place(run.at),
+                    page: run.at.into(),
                     token_idx: run.first_token_idx + offset,
                 });
             }
@@ -164,20 +160,11 @@ impl DataPlane for DevicePlane {
         }
         // Without rotation a token's place is all that matters: each is given as the last of a
         // sequence that consists of its page.
-        let indptr: Vec<i32> = (0..=num_tokens as i32).collect();
-        let kv_indices: Vec<i32> = tokens.iter().map(|token| token.at.slot as i32).collect();
-        let kv_page_rank: Vec<i32> = tokens.iter().map(|token| token.at.rank as i32).collect();
-        let kv_last_page_len: Vec<i32> =
-            tokens.iter().map(|token| token.first_token_idx as i32 + 1).collect();
-        let lists = AppendLists {
-            append_indptr: &indptr,
-            table: PageTable {
-                kv_indptr: &indptr,
-                kv_indices: &kv_indices,
-                kv_page_rank: &kv_page_rank,
-                kv_last_page_len: &kv_last_page_len,
-            },
-        };
+        let mut pages = PageLists::default();
+        for token in tokens {
+            pages.push([token.at.into()], token.first_token_idx + 1);
+        }
+        let lists = AppendLists { append_indptr: &pages.kv_indptr, table: pages.table() };
         let shape = AppendShape { batch: num_tokens, num_tokens, page: shape.page, rope: None };
         let append = Append::upload(&self.compute, shape, &lists, &self.memory)?;
         let kv = [Buffer::from_slice(&self.compute, &k)?, Buffer::from_slice(&self.compute, &v)?];
@@ -191,7 +178,7 @@ impl DataPlane for DevicePlane {
         let moves: Vec<KvPageMove> = migration
             .moves
             .iter()
-            .map(|m| KvPageMove { src: place(m.from), dst: place(m.to) })
+            .map(|m| KvPageMove { src: m.from.into(), dst: m.to.into() })
             .collect();
         // Uploading waits for the stream it is given, which must not be the one with the copies.
         let copy = PageCopy::upload(&self.compute, &moves, &self.memory)?;
@@ -215,7 +202,7 @@ impl DataPlane for DevicePlane {
 
     fn checksums(&mut self, pages: &[Location]) -> Result<Vec<u64>, PlaneError> {
         let full = vec![self.memory.shape().page_size; pages.len()];
-        let pages: Vec<KvPagePlace> = pages.iter().map(|&at| place(at)).collect();
+        let pages: Vec<KvPagePlace> = pages.iter().map(|&at| at.into()).collect();
         let sums = PatternChecksum::upload(&self.compute, FORMAT, &pages, &full, &self.memory)?;
         Ok(sums.run(&self.compute, &self.memory)?)
     }
@@ -232,13 +219,7 @@ impl DataPlane for DevicePlane {
     fn attend(&mut self, batch: &DecodeBatch<'_>) -> Result<Attended, PlaneError> {
         let device = self.devices[0].clone();
         let shape = self.shape(batch.sequences.len());
-        let table = PageTable {
-            kv_indptr: &batch.table.kv_indptr,
-            kv_indices: &batch.table.kv_indices,
-            kv_page_rank: &batch.table.kv_page_rank,
-            kv_last_page_len: &batch.table.kv_last_page_len,
-        };
-        let table = DevicePageTable::upload(&self.compute, &table, &self.memory)?;
+        let table = DevicePageTable::upload(&self.compute, &batch.table.table(), &self.memory)?;
         let plan = Decode::plan(&self.compute, shape, table.kv_lens())?;
         let q: Vec<bf16> =
             batch.sequences.iter().flat_map(|s| queries(s, batch.step, &shape)).collect();

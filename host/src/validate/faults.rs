@@ -1,8 +1,10 @@
 //! Planes and policies that are wrong in one way, to see it caught.
 
+use gpu_kernels::paged_attention::contract::PageLists;
+
 use super::{Attended, DataPlane, DecodeBatch, Plan, PlaneError, TokenRun, TokenSource};
 use crate::kv::policy::{EvictionPolicy, Lru, PageFacts, PromotionCase};
-use crate::kv::{Budgets, Location, Migration, MigrationId, PageId, PageTable};
+use crate::kv::{Budgets, Location, Migration, MigrationId, PageId};
 
 /// What a [`FaultyPlane`] does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,9 +34,9 @@ impl<P> FaultyPlane<P> {
         Self { inner, fault, budgets: plan.budgets, page_size: plan.options.page_size }
     }
 
-    fn broken_table(&self, table: &PageTable) -> PageTable {
+    fn broken_table(&self, table: &PageLists) -> PageLists {
         let mut table = table.clone();
-        for batch_idx in 0..table.batch() {
+        for batch_idx in 0..table.kv_last_page_len.len() {
             let last = table.kv_indptr[batch_idx + 1] as usize - 1;
             match self.fault {
                 Fault::PageIndexOffByOne => {

@@ -2,8 +2,10 @@
 
 use std::error::Error;
 
+use gpu_kernels::paged_attention::contract::PageLists;
+
 use super::{RequestTokens, TokenRun, TokenSource};
-use crate::kv::{Location, Migration, MigrationId, PageTable};
+use crate::kv::{Location, Migration, MigrationId};
 
 /// A device's error: it ends the replay.
 pub type PlaneError = Box<dyn Error + Send + Sync>;
@@ -23,7 +25,7 @@ pub struct DecodeBatch<'a> {
     /// Number of the step; queries derive from it and the request's number.
     pub step: u64,
     /// Where the pages lie.
-    pub table: &'a PageTable,
+    pub table: &'a PageLists,
     /// The sequences, in order of the table.
     pub sequences: &'a [SequenceView<'a>],
     /// Indices into `sequences` of those whose outputs are to be checked.

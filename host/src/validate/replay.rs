@@ -10,7 +10,7 @@ use super::plane::{DataPlane, PlaneError};
 use super::report::{Checks, Refused, Report, Violation, ViolationKind, Waits};
 use super::{Plan, RequestTokens, ValidateError};
 use crate::kv::policy::EvictionPolicy;
-use crate::kv::{KvPool, Migration, MigrationId, Move, PageId, PoolError, SequenceId, TableError};
+use crate::kv::{KvPool, Migration, MigrationId, Move, PageId, PoolError, SequenceId};
 
 /// How far a replay is.
 #[derive(Clone, Copy, Debug)]
@@ -68,15 +68,6 @@ impl From<PlaneError> for End {
 impl From<PoolError> for End {
     fn from(error: PoolError) -> Self {
         Self::Pool(error)
-    }
-}
-
-impl From<TableError> for End {
-    fn from(error: TableError) -> Self {
-        match error {
-            TableError::Pool(error) => Self::Pool(error),
-            TableError::TooManyPages { .. } => Self::Stuck(error.to_string()),
-        }
     }
 }
 

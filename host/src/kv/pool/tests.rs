@@ -1,6 +1,6 @@
 use super::*;
 use crate::kv::policy::{Lru, PromotionCase};
-use crate::kv::{InvariantError, Migration, PageTable, Tier};
+use crate::kv::{InvariantError, Migration, Tier};
 
 const PAGE_SIZE: u32 = 4;
 const HOST: u32 = 2;
@@ -314,7 +314,7 @@ fn unknown_ids_and_double_frees_are_refused() {
     assert_eq!(pool.plan_move(&[page], 1), Err(PoolError::UnknownPage(page)));
     let foreign = ReadLease(3);
     assert_eq!(pool.retire(foreign), Err(PoolError::UnknownLease(3)));
-    let error = PageTable::build(&pool, &[id]).unwrap_err();
+    let error = pool.page_lists(&[id]).unwrap_err();
     assert_eq!(
         error.to_string(),
         "sequence 5 is not open: it was never opened, or is released already"
@@ -369,12 +369,11 @@ fn the_page_table_says_where_each_page_lies() {
     admit(&mut pool, 2, 0, 2);
     pool.append(SequenceId(2), 5).unwrap();
     let batch = [SequenceId(2), SequenceId(1), SequenceId(0)];
-    let table = PageTable::build(&pool, &batch).unwrap();
+    let table = pool.page_lists(&batch).unwrap();
     assert_eq!(table.kv_indptr, [0, 4, 4, 6]);
     assert_eq!(table.kv_indices, [0, 1, 0, 1, 0, 1]);
     assert_eq!(table.kv_page_rank, [0, 0, 1, 1, 0, 0]);
     assert_eq!(table.kv_last_page_len, [1, 0, 4]);
-    assert_eq!(table.batch(), 3);
 }
 
 /// Names the page of its choice as victim, whatever the pool told it.
