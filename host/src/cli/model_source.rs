@@ -57,9 +57,27 @@ impl ModelSource {
             bar.set_length(progress.total_bytes);
             bar.set_position(progress.loaded_bytes);
         };
-        let config = self.config.clone();
-        let model = Transformer::load(stream, config, &*self.weights, num_max_positions, show);
+        let model = self.load_showing(stream, num_max_positions, show);
         bar.finish_and_clear();
-        Ok(model?)
+        model
+    }
+
+    /// As [`load`](Self::load), without a word.
+    pub fn load_quietly(
+        &self,
+        stream: &Arc<Stream>,
+        num_max_positions: u32,
+    ) -> Result<Transformer> {
+        self.load_showing(stream, num_max_positions, &mut |_| {})
+    }
+
+    fn load_showing(
+        &self,
+        stream: &Arc<Stream>,
+        num_max_positions: u32,
+        show: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Transformer> {
+        let config = self.config.clone();
+        Ok(Transformer::load(stream, config, &*self.weights, num_max_positions, show)?)
     }
 }
