@@ -40,13 +40,17 @@ impl Mapping {
         if whole == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let mapping = Self { start: whole.cast::<u8>().wrapping_add(page), bytes, page };
+        let start = whole.cast::<u8>().wrapping_add(page);
         let access = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: pages of the mapping just made.
-        if bytes > 0 && unsafe { libc::mprotect(mapping.start.cast(), bytes, access) } != 0 {
-            return Err(io::Error::last_os_error());
+        if bytes > 0 && unsafe { libc::mprotect(start.cast(), bytes, access) } != 0 {
+            let error = io::Error::last_os_error();
+            // Not left to the drop, which would keep pages that trap for the next one.
+            // SAFETY: what was mapped above, which nobody else has.
+            unsafe { libc::munmap(whole, bytes + 2 * page) };
+            return Err(error);
         }
-        Ok(mapping)
+        Ok(Self { start, bytes, page })
     }
 
     fn take_kept(bytes: usize) -> Option<Self> {
