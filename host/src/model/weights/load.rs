@@ -22,7 +22,7 @@ pub struct LoadProgress {
 }
 
 /// Checks that `source` has what `config` asks for, then copies it all to the device of `stream`, or has
-/// a GPU make what follows from a seed.
+/// a GPU make what follows from a seed; waits until it is all there.
 ///
 /// # Errors
 /// Before any memory is allocated: a tensor that is missing, of another shape or type, broken, or
@@ -48,7 +48,9 @@ pub fn load(
         total_bytes: (num_elements * size_of::<bf16>()) as u64,
         progress,
     };
-    stacks.try_map(&mut |stack| loader.load(&stack))
+    let weights = stacks.try_map(&mut |stack| loader.load(&stack))?;
+    stream.synchronize()?;
+    Ok(weights)
 }
 
 struct Loader<'a> {
