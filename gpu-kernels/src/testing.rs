@@ -9,7 +9,7 @@ use std::vec::Vec;
 use bytemuck::Pod;
 use cuda_std::Kernel;
 use cuda_std::cpu::memory::Allocation;
-use cuda_std::cpu::{Executor, ExecutorConfig, LaneOrder, LaunchDims, Queue};
+use cuda_std::cpu::{Access, Executor, ExecutorConfig, LaneOrder, LaunchDims, Queue};
 use cuda_std::float::HalfFloat;
 use cuda_std::global::{Global, GlobalMut};
 use cuda_std::tensor_map::{TensorElement, TensorMap, TensorMaps, Tiling};
@@ -47,6 +47,15 @@ impl TestDevice {
 
     fn of(config: ExecutorConfig) -> Self {
         Self { executor: Executor::new(config), queue: Queue::new() }
+    }
+
+    /// Copies `data` to `memory`, in order with the launches.
+    pub fn write<T: Pod>(&self, memory: &DeviceMemory<T>, data: &[T]) {
+        let bytes = bytemuck::cast_slice(data);
+        let place = (Access::GlobalStore, &memory.allocation, 0);
+        self.queue.note(&[place], bytes.len()).unwrap_or_else(|race| panic!("{race}"));
+        // SAFETY: nothing else accesses it, as far as was just noted.
+        unsafe { memory.allocation.write(0, bytes) }.unwrap();
     }
 
     /// Runs a launch that must succeed.

@@ -11,7 +11,7 @@ use super::device::{
     combine_pull_bulk, combine_push_bulk, combine_push_packets, combine_sum_baseline,
 };
 use super::reference::combine;
-use super::{PACKETS_THREADS, SUM_THREADS};
+use super::{NUM_MARKS, PACKETS_THREADS, SUM_THREADS};
 use crate::dispatch::POISON;
 use crate::dispatch::contract::{ExchangeLaunch, ExchangeShape};
 use crate::dispatch::reference::{Case, RankTokens, cases, dispatch, many_tokens, random_rows};
@@ -27,12 +27,14 @@ enum Variant {
 impl Variant {
     const ALL: [Self; 3] = [Self::Packets, Self::Push, Self::Pull];
 
-    fn launch(self, timeout_us: u32) -> ExchangeLaunch {
+    /// As few blocks as can be for many tokens, so that each goes through its own in several rounds.
+    fn launch(self, shape: &ExchangeShape, timeout_us: u32) -> ExchangeLaunch {
+        let num_blocks = if shape.num_max_tokens_per_rank > NUM_MARKS { 2 } else { 3 };
         let num_senders = match self {
-            Self::Pull => 3,
-            _ => 2,
+            Self::Pull => num_blocks,
+            _ => num_blocks - 1,
         };
-        ExchangeLaunch { num_blocks: 3, num_senders, timeout_us }
+        ExchangeLaunch { num_blocks, num_senders, timeout_us }
     }
 }
 
@@ -57,6 +59,7 @@ fn partials(shape: &ExchangeShape, tokens: &[RankTokens], seed: u64) -> Vec<Vec<
 
 /// Memory of one rank that outlives calls.
 struct RankMemory {
+    partial: DeviceMemory<bf16>,
     staging: DeviceMemory<u32>,
     signals: DeviceMemory<u32>,
     epochs: DeviceMemory<u32>,
@@ -65,7 +68,9 @@ struct RankMemory {
 
 impl RankMemory {
     fn new(shape: &ExchangeShape, variant: Variant) -> Self {
-        let launch = variant.launch(TIMEOUT_US);
+        let launch = variant.launch(shape, TIMEOUT_US);
+        let len = shape.ep_size * shape.num_max_tokens_per_rank * shape.hidden;
+        let partial = DeviceMemory::poisoned(len as usize);
         let poison = |len| DeviceMemory::from_slice(&vec![POISON; len]);
         let zeros = |len| DeviceMemory::from_slice(&vec![0; len]);
         let (staging, signals) = match variant {
@@ -77,7 +82,7 @@ impl RankMemory {
             Variant::Pull => (zeros(0), poison(shape.num_pull_signals(launch.num_blocks))),
         };
         let epochs = zeros(launch.num_blocks as usize);
-        Self { staging, signals, epochs, late: zeros(shape.late_words()) }
+        Self { partial, staging, signals, epochs, late: zeros(shape.late_words()) }
     }
 }
 
@@ -101,14 +106,15 @@ fn run_rank(
     partial: &[bf16],
     timeout_us: u32,
 ) -> Result<Vec<bf16>, String> {
-    let launch = variant.launch(timeout_us);
+    let launch = variant.launch(shape, timeout_us);
+    device.write(&memory[rank].partial, partial);
     let staging_ptrs = table(memory, |rank| &rank.staging);
     let signal_ptrs = table(memory, |rank| &rank.signals);
-    let partial = DeviceMemory::from_slice(partial);
     let recv_topk_ids = DeviceMemory::from_slice(&dispatch(shape, tokens, rank as u32).topk_ids);
     let topk_ids = DeviceMemory::from_slice(&tokens[rank].topk_ids);
     let out = DeviceMemory::<bf16>::poisoned(tokens[rank].x.len());
-    let (partial, out_view) = (partial.view().cast(), out.view_mut().cast());
+    let partial = memory[rank].partial.view().cast();
+    let out_view = out.view_mut().cast();
     let (epochs, late) = (memory[rank].epochs.view_mut(), memory[rank].late.view_mut());
     let params = shape.params(rank as u32, tokens[rank].num_tokens(shape) as u32, launch);
     match variant {
@@ -220,6 +226,16 @@ fn all_variants_equal_the_reference_for_one_to_four_ranks() {
 }
 
 #[test]
+fn blocks_go_through_many_tokens_in_rounds() {
+    let mut case = many_tokens(2);
+    case.shape.num_max_tokens_per_rank = 2 * NUM_MARKS + 100;
+    case.num_tokens = vec![2 * NUM_MARKS + 100, 2 * NUM_MARKS - 1];
+    for variant in [Variant::Push, Variant::Pull] {
+        check(&TestDevice::ascending, &case, variant, 2);
+    }
+}
+
+#[test]
 fn the_order_of_lanes_does_not_matter() {
     for seed in 0..2 {
         for case in cases(2 + seed as u32).iter().skip(5) {
@@ -264,7 +280,11 @@ fn the_baseline_equals_the_reference() {
                     parts: parts.view().cast(),
                     topk_ids: topk_ids.view(),
                     out: out.view_mut().cast(),
-                    params: shape.params(rank as u32, num_tokens, Variant::Packets.launch(0)),
+                    params: shape.params(
+                        rank as u32,
+                        num_tokens,
+                        Variant::Packets.launch(&shape, 0),
+                    ),
                 };
                 TestDevice::seeded(3).launch(shape.sum_dims(num_tokens), kernel);
                 let want = combine(&shape, &partials, rank, &own.topk_ids);
@@ -350,7 +370,7 @@ fn a_rank_that_never_comes_is_counted_and_not_waited_for() {
     let num_rows = tokens[0].num_rows_to(&shape, 1) as u32;
     assert_eq!(num_rows, 12);
     assert_eq!(missed_alone(Variant::Packets), shape.packet_messages(num_rows));
-    let push = Variant::Push.launch(0);
+    let push = Variant::Push.launch(&shape, 0);
     assert_eq!(missed_alone(Variant::Push), shape.push_messages(push, 0..num_rows));
     assert_eq!(missed_alone(Variant::Pull), 2 * 3);
 }
