@@ -51,11 +51,21 @@ impl TestDevice {
 
     /// Copies `data` to `memory`, in order with the launches.
     pub fn write<T: Pod>(&self, memory: &DeviceMemory<T>, data: &[T]) {
-        let bytes = bytemuck::cast_slice(data);
-        let place = (Access::GlobalStore, &memory.allocation, 0);
-        self.queue.note(&[place], bytes.len()).unwrap_or_else(|race| panic!("{race}"));
-        // SAFETY: nothing else accesses it, as far as was just noted.
-        unsafe { memory.allocation.write(0, bytes) }.unwrap();
+        self.note(Access::GlobalStore, memory);
+        // SAFETY: nothing else accesses it, or that was a race.
+        unsafe { memory.allocation.write(0, bytemuck::cast_slice(data)) }.unwrap();
+    }
+
+    /// What `memory` holds after the launches so far.
+    pub fn read<T: Pod>(&self, memory: &DeviceMemory<T>) -> Vec<T> {
+        self.note(Access::GlobalLoad, memory);
+        memory.to_vec()
+    }
+
+    fn note<T>(&self, access: Access, memory: &DeviceMemory<T>) {
+        let place = (access, &memory.allocation, 0);
+        let noted = self.queue.note(&[place], memory.allocation.bytes());
+        noted.unwrap_or_else(|race| panic!("data race: {race}"));
     }
 
     /// Runs a launch that must succeed.

@@ -51,9 +51,10 @@ impl RankMemory {
         }
     }
 
-    fn check(&self, shape: &ExchangeShape, expected: &Received) {
-        let (x, ids) = (self.recv_x.to_vec(), self.recv_topk_ids.to_vec());
-        expected.check(shape, &x, &ids, &self.recv_topk_weights.to_vec()).unwrap();
+    /// Checks what came, as the next work of the device would read it.
+    fn check(&self, device: &TestDevice, shape: &ExchangeShape, expected: &Received) {
+        let (x, ids) = (device.read(&self.recv_x), device.read(&self.recv_topk_ids));
+        expected.check(shape, &x, &ids, &device.read(&self.recv_topk_weights)).unwrap();
     }
 }
 
@@ -135,7 +136,7 @@ fn check(device: &(impl Fn() -> TestDevice + Sync), case: &Case, variant: Varian
                 for (call, tokens) in calls.iter().enumerate() {
                     run_rank(&device, &shape, variant, memory, rank, &tokens[rank], LAUNCH)
                         .unwrap_or_else(|fault| panic!("{}, call {call}: {fault}", case.name));
-                    memory[rank].check(&shape, &dispatch(&shape, tokens, rank as u32));
+                    memory[rank].check(&device, &shape, &dispatch(&shape, tokens, rank as u32));
                     assert!(memory[rank].late.to_vec().iter().all(|&late| late == 0));
                 }
             });
