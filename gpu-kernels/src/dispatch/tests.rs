@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::contract::{ALONE_SENDERS, ExchangeLaunch, ExchangeShape, OVERLAP_SENDERS};
 use super::device::{dispatch_pack_baseline, dispatch_push_bulk, dispatch_push_packets};
 use super::reference::{Case, RankTokens, Received, Routing, cases, dispatch, many_tokens};
-use super::{MAX_LANES, PACK_THREADS, PACKETS_THREADS, POISON};
+use super::{BULK_HELPERS, MAX_LANES, PACK_THREADS, PACKETS_THREADS, POISON};
 use crate::testing::{DeviceMemory, TestDevice, digest};
 
 /// How long tests wait for a rank that comes.
@@ -152,6 +152,15 @@ fn both_variants_equal_the_reference_for_one_to_four_ranks() {
             check(&TestDevice::ascending, case, Variant::Packets, 2);
         }
     }
+}
+
+#[test]
+fn blocks_go_through_many_tokens_in_batches() {
+    let mut case = many_tokens(2);
+    let num_tokens = 2 * (2 * BULK_HELPERS + 50);
+    case.shape.num_max_tokens_per_rank = num_tokens;
+    case.num_tokens = vec![num_tokens, num_tokens - 120];
+    check(&TestDevice::ascending, &case, Variant::Bulk, 2);
 }
 
 #[test]
