@@ -12,8 +12,8 @@ use cuda_std::global::{Global, GlobalMut};
 use super::cuda::FillPattern;
 use super::{DeviceError, DeviceId, LaunchDims, Result};
 
-/// How this process runs kernels on the CPU: without looking for races, which takes up to as long
-/// again, unless `FARPAGE_CHECK_RACES` is set, and not to `off`. The tests of the kernels do look.
+/// How this process runs kernels on the CPU: without looking for races, which takes up to three times
+/// as long, unless `FARPAGE_CHECK_RACES` is set, and not to `off`. The tests of the kernels do look.
 pub(crate) fn executor_config() -> ExecutorConfig {
     let check_races = std::env::var_os("FARPAGE_CHECK_RACES").is_some_and(|value| value != "off");
     ExecutorConfig { check_races, ..ExecutorConfig::default() }
