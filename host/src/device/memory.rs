@@ -157,7 +157,7 @@ impl<T: Pod> Buffer<T> {
 /// Page-locked host memory that every device reaches by its device address, over PCIe on a GPU.
 ///
 /// The host reads and writes it in place. A device may be at work on it meanwhile: wait for the
-/// stream first, or see some of each.
+/// stream first, or see some of each. Where the CPU looks for races, the host is refused until then.
 pub struct PinnedBuffer<T> {
     memory: Memory,
     len: usize,

@@ -105,6 +105,8 @@ impl Executor {
     /// As [`launch_on`](Self::launch_on), on a queue of its own, and waits for it.
     ///
     /// # Errors
+    /// As there.
+    ///
     /// # Safety
     /// As there.
     pub unsafe fn launch<K: Kernel>(&self, dims: LaunchDims, kernel: K) -> Result<(), Fault> {
